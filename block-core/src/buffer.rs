@@ -1,0 +1,194 @@
+//! Buffers: page-aligned, made at start-up, and moved, never shared.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::mapping::Memory;
+use crate::sys;
+use crate::unit::BLOCK_SIZE;
+
+/// Memory that a device may reach, and the address at which it sees it.
+#[derive(Clone, Debug)]
+pub struct DmaMemory {
+    memory: Arc<Memory>,
+    iova: u64,
+}
+
+impl DmaMemory {
+    /// `memory`, which a device reaches at I/O virtual address `iova`.
+    #[must_use]
+    pub const fn new(memory: Arc<Memory>, iova: u64) -> Self {
+        Self { memory, iova }
+    }
+
+    /// Memory that no device reaches: private copies, tests.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory to give.
+    pub fn private(bytes: usize) -> std::io::Result<Self> {
+        Ok(Self { memory: Arc::new(Memory::anonymous(bytes)?), iova: 0 })
+    }
+
+    /// Where the memory is in this process.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// Where the memory begins for the device.
+    #[must_use]
+    pub const fn iova(&self) -> u64 {
+        self.iova
+    }
+}
+
+/// Buffers of one size, cut out of one piece of memory at start-up. A buffer
+/// that is dropped goes back to its pool.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inner: Rc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dma: DmaMemory,
+    buffer_bytes: usize,
+    free: RefCell<Vec<u32>>,
+    count: usize,
+}
+
+impl Pool {
+    /// Cuts `dma` into buffers of `buffer_bytes`, a multiple of
+    /// [`BLOCK_SIZE`].
+    ///
+    /// The caller gives the memory up: it can have one pool, once.
+    ///
+    /// # Panics
+    /// If `buffer_bytes` is not a positive multiple of the block size, or the
+    /// memory has had a pool: both are mistakes in the caller's code.
+    #[must_use]
+    pub fn new(dma: DmaMemory, buffer_bytes: usize) -> Self {
+        assert!(buffer_bytes > 0 && buffer_bytes.is_multiple_of(BLOCK_SIZE));
+        assert!(dma.memory.claim(), "the memory has a pool already");
+        let count = dma.memory.len() / buffer_bytes;
+        let free = (0..count as u32).rev().collect();
+        Self { inner: Rc::new(Inner { dma, buffer_bytes, free: RefCell::new(free), count }) }
+    }
+
+    /// A pool of `count` private buffers, which no device reaches.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory to give.
+    pub fn private(count: usize, buffer_bytes: usize) -> std::io::Result<Self> {
+        Ok(Self::new(DmaMemory::private(count * buffer_bytes)?, buffer_bytes))
+    }
+
+    /// A buffer with whatever its last user left in it, or `None` when all
+    /// are in use.
+    #[must_use]
+    pub fn take(&self) -> Option<Buffer> {
+        let index = self.inner.free.borrow_mut().pop()?;
+        Some(Buffer { pool: Rc::clone(&self.inner), index })
+    }
+
+    /// How many buffers are free.
+    #[must_use]
+    pub fn available(&self) -> usize {
+        self.inner.free.borrow().len()
+    }
+
+    /// How many buffers there are, free or not.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.inner.count
+    }
+
+    /// Bytes in each buffer.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.inner.buffer_bytes
+    }
+}
+
+/// A page-aligned piece of memory with one owner.
+pub struct Buffer {
+    pool: Rc<Inner>,
+    index: u32,
+}
+
+impl Buffer {
+    fn offset(&self) -> usize {
+        self.index as usize * self.pool.buffer_bytes
+    }
+
+    /// The memory that the buffer is a part of, the offset in it and the size.
+    /// As long as the buffer lives, nobody else has this part: the index left
+    /// the free list when the buffer was made and returns when it is dropped.
+    pub(crate) fn part(&self) -> (&Memory, usize, usize) {
+        (&self.pool.dma.memory, self.offset(), self.pool.buffer_bytes)
+    }
+
+    /// Where a device finds the buffer's first byte.
+    #[must_use]
+    pub fn iova(&self) -> u64 {
+        self.pool.dma.iova + self.offset() as u64
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        sys::bytes(self)
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        sys::bytes_mut(self)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.free.borrow_mut().push(self.index);
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({}, {} bytes)", self.index, self.pool.buffer_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_buffer_is_free_again_and_no_two_share_a_byte() {
+        let pool = Pool::private(3, BLOCK_SIZE).expect("memory");
+        let mut held: Vec<Buffer> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(held.len(), 3);
+        for (mark, buffer) in (1..).zip(held.iter_mut()) {
+            assert!(buffer.as_ptr().addr().is_multiple_of(BLOCK_SIZE));
+            buffer.fill(mark);
+        }
+        for (mark, buffer) in (1..).zip(held.iter()) {
+            assert!(buffer.iter().all(|&byte| byte == mark));
+        }
+        held.pop();
+        assert_eq!(pool.available(), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "the memory has a pool already")]
+    fn one_memory_cannot_feed_two_pools() {
+        let dma = DmaMemory::private(BLOCK_SIZE).expect("memory");
+        let _first = Pool::new(dma.clone(), BLOCK_SIZE);
+        let _second = Pool::new(dma, BLOCK_SIZE);
+    }
+}

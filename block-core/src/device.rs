@@ -1,0 +1,66 @@
+//! The seam between volumes and whatever stores their blocks.
+
+use std::future::Future;
+use std::ops::Range;
+
+use crate::buffer::Buffer;
+use crate::error::BlockError;
+use crate::unit::{BlockCount, Extent, Pba};
+
+/// When a write may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// When the device has taken it; a flush makes it durable.
+    Cached,
+    /// When it is durable (NVMe: Force Unit Access).
+    Through,
+}
+
+/// Blocks that can be read and written: an NVMe namespace, or a simulated
+/// disk. Buffers move in and come back with the outcome; dropping a future
+/// gives the command up, not the buffer, which stays with the device until it
+/// has let go of it.
+///
+/// `blocks` counts in the buffer: `1..3` is bytes 4096 to 12,288 of it. It is
+/// not empty and lies within the buffer; the caller has checked that the
+/// blocks exist on the device too.
+pub trait Device {
+    /// How many blocks there are.
+    fn blocks(&self) -> BlockCount;
+
+    /// Whether answered writes can be lost until [`Device::flush`].
+    fn has_volatile_cache(&self) -> bool;
+
+    /// Reads `blocks.len()` blocks from `at` into those places of the buffer.
+    fn read(
+        &self,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+    ) -> impl Future<Output = (Buffer, Result<(), BlockError>)>;
+
+    /// Writes those blocks of the buffer to `at`. After an error each block on
+    /// the device is old or new.
+    fn write(
+        &self,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+        durability: Durability,
+    ) -> impl Future<Output = (Buffer, Result<(), BlockError>)>;
+
+    /// Makes every write that has completed durable.
+    fn flush(&self) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Makes the blocks read as zero. `unmap` allows the device to give their
+    /// space back.
+    fn write_zeroes(
+        &self,
+        extent: Extent,
+        unmap: bool,
+    ) -> impl Future<Output = Result<(), BlockError>>;
+
+    /// Tells the device that the blocks are not needed. What they read as
+    /// afterwards is not defined; a device that cannot do it does nothing.
+    fn deallocate(&self, extent: Extent) -> impl Future<Output = Result<(), BlockError>>;
+}

@@ -1,0 +1,135 @@
+//! Memory of this process: its own, and mapped files that others can take
+//! away.
+//!
+//! Whoever owns a mapped file can truncate it under us; touching the lost
+//! pages raises SIGBUS. A [`Mapping`] is registered with a handler that puts
+//! zero pages in its place and marks it failed. Its user checks the mark,
+//! fails one disk, and nothing else notices.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::sys;
+
+/// Anonymous, zeroed, page-aligned memory.
+#[derive(Debug)]
+pub struct Memory {
+    pages: sys::Pages,
+    claimed: AtomicBool,
+}
+
+impl Memory {
+    /// `bytes` of zeroes, rounded up to whole pages; the kernel supplies each
+    /// page when it is first touched.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no address space or memory to give.
+    pub fn anonymous(bytes: usize) -> io::Result<Self> {
+        Ok(Self { pages: sys::Pages::anonymous(bytes)?, claimed: AtomicBool::new(false) })
+    }
+
+    /// The first byte. Reading or writing through it takes a `sys` module and
+    /// an argument that nobody else does.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.pages.as_ptr()
+    }
+
+    /// Size in bytes, a multiple of the page size.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether there is no byte; never true for memory that was made.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes the memory for one exclusive user; false if one has it.
+    pub(crate) fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// A shared mapping of a file or memfd that survives the file's truncation.
+#[derive(Debug)]
+pub struct Mapping {
+    /// Declared first: the guard must leave its table before the pages go.
+    guard: sys::BusGuard,
+    pages: sys::Pages,
+}
+
+impl Mapping {
+    /// Maps `bytes` of `file` from `offset` (a multiple of the page size).
+    ///
+    /// # Errors
+    /// The kernel's; or [`io::ErrorKind::QuotaExceeded`] when more mappings
+    /// exist than the handler's table has places.
+    pub fn of_file(file: &File, offset: u64, bytes: usize, writable: bool) -> io::Result<Self> {
+        let pages = sys::Pages::of_file(file, offset, bytes, writable)?;
+        let guard = sys::BusGuard::over(&pages)?;
+        Ok(Self { guard, pages })
+    }
+
+    /// The first byte. Reading or writing through it takes a `sys` module;
+    /// whatever is read there may change at any time.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.pages.as_ptr()
+    }
+
+    /// Size in bytes, a multiple of the page size.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether there is no byte; never true for a mapping that was made.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the file was cut under the mapping. From then on the mapping is
+    /// zeroes that no file holds: what was read since is worth nothing.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.guard.has_failed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest can shrink the memfd that backs its memory while we copy from
+    /// it. Without the handler this test dies of SIGBUS.
+    #[test]
+    fn a_file_truncated_under_its_mapping_reads_as_zero_and_is_marked() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(3 * 4096).expect("grow");
+        let mapping = Mapping::of_file(&file, 0, 3 * 4096, true).expect("map");
+        let other = Mapping::of_file(&file, 0, 4096, true).expect("map");
+        sys::poke(&mapping, 4096, 7);
+        assert_eq!(sys::peek(&mapping, 4096), 7);
+        assert!(!mapping.has_failed());
+
+        file.set_len(4096).expect("shrink");
+        assert_eq!(sys::peek(&mapping, 4096), 0);
+        assert!(mapping.has_failed());
+        assert!(!other.has_failed(), "only the mapping that was touched has failed");
+        assert_eq!(sys::peek(&other, 0), 0);
+    }
+
+    #[test]
+    fn mappings_come_and_go_without_using_up_the_table() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(4096).expect("grow");
+        for _ in 0..3 * sys::MAX_GUARDED {
+            Mapping::of_file(&file, 0, 4096, false).expect("a free place in the table");
+        }
+    }
+}

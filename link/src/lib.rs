@@ -1,0 +1,5 @@
+//! The vRIO link: requests become frames, frames become requests.
+
+pub mod path;
+
+pub use path::{Guest, Part, Path, Token, VolumeHandle};

@@ -1,0 +1,1 @@
+//! Placeholder for the crate's words; replaced by its first commit.
