@@ -1,5 +1,13 @@
 //! The vRIO link: requests become frames, frames become requests.
+//!
+//! Sans-I/O: the client and the server are state machines that are handed
+//! frames and the time and that hand out frames. Only a [`wire`] touches a
+//! socket. The modules stand in the order in which a request meets them.
 
+pub mod attach;
+pub mod host;
 pub mod path;
 
-pub use path::{Guest, Part, Path, Token, VolumeHandle};
+pub use attach::{Access, AttachReply, AttachRequest, Attached, FrontId, Refused, VolumeName};
+pub use host::{Host, Reply, SessionIndex, SlotRef, Work};
+pub use path::{Guest, Part, Path, Refusal, Token, VolumeHandle};

@@ -1,1 +1,13 @@
-//! Placeholder for the crate's words; replaced by its first commit.
+//! The turn: how one thread serves everything it owns.
+//!
+//! [`Executor`] runs one task per slot; [`Loop`] turns a [`Station`] (a
+//! worker, a front, or both fused) and has the one place where it waits.
+#![forbid(unsafe_code)]
+
+mod executor;
+mod idle;
+mod poller;
+
+pub use executor::{Executor, TaskId, yield_now};
+pub use idle::{Idle, Loop, Station};
+pub use poller::{Poller, Registrar};

@@ -1,0 +1,319 @@
+//! What a front says to get a volume, and what it hears: the bodies of attach
+//! requests and answers, little-endian, drawn in ARCHITECTURE.md.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::path::VolumeHandle;
+
+/// Who a front is: a UUID that it keeps in its state directory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrontId(pub [u8; 16]);
+
+impl fmt::Display for FrontId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            if matches!(at, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for FrontId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FrontId({self})")
+    }
+}
+
+/// Most bytes of a volume's name.
+pub const MAX_NAME_BYTES: usize = 63;
+
+/// A volume's name: 1 to 63 of `a-z A-Z 0-9 . _ -`, the first one a letter or
+/// digit.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VolumeName(String);
+
+/// Why a text is no volume name.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error(
+    "'{0}' is not a volume name: use 1 to 63 letters, digits, '.', '_' or '-', \
+     beginning with a letter or digit"
+)]
+pub struct BadName(String);
+
+impl VolumeName {
+    /// The name, when `text` is one.
+    ///
+    /// # Errors
+    /// [`BadName`], a sentence that says what a name may be.
+    pub fn new(text: &str) -> Result<Self, BadName> {
+        let bytes = text.as_bytes();
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
+        let valid = (1..=MAX_NAME_BYTES).contains(&bytes.len())
+            && bytes[0].is_ascii_alphanumeric()
+            && bytes.iter().all(plain);
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadName(text.escape_debug().to_string()))
+        }
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// What a front may do with a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Access {
+    /// Read it; others may read too.
+    Read = 1,
+    /// Read and change it; nobody else has it.
+    Write = 2,
+}
+
+/// The request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// Which volume.
+    pub name: VolumeName,
+    /// What for.
+    pub access: Access,
+}
+
+/// What the front learns about a volume that it got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Names the volume in requests of this session.
+    pub handle: VolumeHandle,
+    /// The volume's identity, also after it was renamed.
+    pub volume_id: [u8; 16],
+    /// Raised by restore, import and forced detach.
+    pub generation: u64,
+    /// Changes when answered, unflushed writes may have been lost.
+    pub verifier: u64,
+    /// The size.
+    pub sectors: u64,
+    /// Whether changes are refused.
+    pub read_only: bool,
+}
+
+/// Why the front did not get it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refused {
+    /// No volume has that name.
+    #[error("the server has no such volume; `vrio volume list` shows what it has")]
+    Unknown,
+    /// Another front writes to it.
+    #[error(
+        "it is attached for writing by front {0}; stop that front, or run \
+         `vrio volume detach` on the server if it will not come back"
+    )]
+    HasWriter(FrontId),
+    /// Others read it, and a writer must be alone.
+    #[error("{0} other fronts have it attached for reading, and a writer must be alone")]
+    HasReaders(u32),
+    /// The volume is marked read-only.
+    #[error("the volume is read-only; attach it with `read_only = true`")]
+    ReadOnly,
+    /// The server is at a limit.
+    #[error("the server has no room for another attachment")]
+    Full,
+    /// The server could not store the attachment.
+    #[error("the server could not store the attachment; its log says why")]
+    Failed,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachReply {
+    /// It is yours.
+    Attached(Attached),
+    /// Another worker of this server owns the volume: attach it there.
+    Elsewhere {
+        /// The UDP port that the worker listens on, at the same address.
+        port: u16,
+    },
+    /// You cannot have it.
+    Refused(Refused),
+}
+
+/// Bytes of every attach body.
+pub const BODY_BYTES: usize = 80;
+
+impl AttachRequest {
+    /// `access u8 | name length u8 | name 63 | zero` in 80 bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; BODY_BYTES] {
+        let mut body = [0; BODY_BYTES];
+        let name = self.name.as_str().as_bytes();
+        body[0] = self.access as u8;
+        body[1] = name.len() as u8;
+        body[2..2 + name.len()].copy_from_slice(name);
+        body
+    }
+
+    /// The request in a body that a peer sent, if it is one.
+    #[must_use]
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let body: &[u8; BODY_BYTES] = body.first_chunk()?;
+        let access = match body[0] {
+            1 => Access::Read,
+            2 => Access::Write,
+            _ => return None,
+        };
+        let name = body.get(2..2 + usize::from(body[1]))?;
+        let name = VolumeName::new(std::str::from_utf8(name).ok()?).ok()?;
+        Some(Self { name, access })
+    }
+}
+
+const ATTACHED: u8 = 1;
+const ELSEWHERE: u8 = 2;
+const REFUSED: u8 = 3;
+
+impl AttachReply {
+    /// `tag u8 | code u8 | handle or port u16 | count u32 | generation u64 |
+    /// verifier u64 | sectors u64 | id 16 | zero` in 80 bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; BODY_BYTES] {
+        let mut body = [0; BODY_BYTES];
+        match self {
+            Self::Attached(attached) => {
+                body[0] = ATTACHED;
+                body[1] = u8::from(attached.read_only);
+                body[2..4].copy_from_slice(&attached.handle.0.to_le_bytes());
+                body[8..16].copy_from_slice(&attached.generation.to_le_bytes());
+                body[16..24].copy_from_slice(&attached.verifier.to_le_bytes());
+                body[24..32].copy_from_slice(&attached.sectors.to_le_bytes());
+                body[32..48].copy_from_slice(&attached.volume_id);
+            }
+            Self::Elsewhere { port } => {
+                body[0] = ELSEWHERE;
+                body[2..4].copy_from_slice(&port.to_le_bytes());
+            }
+            Self::Refused(refused) => {
+                body[0] = REFUSED;
+                body[1] = match refused {
+                    Refused::Unknown => 1,
+                    Refused::HasWriter(front) => {
+                        body[32..48].copy_from_slice(&front.0);
+                        2
+                    }
+                    Refused::HasReaders(count) => {
+                        body[4..8].copy_from_slice(&count.to_le_bytes());
+                        3
+                    }
+                    Refused::ReadOnly => 4,
+                    Refused::Full => 5,
+                    Refused::Failed => 6,
+                };
+            }
+        }
+        body
+    }
+
+    /// The answer in a body that a peer sent, if it is one.
+    #[must_use]
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        let body: &[u8; BODY_BYTES] = body.first_chunk()?;
+        let word = |at: usize| body[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        let short = u16::from_le_bytes([body[2], body[3]]);
+        let id: [u8; 16] = *body[32..].first_chunk()?;
+        Some(match (body[0], body[1]) {
+            (ATTACHED, read_only @ (0 | 1)) => Self::Attached(Attached {
+                handle: VolumeHandle(short),
+                volume_id: id,
+                generation: word(8)?,
+                verifier: word(16)?,
+                sectors: word(24)?,
+                read_only: read_only == 1,
+            }),
+            (ELSEWHERE, 0) => Self::Elsewhere { port: short },
+            (REFUSED, 1) => Self::Refused(Refused::Unknown),
+            (REFUSED, 2) => Self::Refused(Refused::HasWriter(FrontId(id))),
+            (REFUSED, 3) => Self::Refused(Refused::HasReaders(u32::from_le_bytes([
+                body[4], body[5], body[6], body[7],
+            ]))),
+            (REFUSED, 4) => Self::Refused(Refused::ReadOnly),
+            (REFUSED, 5) => Self::Refused(Refused::Full),
+            (REFUSED, 6) => Self::Refused(Refused::Failed),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> VolumeName {
+        VolumeName::new(text).expect("a name")
+    }
+
+    #[test]
+    fn names_are_checked_where_they_are_made() {
+        for good in ["a", "vm-1.disk_0", "0", &"x".repeat(63)] {
+            assert!(VolumeName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "-a", "a/b", "a b", "ä", "a\n", &"x".repeat(64)] {
+            assert!(VolumeName::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn requests_and_answers_survive_the_wire() {
+        for access in [Access::Read, Access::Write] {
+            let request = AttachRequest { name: name(&"x".repeat(63)), access };
+            assert_eq!(AttachRequest::parse(&request.encode()), Some(request));
+        }
+        let attached = Attached {
+            handle: VolumeHandle(513),
+            volume_id: [9; 16],
+            generation: 3,
+            verifier: u64::MAX,
+            sectors: 1 << 40,
+            read_only: true,
+        };
+        for reply in [
+            AttachReply::Attached(attached),
+            AttachReply::Elsewhere { port: 65_535 },
+            AttachReply::Refused(Refused::Unknown),
+            AttachReply::Refused(Refused::HasWriter(FrontId([7; 16]))),
+            AttachReply::Refused(Refused::HasReaders(70_000)),
+            AttachReply::Refused(Refused::ReadOnly),
+            AttachReply::Refused(Refused::Full),
+            AttachReply::Refused(Refused::Failed),
+        ] {
+            assert_eq!(AttachReply::parse(&reply.encode()), Some(reply));
+        }
+    }
+
+    #[test]
+    fn a_body_that_lies_about_its_name_is_refused() {
+        let mut body = AttachRequest { name: name("a"), access: Access::Read }.encode();
+        body[1] = 200;
+        assert_eq!(AttachRequest::parse(&body), None);
+        assert_eq!(AttachRequest::parse(&body[..79]), None);
+    }
+}
