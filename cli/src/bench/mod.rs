@@ -1,0 +1,136 @@
+//! `vrio bench`: a guest stand-in without a virtual machine.
+//!
+//! It drives any vhost-user block device as a guest's driver would, measures,
+//! and on request verifies every block. The modules stand in the order in
+//! which a run meets them: what was asked, what to request, the device, the
+//! loop between them, what came out.
+
+mod args;
+mod bytes;
+mod cpu;
+mod driver;
+mod ledger;
+mod pattern;
+mod plan;
+mod progress;
+mod random;
+mod report;
+mod run;
+mod sys;
+mod tally;
+mod workload;
+
+pub(crate) use args::BenchArgs;
+
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context, anyhow, bail};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use cpu::{Sample, Watched};
+use driver::{Device, Rings};
+use plan::{Fitted, Plan};
+use report::{Outcome, Report};
+use run::{Check, Gauge, Limits, Loop, Source};
+use tally::Tally;
+use workload::Workload;
+
+/// Runs the bench and prints its report.
+///
+/// # Errors
+/// A sentence, when the run could not begin, the device went away, a request
+/// failed, or a block did not hold what was written to it.
+pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
+    let plan = Plan::new(args)?;
+    for watched in &plan.watched {
+        Sample::take(watched)?;
+    }
+    let device = Device::connect(&plan.socket, plan.wishes)?;
+    let fitted = plan.fit(device.facts())?;
+    let pulse = device.pulse();
+    let rings = device.start(
+        plan.queues,
+        plan.depth,
+        fitted.slot_len,
+        fitted.segment,
+        plan.is_sleeping(),
+    )?;
+
+    let gauge = Gauge::default();
+    let outcome = thread::scope(|scope| {
+        let (running, ended) = mpsc::channel::<()>();
+        let (plan, fitted, gauge) = (&plan, &fitted, &gauge);
+        let worker = scope.spawn(move || {
+            let outcome = measure(plan, fitted, rings, gauge);
+            drop(running);
+            outcome
+        });
+        progress::watch(gauge, plan.pace.limits, &pulse, &ended);
+        worker.join().unwrap_or_else(|_| Err(anyhow!("the measuring thread broke down")))
+    })?;
+
+    let report = Report::new(&plan, &fitted, &outcome);
+    if plan.json {
+        println!("{}", serde_json::to_string_pretty(&report).context("cannot print JSON")?);
+    } else {
+        print!("{}", report.text());
+    }
+    match report.complaint() {
+        Some(complaint) => bail!(complaint),
+        None => Ok(()),
+    }
+}
+
+/// The measured run, then what belongs to it and is not measured: one flush,
+/// and with verification the reading back of every written block.
+fn measure(plan: &Plan, fitted: &Fitted, rings: Rings, gauge: &Gauge) -> anyhow::Result<Outcome> {
+    if let Some(cpu) = plan.pin {
+        pin(cpu)?;
+    }
+    let Fitted { region, shape, slot_len, .. } = fitted;
+    let mut work = Loop::new(rings, plan.queues, plan.depth, *region, shape.grains, gauge);
+    work.fill_buffers(*slot_len);
+    let (mut measured, mut after) = (Tally::new(), Tally::new());
+
+    let own = Watched { name: "vrio bench".into(), pid: std::process::id() };
+    let watched: Vec<&Watched> = std::iter::once(&own).chain(&plan.watched).collect();
+    let sample = || watched.iter().map(|watched| Sample::take(watched)).collect::<Result<_, _>>();
+    let before: Vec<Sample> = sample()?;
+    let source = Source::Workload(Workload::new(shape.clone()));
+    let elapsed = work.run(source, &plan.pace, &mut measured)?;
+    let now: Vec<Sample> = sample()?;
+
+    let cpu = watched
+        .iter()
+        .zip(now.iter().zip(&before))
+        .map(|(watched, (now, before))| (watched.name.clone(), watched.pid, now.since(before)))
+        .collect();
+
+    if fitted.final_flush {
+        work.flush(&plan.pace, &mut after)?;
+    }
+    let known_grains = work.known_grains();
+    if region.check == Check::OwnWrites {
+        gauge.reading_back.store(true, std::sync::atomic::Ordering::Relaxed);
+        let most = *slot_len as u32 / region.grain;
+        let pace = run::Pace {
+            limits: Limits::default(),
+            rate: None,
+            flush_every: None,
+            ..plan.pace.clone()
+        };
+        work.run(Source::ReadBack { from: 0, most }, &pace, &mut after)?;
+    }
+    Ok(Outcome { elapsed, measured, after, known_grains, cpu })
+}
+
+fn pin(cpu: usize) -> anyhow::Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        bail!("--pin {cpu} is above the largest CPU number, {}", CpuSet::MAX_CPU - 1);
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus)
+        .with_context(|| format!("this machine has no CPU {cpu} that --pin could use"))
+}
