@@ -3,11 +3,24 @@
 //! Sans-I/O: the client and the server are state machines that are handed
 //! frames and the time and that hand out frames. Only a [`wire`] touches a
 //! socket. The modules stand in the order in which a request meets them.
+#![forbid(unsafe_code)]
+
+pub mod path;
+
+pub mod client;
+mod code;
+pub mod frame;
+pub mod hello;
+mod rtt;
+pub mod segment;
+pub mod wire;
 
 pub mod attach;
 pub mod host;
-pub mod path;
+pub mod server;
 
 pub use attach::{Access, AttachReply, AttachRequest, Attached, FrontId, Refused, VolumeName};
+pub use client::{Client, ClientSettings, VolumeState};
 pub use host::{Host, Reply, SessionIndex, SlotRef, Work};
 pub use path::{Guest, Part, Path, Refusal, Token, VolumeHandle};
+pub use server::{Server, ServerSettings};

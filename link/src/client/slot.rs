@@ -1,0 +1,118 @@
+//! A slot at the front: one outstanding request and what is known of it.
+
+use block_core::{BLOCK_SIZE, Buffer, Op, Time};
+
+use crate::path::Part;
+use crate::segment::{SegmentSet, Segmentation};
+
+/// What a slot is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Free,
+    /// A guest's request.
+    Part(Part),
+    /// Attaching the volume with that index; only in slot 0.
+    Attach(usize),
+    /// Detaching the volume with that index; only in slot 0.
+    Detach(usize),
+}
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) purpose: Use,
+    pub(super) number: u64,
+    pub(super) attempt: u16,
+    /// The private copy of what the request carries. Frames are made from it,
+    /// and made anew for a resend: what the guest does to its memory meanwhile
+    /// changes nothing.
+    pub(super) data: Option<Buffer>,
+    /// Bytes of data carried or asked for.
+    pub(super) bytes: usize,
+    /// Of a write: what is to be sent now.
+    pub(super) unsent: SegmentSet,
+    /// Of a read: what has come, in this attempt or in blocks that an earlier
+    /// one completed.
+    pub(super) received: SegmentSet,
+    /// A request frame is due (for a write: those of `unsent`).
+    pub(super) request_due: bool,
+    pub(super) probe_due: bool,
+    /// Whether the session's queue holds this slot.
+    pub(super) queued: bool,
+    /// When the request was sent, as long as it was sent once.
+    pub(super) timed_from: Option<Time>,
+    /// When to ask how far it is.
+    pub(super) deadline: Option<Time>,
+    pub(super) doublings: u8,
+    /// Whether the server has not yet said that it has a buffer for the write.
+    pub(super) unscheduled: bool,
+    /// The counter of the last frame that brought a segment of the read.
+    pub(super) last_counter: u64,
+}
+
+impl Slot {
+    pub(super) const fn free() -> Self {
+        Self {
+            purpose: Use::Free,
+            number: 0,
+            attempt: 0,
+            data: None,
+            bytes: 0,
+            unsent: SegmentSet::EMPTY,
+            received: SegmentSet::EMPTY,
+            request_due: false,
+            probe_due: false,
+            queued: false,
+            timed_from: None,
+            deadline: None,
+            doublings: 0,
+            unscheduled: false,
+            last_counter: 0,
+        }
+    }
+
+    /// Starts, or starts over in a new session, what the slot is used for.
+    pub(super) fn begin(&mut self, number: u64) {
+        self.number = number;
+        self.attempt = 0;
+        self.unsent = SegmentSet::EMPTY;
+        self.received = SegmentSet::EMPTY;
+        self.request_due = false;
+        self.probe_due = false;
+        self.timed_from = None;
+        self.deadline = None;
+        self.doublings = 0;
+        self.unscheduled = false;
+        self.last_counter = 0;
+    }
+
+    pub(super) fn is_read(&self) -> bool {
+        matches!(self.purpose, Use::Part(Part { op: Op::Read, .. }))
+    }
+
+    /// Of a read: whether some but not all of it has come.
+    pub(super) fn is_partly_read(&self, cut: Segmentation) -> bool {
+        self.is_read() && !self.received.is_empty() && self.received != cut.all(self.bytes)
+    }
+
+    /// Asks for what is missing of a read once more. A block of which only
+    /// part has come is asked for whole: two attempts may read different data,
+    /// and a block must not mix them.
+    pub(super) fn read_again(&mut self, cut: Segmentation) {
+        let missing = cut.blocks(cut.all(self.bytes).without(self.received), self.bytes);
+        let again = if self.is_block_aligned() { missing } else { u32::MAX };
+        self.received = self.received.without(cut.of_blocks(again, self.bytes));
+        self.attempt = self.attempt.wrapping_add(1);
+        self.request_due = true;
+        self.timed_from = None;
+    }
+
+    /// The blocks of the data that a read still wants, as its request says it.
+    pub(super) fn wanted(&self, cut: Segmentation) -> u32 {
+        cut.blocks(cut.all(self.bytes).without(self.received), self.bytes)
+    }
+
+    fn is_block_aligned(&self) -> bool {
+        matches!(self.purpose, Use::Part(part)
+            if part.range.is_some_and(|range| range.start() * 512 % BLOCK_SIZE as u64 == 0))
+    }
+}

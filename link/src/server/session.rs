@@ -1,0 +1,472 @@
+//! One session as the server sees it: at most one request a slot, each run at
+//! most once.
+
+use std::collections::VecDeque;
+
+use block_core::{BlockError, Buffer, Request, Time};
+
+use super::door::Offer;
+use super::slot::{Asked, Outcome, Phase, Slot};
+use crate::attach::{AttachRequest, FrontId};
+use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES, WireOp};
+use crate::frame::{Frame, Header, Kind};
+use crate::host::{Host, Reply, SessionIndex, SlotRef, Work};
+use crate::segment::{SegmentSet, Segmentation};
+use crate::wire::Wire;
+
+#[derive(Debug)]
+pub(super) struct Session<P> {
+    index: SessionIndex,
+    id: u32,
+    peer: P,
+    front: FrontId,
+    incarnation: u64,
+    cut: Segmentation,
+    slots: Vec<Slot>,
+    credit: u16,
+    next_counter: u64,
+    /// Slots that the worker has.
+    running: usize,
+    /// Slots whose write is partly received.
+    receiving: u128,
+    closing: bool,
+}
+
+/// The queues of the whole server that a session puts its slots in.
+pub(super) struct Queues<'a> {
+    pub(super) waiting: &'a mut VecDeque<SlotRef>,
+    pub(super) send: &'a mut VecDeque<SlotRef>,
+}
+
+impl<P: Copy + Eq> Session<P> {
+    pub(super) fn new(index: SessionIndex, offer: Offer<P>, cut: Segmentation, slots: u16) -> Self {
+        Self {
+            index,
+            id: offer.session,
+            peer: offer.peer,
+            front: offer.front,
+            incarnation: offer.incarnation,
+            cut,
+            slots: (0..slots).map(|_| Slot::idle()).collect(),
+            credit: slots,
+            next_counter: 1,
+            running: 0,
+            receiving: 0,
+            closing: false,
+        }
+    }
+
+    pub(super) fn is(&self, id: u32, peer: P) -> bool {
+        self.id == id && self.peer == peer
+    }
+
+    pub(super) const fn front(&self) -> FrontId {
+        self.front
+    }
+
+    pub(super) const fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    pub(super) const fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    pub(super) const fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Drops everything but what the worker has.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.receiving = 0;
+        for slot in &mut self.slots {
+            if !matches!(slot.phase, Phase::Running) {
+                slot.phase = Phase::Idle;
+            }
+        }
+    }
+
+    fn at(&self, slot: usize) -> SlotRef {
+        SlotRef { session: self.index, slot: slot as u16 }
+    }
+
+    fn enqueue(&mut self, index: usize, send: &mut VecDeque<SlotRef>) {
+        let at = self.at(index);
+        let slot = &mut self.slots[index];
+        if !slot.queued {
+            slot.queued = true;
+            send.push_back(at);
+        }
+    }
+
+    pub(super) fn handle_request(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        queues: &mut Queues<'_>,
+        host: &mut impl Host,
+    ) {
+        let header = &frame.header;
+        let index = usize::from(header.slot);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        if header.number > slot.number {
+            // The front has given the old request up, but the worker still has
+            // it: the new one waits at the front until that has ended.
+            if matches!(slot.phase, Phase::Running) {
+                return;
+            }
+            self.begin(now, index, header, queues, host);
+        } else if header.number == slot.number {
+            self.repeat(now, index, header, queues, host);
+        } else {
+            return;
+        }
+        if self.slots[index].number == header.number && !frame.payload.is_empty() {
+            self.take_segment(now, index, frame, queues.send, host);
+        }
+        self.ask_for_gaps(header.counter, queues.send);
+    }
+
+    /// A new request in a slot: what was there is forgotten.
+    fn begin(
+        &mut self,
+        now: Time,
+        index: usize,
+        header: &Header,
+        queues: &mut Queues<'_>,
+        host: &mut impl Host,
+    ) {
+        let queued = self.slots[index].queued;
+        let waited = matches!(self.slots[index].phase, Phase::Waiting);
+        self.receiving &= !(1 << index);
+        let slot = &mut self.slots[index];
+        *slot = Slot { number: header.number, attempt: header.attempt, queued, ..Slot::idle() };
+        slot.wanted = header.offset;
+        if waited {
+            let at = self.at(index);
+            queues.waiting.retain(|waiting| *waiting != at);
+        }
+        match Asked::parse(header) {
+            Some(asked) => {
+                self.slots[index].asked = asked;
+                self.find_buffer(now, index, queues, host);
+            }
+            None => self.end(now, index, Err(BlockError::Malformed), queues.send),
+        }
+    }
+
+    /// The same request again: a read with a new attempt is read again,
+    /// everything else has its outcome kept.
+    fn repeat(
+        &mut self,
+        now: Time,
+        index: usize,
+        header: &Header,
+        queues: &mut Queues<'_>,
+        host: &mut impl Host,
+    ) {
+        let slot = &mut self.slots[index];
+        let newer = header.attempt.wrapping_sub(slot.attempt) as i16 > 0;
+        match slot.phase {
+            Phase::Done | Phase::Sending { .. }
+                if slot.is_read() && slot.outcome.code == 0 && newer =>
+            {
+                slot.attempt = header.attempt;
+                slot.wanted = header.offset;
+                self.find_buffer(now, index, queues, host);
+            }
+            // A copy of a frame whose data has left already.
+            Phase::Done if slot.is_read() && slot.outcome.code == 0 => {}
+            Phase::Done => {
+                slot.attempt = header.attempt;
+                slot.due.answer = true;
+                self.enqueue(index, queues.send);
+            }
+            Phase::Running | Phase::Waiting if slot.is_read() && newer => {
+                slot.attempt = header.attempt;
+                slot.wanted = header.offset;
+            }
+            _ => {}
+        }
+    }
+
+    /// Gets the request the buffer that it takes, at once or in its turn.
+    fn find_buffer(
+        &mut self,
+        now: Time,
+        index: usize,
+        queues: &mut Queues<'_>,
+        host: &mut impl Host,
+    ) {
+        let bytes = self.slots[index].asked.buffer_bytes();
+        if bytes == 0 {
+            return self.start(now, index, None, queues.send, host);
+        }
+        let buffer = if queues.waiting.is_empty() { host.buffer(bytes) } else { None };
+        match buffer {
+            Some(buffer) => self.have_buffer(now, index, buffer, queues.send, host),
+            None => {
+                self.slots[index].phase = Phase::Waiting;
+                queues.waiting.push_back(self.at(index));
+            }
+        }
+    }
+
+    /// A buffer may be free now; false if there is none for this request.
+    pub(super) fn grant(
+        &mut self,
+        now: Time,
+        slot: u16,
+        send: &mut VecDeque<SlotRef>,
+        host: &mut impl Host,
+    ) -> bool {
+        let index = usize::from(slot);
+        if !matches!(self.slots[index].phase, Phase::Waiting) {
+            return true;
+        }
+        let Some(buffer) = host.buffer(self.slots[index].asked.buffer_bytes()) else {
+            return false;
+        };
+        self.have_buffer(now, index, buffer, send, host);
+        // What was sent while there was no buffer for it is gone.
+        let slot = &mut self.slots[index];
+        if matches!(slot.phase, Phase::Receiving { .. }) {
+            slot.due.missing = Some(self.cut.all(slot.asked.bytes));
+            self.enqueue(index, send);
+        }
+        true
+    }
+
+    fn have_buffer(
+        &mut self,
+        now: Time,
+        index: usize,
+        buffer: Buffer,
+        send: &mut VecDeque<SlotRef>,
+        host: &mut impl Host,
+    ) {
+        let slot = &mut self.slots[index];
+        if !slot.asked.carries_data() {
+            return self.start(now, index, Some(buffer), send, host);
+        }
+        slot.phase = Phase::Receiving { buffer, received: SegmentSet::EMPTY };
+        self.receiving |= 1 << index;
+        let unscheduled = self.cut.within(slot.asked.bytes, UNSCHEDULED_BYTES);
+        let granted = self.cut.all(slot.asked.bytes).without(unscheduled);
+        if !granted.is_empty() {
+            slot.due.missing = Some(granted);
+            self.enqueue(index, send);
+        }
+    }
+
+    fn take_segment(
+        &mut self,
+        now: Time,
+        index: usize,
+        frame: &Frame<'_>,
+        send: &mut VecDeque<SlotRef>,
+        host: &mut impl Host,
+    ) {
+        let slot = &mut self.slots[index];
+        let asked = slot.asked;
+        let Phase::Receiving { buffer, received } = &mut slot.phase else { return };
+        let (offset, len) = (frame.header.offset as usize, frame.payload.len());
+        let Some(segment) = self.cut.index(offset, len, asked.bytes) else { return };
+        slot.last_counter = frame.header.counter;
+        if received.contains(segment) {
+            return;
+        }
+        let start = asked.data_start() + offset;
+        buffer[start..start + len].copy_from_slice(frame.payload);
+        received.insert(segment);
+        if *received != self.cut.all(asked.bytes) {
+            return;
+        }
+        self.receiving &= !(1 << index);
+        slot.due.missing = None;
+        if let Phase::Receiving { buffer, .. } = std::mem::replace(&mut slot.phase, Phase::Idle) {
+            self.start(now, index, Some(buffer), send, host);
+        }
+    }
+
+    /// Gives the request to the worker.
+    fn start(
+        &mut self,
+        now: Time,
+        index: usize,
+        buffer: Option<Buffer>,
+        send: &mut VecDeque<SlotRef>,
+        host: &mut impl Host,
+    ) {
+        let at = self.at(index);
+        let slot = &mut self.slots[index];
+        slot.phase = Phase::Running;
+        slot.since = now;
+        let Asked { op, volume, range, .. } = slot.asked;
+        let work = match op {
+            WireOp::Block(op) => Work::Block { volume, request: Request { op, range, buffer } },
+            WireOp::Detach => Work::Detach(volume),
+            WireOp::Attach => match buffer.as_deref().and_then(AttachRequest::parse) {
+                Some(request) => Work::Attach(request),
+                None => return self.end(now, index, Err(BlockError::Malformed), send),
+            },
+        };
+        self.running += 1;
+        host.start(at, work);
+    }
+
+    pub(super) fn handle_reply(
+        &mut self,
+        now: Time,
+        slot: u16,
+        reply: Reply,
+        send: &mut VecDeque<SlotRef>,
+    ) {
+        let index = usize::from(slot);
+        self.running -= 1;
+        if self.closing {
+            self.slots[index].phase = Phase::Idle;
+            return;
+        }
+        self.end(now, index, reply.outcome, send);
+        let slot = &mut self.slots[index];
+        slot.outcome.word = reply.word;
+        slot.outcome.attach = reply.attach;
+        if slot.is_read()
+            && reply.outcome.is_ok()
+            && let Some(buffer) = reply.buffer
+        {
+            let unsent = self.cut.of_blocks(slot.wanted, slot.asked.bytes);
+            slot.phase = Phase::Sending { buffer, unsent };
+        }
+    }
+
+    /// Keeps the outcome and lets the answer go.
+    fn end(
+        &mut self,
+        now: Time,
+        index: usize,
+        outcome: Result<(), BlockError>,
+        send: &mut VecDeque<SlotRef>,
+    ) {
+        let slot = &mut self.slots[index];
+        slot.phase = Phase::Done;
+        slot.held_micros = u32::try_from((now - slot.since).as_micros()).unwrap_or(u32::MAX);
+        slot.outcome =
+            Outcome { code: block_core::error::outcome_code(outcome), word: 0, attach: None };
+        slot.due.answer = true;
+        self.enqueue(index, send);
+    }
+
+    pub(super) fn handle_probe(&mut self, frame: &Frame<'_>, send: &mut VecDeque<SlotRef>) {
+        let header = &frame.header;
+        let index = usize::from(header.slot);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let mut progress = None;
+        if header.number > slot.number {
+            progress = Some(Progress::Unknown);
+        } else if header.number < slot.number {
+            return;
+        } else {
+            match &slot.phase {
+                Phase::Receiving { received, .. } => {
+                    slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
+                }
+                Phase::Waiting | Phase::Running | Phase::Sending { .. } => {
+                    progress = Some(Progress::Running);
+                }
+                Phase::Done if slot.is_read() && slot.outcome.code == 0 => {
+                    progress = Some(Progress::Finished);
+                }
+                Phase::Done => slot.due.answer = true,
+                Phase::Idle => progress = Some(Progress::Unknown),
+            }
+        }
+        if progress.is_some() {
+            slot.due.progress = progress;
+            slot.due.progress_number = header.number;
+        }
+        self.enqueue(index, send);
+    }
+
+    /// Asks for what a gap shows to be lost: frames sent well after it have
+    /// come.
+    fn ask_for_gaps(&mut self, counter: u64, send: &mut VecDeque<SlotRef>) {
+        let mut receiving = self.receiving;
+        while receiving != 0 {
+            let index = receiving.trailing_zeros() as usize;
+            receiving &= receiving - 1;
+            let slot = &mut self.slots[index];
+            let Phase::Receiving { received, .. } = &slot.phase else { continue };
+            if !received.is_empty() && counter > slot.last_counter + REORDER_FRAMES {
+                slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
+                slot.last_counter = counter;
+                self.enqueue(index, send);
+            }
+        }
+    }
+
+    /// Sends what is due for a slot; how many frames.
+    pub(super) fn transmit<W: Wire<Peer = P>>(&mut self, slot: u16, wire: &mut W) -> usize {
+        let index = usize::from(slot);
+        let entry = &mut self.slots[index];
+        entry.queued = false;
+        if self.closing {
+            return 0;
+        }
+        let mut frames = 0;
+        let (id, peer, credit) = (self.id, self.peer, self.credit);
+        let counter = &mut self.next_counter;
+        let mut send = |mut header: Header, kind, payload: &[u8]| {
+            header.session = id;
+            header.slot = slot;
+            header.volume = credit;
+            header.counter = *counter;
+            *counter += 1;
+            frames += 1;
+            wire.send(peer, &header.encode(kind, payload), payload);
+        };
+        let base = Header { number: entry.number, attempt: entry.attempt, ..Header::default() };
+        let due = std::mem::take(&mut entry.due);
+        if let Some(progress) = due.progress {
+            let number = due.progress_number;
+            send(Header { number, op: progress as u8, ..base }, Kind::State, &[]);
+        }
+        if let Some(missing) = due.missing
+            && matches!(entry.phase, Phase::Receiving { .. })
+        {
+            send(base, Kind::Missing, &missing.0.to_le_bytes());
+        }
+        if !due.answer {
+            return frames;
+        }
+        let answer = Header {
+            op: entry.outcome.code,
+            count: entry.held_micros,
+            word: entry.outcome.word,
+            ..base
+        };
+        match &mut entry.phase {
+            Phase::Sending { buffer, unsent } => {
+                let (start, bytes) = (entry.asked.data_start(), entry.asked.bytes);
+                while let Some(segment) = unsent.pop() {
+                    let range = self.cut.range(segment, bytes);
+                    let offset = range.start as u32;
+                    let payload = &buffer[start + range.start..start + range.end];
+                    send(Header { offset, ..answer }, Kind::Answer, payload);
+                }
+                entry.phase = Phase::Done;
+            }
+            Phase::Done => match &entry.outcome.attach {
+                Some(reply) => send(answer, Kind::Answer, &reply.encode()),
+                None => send(answer, Kind::Answer, &[]),
+            },
+            _ => {}
+        }
+        frames
+    }
+}
+
+/// The set of partly received writes is one word.
+pub(super) const MAX_SLOTS: u16 = u128::BITS as u16;

@@ -1,0 +1,284 @@
+//! The wire over UDP: batched both ways, with segmentation and coalescing in
+//! the kernel where it has them.
+//!
+//! Frames to one peer that have one size leave in one call. The socket never
+//! fragments: a frame that is too large for the path is lost, which is how the
+//! handshake finds the segment size.
+
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use rustix::net::sockopt;
+
+use crate::frame::{HEADER_BYTES, MAX_FRAME};
+use crate::wire::{Peer, Wire};
+
+/// What one call to the kernel may carry: the largest IP packet.
+const BATCH_BYTES: usize = 65_507;
+
+/// Datagrams (each perhaps a coalesced burst) taken by one call.
+const RECEIVE_DATAGRAMS: usize = 8;
+
+/// Calls per turn: with coalescing up to 512 KiB each, so a turn is bounded
+/// and no socket buffer's worth is left lying.
+const RECEIVE_CALLS: usize = 4;
+
+/// Where a datagram begins in its part of the receive buffer. Payloads then
+/// lie 64 bytes or more past a page's start, away from the distance at which
+/// this processor family copies slowly (1 to 31 bytes modulo 4096).
+const RECEIVE_OFFSET: usize = 64;
+const RECEIVE_STRIDE: usize = 68 * 1024;
+const _: () = assert!(RECEIVE_OFFSET + 65_536 <= RECEIVE_STRIDE);
+
+/// Bytes asked of the kernel for each direction of the socket.
+const SOCKET_BUFFER: usize = 8 << 20;
+
+/// One UDP socket.
+#[derive(Debug)]
+pub struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    window: u32,
+    received: Box<[u8]>,
+    batch: Batch,
+    broken_sends: u64,
+}
+
+/// Frames of one size to one peer, end to end.
+#[derive(Debug)]
+struct Batch {
+    bytes: Vec<u8>,
+    to: Option<SocketAddr>,
+    frame: usize,
+    frames: usize,
+    /// A shorter frame ends a batch: the kernel cuts at equal distances.
+    complete: bool,
+}
+
+impl Peer for SocketAddr {
+    fn with_port(mut self, port: u16) -> Self {
+        self.set_port(port);
+        self
+    }
+}
+
+impl Udp {
+    /// A socket bound to `address`; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// The kernel's: the address is in use or not this host's.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = UdpSocket::bind(address)?;
+        let state = UdpSocketState::new((&socket).into())?;
+        // The forced variant passes the system's limit but takes a privilege.
+        if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+            sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER)?;
+        }
+        sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER)?;
+        // The kernel counts its own overhead too, about as much as the data.
+        let window = state.recv_buffer_size((&socket).into())? / 2;
+        Ok(Self {
+            window: u32::try_from(window).unwrap_or(u32::MAX),
+            received: vec![0; RECEIVE_DATAGRAMS * RECEIVE_STRIDE].into_boxed_slice(),
+            batch: Batch::new(),
+            broken_sends: 0,
+            socket,
+            state,
+        })
+    }
+
+    /// The address that the socket is bound to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn send_batch(&mut self) {
+        let Some(destination) = self.batch.to.take() else { return };
+        let segment_size = (self.batch.frames > 1).then_some(self.batch.frame);
+        let transmit = Transmit {
+            destination,
+            ecn: None,
+            contents: &self.batch.bytes,
+            segment_size,
+            src_ip: None,
+        };
+        match self.state.try_send((&self.socket).into(), &transmit) {
+            Ok(()) => {}
+            // The probes for a larger segment size are meant to fail on some
+            // paths; a full socket loses frames as a full switch would.
+            Err(error)
+                if quinn_udp::is_msg_size_err(&error)
+                    || error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                self.broken_sends += 1;
+                if self.broken_sends.is_power_of_two() {
+                    tracing::warn!(%destination, %error, times = self.broken_sends, "cannot send");
+                }
+            }
+        }
+        self.batch.clear();
+    }
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            bytes: Vec::with_capacity(BATCH_BYTES + MAX_FRAME),
+            to: None,
+            frame: 0,
+            frames: 0,
+            complete: false,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.to = None;
+        self.frames = 0;
+        self.complete = false;
+    }
+
+    fn takes(&self, to: SocketAddr, frame: usize, most: usize) -> bool {
+        self.to.is_none_or(|batched| {
+            batched == to
+                && !self.complete
+                && frame <= self.frame
+                && self.frames < most
+                && self.bytes.len() + frame <= BATCH_BYTES
+        })
+    }
+
+    fn push(&mut self, to: SocketAddr, header: &[u8], payload: &[u8]) {
+        let frame = header.len() + payload.len();
+        if self.to.is_none() {
+            self.to = Some(to);
+            self.frame = frame;
+        }
+        self.complete = frame < self.frame;
+        self.frames += 1;
+        self.bytes.extend_from_slice(header);
+        self.bytes.extend_from_slice(payload);
+    }
+}
+
+impl Wire for Udp {
+    type Peer = SocketAddr;
+
+    fn receive(&mut self, take: &mut dyn FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
+        let mut frames = 0;
+        for _ in 0..RECEIVE_CALLS {
+            let mut metas = [RecvMeta::default(); RECEIVE_DATAGRAMS];
+            let mut parts = self.received.chunks_exact_mut(RECEIVE_STRIDE);
+            let mut slices: [IoSliceMut<'_>; RECEIVE_DATAGRAMS] = std::array::from_fn(|_| {
+                IoSliceMut::new(parts.next().map_or(&mut [], |part| &mut part[RECEIVE_OFFSET..]))
+            });
+            let count = match self.state.recv((&self.socket).into(), &mut slices, &mut metas) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(frames),
+                // A peer's "port unreachable" comes back here; it will be back
+                // or not, and a timer of the session finds out.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                Err(error) => return Err(error),
+            };
+            for (meta, part) in metas[..count].iter().zip(self.received.chunks(RECEIVE_STRIDE)) {
+                let burst = &part[RECEIVE_OFFSET..RECEIVE_OFFSET + meta.len];
+                for frame in burst.chunks(meta.stride.max(1)) {
+                    take(meta.addr, frame);
+                    frames += 1;
+                }
+            }
+            if count < RECEIVE_DATAGRAMS {
+                break;
+            }
+        }
+        Ok(frames)
+    }
+
+    fn send(&mut self, to: SocketAddr, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+        let frame = HEADER_BYTES + payload.len();
+        if !self.batch.takes(to, frame, self.state.max_gso_segments()) {
+            self.send_batch();
+        }
+        self.batch.push(to, header, payload);
+    }
+
+    fn flush(&mut self) {
+        self.send_batch();
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.as_fd())
+    }
+
+    fn window(&self) -> u32 {
+        self.window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Udp, Udp) {
+        let bind = || Udp::bind("127.0.0.1:0".parse().expect("an address")).expect("a socket");
+        (bind(), bind())
+    }
+
+    fn receive(wire: &mut Udp, frames: usize) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while all.len() < frames && std::time::Instant::now() < end {
+            wire.receive(&mut |_, frame| all.push(frame.to_vec())).expect("receive");
+        }
+        all
+    }
+
+    /// Bursts are joined on the way out and may be joined on the way in; each
+    /// frame must come out as it went in, also where sizes change.
+    #[test]
+    fn frames_of_changing_sizes_keep_their_borders() {
+        let (mut here, mut there) = pair();
+        let to = there.local_address().expect("address");
+        let sizes = [4096, 4096, 4096, 100, 4096, 0, 0, 0, 8192, 8192, 512, 1368, 1368, 8192];
+        for (mark, size) in (0..).zip(sizes) {
+            here.send(to, &[mark; HEADER_BYTES], &vec![mark; size]);
+        }
+        here.flush();
+        let frames = receive(&mut there, sizes.len());
+        assert_eq!(frames.len(), sizes.len());
+        for ((mark, size), frame) in (0..).zip(sizes).zip(&frames) {
+            assert_eq!(frame.len(), HEADER_BYTES + size);
+            assert!(frame.iter().all(|&byte| byte == mark));
+        }
+    }
+
+    #[test]
+    fn a_batch_larger_than_a_packet_is_cut_not_lost() {
+        let (mut here, mut there) = pair();
+        let to = there.local_address().expect("address");
+        for mark in 0..100 {
+            here.send(to, &[mark; HEADER_BYTES], &[mark; 4096]);
+        }
+        here.flush();
+        let marks: Vec<u8> = receive(&mut there, 100).iter().map(|frame| frame[0]).collect();
+        assert_eq!(marks, (0..100).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn a_peer_that_is_not_there_breaks_nothing() {
+        let (mut here, there) = pair();
+        let to = there.local_address().expect("address");
+        drop(there);
+        for _ in 0..3 {
+            here.send(to, &[0; HEADER_BYTES], &[]);
+            here.flush();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            here.receive(&mut |_, _| {}).expect("still usable");
+        }
+    }
+}
