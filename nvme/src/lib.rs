@@ -1,1 +1,41 @@
-//! Placeholder for the crate's words; replaced by its first commit.
+//! NVMe, both sides: a driver that knows registers and DMA memory only, and a
+//! soft controller over memory or a file.
+//!
+//! A [`Bus`] stands between them, so that the driver cannot tell the soft
+//! controller from a PCI device. The modules stand in the order in which a
+//! block request meets them: a [`Namespace`] cuts it into commands, a
+//! [`QueuePair`] keeps each command and its buffer until the controller has
+//! answered.
+
+pub mod namespace;
+pub mod queue_pair;
+mod table;
+
+mod ring;
+
+pub mod command;
+pub mod completion;
+
+mod admin;
+pub mod controller;
+mod port;
+
+pub mod identify;
+pub mod registers;
+
+pub mod bus;
+pub mod soft;
+
+mod sys;
+
+pub use bus::Bus;
+pub use controller::{Clock, Controller, Health, StartError};
+pub use identify::{LbaSize, NamespaceInfo};
+pub use namespace::Namespace;
+pub use queue_pair::{Counters, QueuePair};
+pub use soft::{SoftController, SoftNamespace, SoftOptions};
+
+/// Bytes in a memory page of the controller (CC.MPS is 0).
+pub(crate) const PAGE: usize = 1 << registers::PAGE_BITS;
+
+const _: () = assert!(PAGE == block_core::BLOCK_SIZE);

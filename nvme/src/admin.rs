@@ -1,0 +1,148 @@
+//! The admin queue: one command at a time, for start-up and the making and
+//! deleting of queues.
+
+use std::sync::atomic::Ordering;
+
+use block_core::DmaMemory;
+
+use crate::command::Command;
+use crate::completion::Status;
+use crate::controller::StartError;
+use crate::identify::{IDENTIFY_BYTES, Page};
+use crate::port::{ADMIN_ENTRIES, Port};
+use crate::registers::{CSTS, GONE};
+use crate::ring::{CompletionRing, SubmissionRing};
+use crate::sys::Words;
+
+/// The admin queue and the page that answers are written to.
+pub(crate) struct Admin {
+    submission_memory: DmaMemory,
+    completion_memory: DmaMemory,
+    submission: SubmissionRing,
+    completion: CompletionRing,
+    answer_memory: DmaMemory,
+    next_id: u16,
+    /// A command got no answer: until a reset the controller may still write
+    /// to the answer page, so nothing more is asked.
+    silent: bool,
+    /// Which queue numbers are taken; 0 is this queue.
+    queues: Vec<bool>,
+}
+
+impl Admin {
+    /// Allocates the queue's memory; the controller does not know it yet.
+    pub(crate) fn new(port: &Port) -> Result<Self, StartError> {
+        let allocate = || port.bus.allocate(crate::PAGE).map_err(StartError::Memory);
+        let (submission_memory, completion_memory) = (allocate()?, allocate()?);
+        Ok(Self {
+            submission: SubmissionRing::new(&submission_memory, ADMIN_ENTRIES),
+            completion: CompletionRing::new(&completion_memory, ADMIN_ENTRIES),
+            submission_memory,
+            completion_memory,
+            answer_memory: allocate()?,
+            next_id: 0,
+            silent: false,
+            queues: vec![true],
+        })
+    }
+
+    /// Starts the controller, which has been stopped, on this queue.
+    pub(crate) fn start(&mut self, port: &Port) -> Result<(), StartError> {
+        self.submission.restart();
+        self.completion.restart();
+        self.silent = false;
+        self.queues.truncate(1);
+        port.enable(&self.submission_memory, &self.completion_memory)
+    }
+
+    /// Says how many queues there can be, beside this one.
+    pub(crate) fn grant(&mut self, queues: u16) {
+        self.queues.resize(usize::from(queues) + 1, false);
+    }
+
+    /// A queue number that is not taken.
+    pub(crate) fn take_queue(&mut self) -> Option<u16> {
+        let id = self.queues.iter().position(|taken| !taken)?;
+        self.queues[id] = true;
+        u16::try_from(id).ok()
+    }
+
+    /// Gives a queue number back; the controller has no such queue any more.
+    pub(crate) fn return_queue(&mut self, id: u16) {
+        if let Some(taken) = self.queues.get_mut(usize::from(id)) {
+            *taken = false;
+        }
+    }
+
+    /// Identify: what the controller wrote.
+    pub(crate) fn identify(
+        &mut self,
+        port: &Port,
+        what: u8,
+        namespace: u32,
+    ) -> Result<Box<Page>, StartError> {
+        let command = Command::identify(what, namespace).with_data(self.answer_memory.iova(), 0);
+        self.execute(port, "identify", command)?;
+        let words = Words::all(&self.answer_memory);
+        let mut page = Box::new([0; IDENTIFY_BYTES]);
+        for (index, bytes) in page.chunks_exact_mut(8).enumerate() {
+            bytes.copy_from_slice(&words.load(index, Ordering::Relaxed).to_le_bytes());
+        }
+        Ok(page)
+    }
+
+    /// Runs one command to its end and returns its result.
+    pub(crate) fn execute(
+        &mut self,
+        port: &Port,
+        name: &'static str,
+        command: Command,
+    ) -> Result<u32, StartError> {
+        if self.silent {
+            return Err(StartError::NoAnswer { command: name, patience: port.patience() });
+        }
+        let id = self.next_id;
+        self.next_id = (self.next_id + 1) & 0x7fff;
+        self.submission.push(&command.with_id(id));
+        if let Some(tail) = self.submission.news() {
+            port.bus.write32(port.capabilities.submission_doorbell(0), tail);
+        }
+        self.silent = true;
+        let (status, result) = self.answer(port, name, id)?;
+        self.silent = false;
+        match status {
+            status if status.is_success() => Ok(result),
+            status => Err(StartError::Refused { command: name, status }),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        port: &Port,
+        name: &'static str,
+        id: u16,
+    ) -> Result<(Status, u32), StartError> {
+        let limit = (port.clock)() + port.patience();
+        loop {
+            if let Some(completion) = self.completion.pop() {
+                if let Some(head) = self.completion.news() {
+                    port.bus.write32(port.capabilities.completion_doorbell(0), head);
+                }
+                if completion.command_id == id && completion.submission_queue == 0 {
+                    return Ok((completion.status, completion.result));
+                }
+                tracing::warn!(
+                    id = completion.command_id,
+                    "completion of an unknown admin command"
+                );
+            } else if (port.clock)() >= limit {
+                return Err(match port.bus.read32(CSTS) {
+                    GONE => StartError::Gone,
+                    _ => StartError::NoAnswer { command: name, patience: port.patience() },
+                });
+            } else {
+                port.bus.relax();
+            }
+        }
+    }
+}

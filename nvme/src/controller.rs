@@ -1,0 +1,383 @@
+//! A controller from its first register to its shutdown.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use block_core::unit::BLOCK_SIZE;
+use block_core::{Pool, Time};
+
+use crate::admin::Admin;
+use crate::bus::Bus;
+use crate::command::{Command, cns, feature};
+use crate::completion::Status;
+use crate::identify::{CommandLimits, ControllerInfo, FormatError, NamespaceInfo};
+use crate::port::Port;
+use crate::queue_pair::QueuePair;
+use crate::registers::{CSTS, CSTS_FATAL, CSTS_READY, GONE, VS};
+use crate::table::MAX_TRANSFER_BYTES;
+
+/// Tells the time while the driver waits for the controller.
+pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
+
+/// Most namespaces that are looked at.
+const MAX_NAMESPACES: usize = 1024;
+
+/// Most I/O queue pairs that are asked for; more cores than that poll nothing.
+const QUEUES_WANTED: u16 = 64;
+
+/// Why a controller cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The sentences say it, the fields are their words.
+pub enum StartError {
+    #[error(
+        "the controller does not answer (its registers read as all ones): it was removed, has lost \
+         power, or memory space is off in its PCI command register"
+    )]
+    Gone,
+    #[error(
+        "the controller has no NVM command set, so it does not store blocks; use another device"
+    )]
+    NoBlockCommands,
+    #[error("the controller needs memory pages of 2^{bits} bytes, and only 4096 are supported")]
+    PageSize { bits: u32 },
+    #[error("the controller needs queue entries of other sizes than 64 and 16 bytes")]
+    EntrySizes,
+    #[error(
+        "the controller did not {step} within {patience:?} (CSTS is {status:#x}); power-cycle the \
+         device"
+    )]
+    Silent { step: &'static str, patience: Duration, status: u32 },
+    #[error(
+        "the controller reports a fatal status (CSTS.CFS) after its reset; power-cycle the device"
+    )]
+    Fatal,
+    #[error("the controller gave no answer to \"{command}\" within {patience:?}; reset it")]
+    NoAnswer { command: &'static str, patience: Duration },
+    #[error("the controller refused \"{command}\": {status}")]
+    Refused { command: &'static str, status: Status },
+    #[error("no memory for the controller's queues: {0}")]
+    Memory(io::Error),
+    #[error("all {granted} I/O queues of the controller are in use; use fewer workers")]
+    NoQueue { granted: usize },
+    #[error("namespace {id} cannot be used: {reason}")]
+    Format { id: u32, reason: FormatError },
+    #[error("the controller has no namespace {id}; it has {present}")]
+    NoNamespace { id: u32, present: String },
+}
+
+/// What a controller's status register says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It works.
+    Ready,
+    /// It is off or was reset by someone else.
+    NotReady,
+    /// It has failed; only a reset helps.
+    Fatal,
+    /// Nobody answers.
+    Gone,
+}
+
+/// A controller that runs. Clones are the same controller; any thread may have
+/// one and make its own queue pairs. When the last one and the last queue pair
+/// are dropped, it is shut down.
+#[derive(Clone)]
+pub struct Controller {
+    core: Arc<Core>,
+}
+
+/// What queue pairs and the controller's owners share.
+pub(crate) struct Core {
+    pub(crate) port: Port,
+    admin: Mutex<Admin>,
+    info: ControllerInfo,
+    limits: CommandLimits,
+    namespaces: Vec<Result<NamespaceInfo, (u32, FormatError)>>,
+    granted: AtomicU32,
+    /// Rises when the controller has been stopped: queues made under an
+    /// earlier value exist no more, and nothing they pointed at is touched.
+    epoch: AtomicU32,
+}
+
+impl Controller {
+    /// Resets the controller, starts it and asks what it is.
+    ///
+    /// # Errors
+    /// A sentence about the step that failed.
+    pub fn start(bus: Arc<dyn Bus>, clock: Clock) -> Result<Self, StartError> {
+        let port = Port::open(bus, clock)?;
+        port.disable()?;
+        let mut admin = Admin::new(&port)?;
+        admin.start(&port)?;
+        let described = describe(&port, &mut admin);
+        let granted = described.as_ref().map_or(0, |described| described.granted);
+        let Described { info, limits, namespaces, .. } = match described {
+            Ok(described) => described,
+            Err(error) => {
+                give_up(&port, admin);
+                return Err(error);
+            }
+        };
+        let core = Core {
+            port,
+            admin: Mutex::new(admin),
+            info,
+            limits,
+            namespaces,
+            granted: AtomicU32::new(u32::from(granted)),
+            epoch: AtomicU32::new(0),
+        };
+        Ok(Self { core: Arc::new(core) })
+    }
+
+    /// What the controller says about itself.
+    #[must_use]
+    pub fn info(&self) -> &ControllerInfo {
+        &self.core.info
+    }
+
+    /// The version of the specification it follows, from its register.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.core.port.bus.read32(VS)
+    }
+
+    /// The namespaces that can be served.
+    pub fn namespaces(&self) -> impl Iterator<Item = &NamespaceInfo> {
+        self.core.namespaces.iter().flatten()
+    }
+
+    /// The namespace with this ID.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be served.
+    pub fn namespace(&self, id: u32) -> Result<NamespaceInfo, StartError> {
+        for namespace in &self.core.namespaces {
+            match namespace {
+                Ok(info) if info.id == id => return Ok(*info),
+                Err((bad, reason)) if *bad == id => {
+                    return Err(StartError::Format { id, reason: *reason });
+                }
+                _ => {}
+            }
+        }
+        let ids: Vec<String> = self.namespaces().map(|info| info.id.to_string()).collect();
+        let present = if ids.is_empty() { "none".to_owned() } else { ids.join(", ") };
+        Err(StartError::NoNamespace { id, present })
+    }
+
+    /// How many I/O queue pairs the controller has granted.
+    #[must_use]
+    pub fn queues_granted(&self) -> usize {
+        self.core.granted()
+    }
+
+    /// `count` buffers of `buffer_bytes` that the controller reaches.
+    ///
+    /// # Errors
+    /// When there is no such memory.
+    pub fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {
+        let bytes = count.checked_mul(buffer_bytes).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Pool::new(self.core.port.bus.allocate(bytes)?, buffer_bytes))
+    }
+
+    /// A queue pair of this thread for up to `depth` commands at a time (fewer
+    /// when the controller's queues are shorter).
+    ///
+    /// # Errors
+    /// When all queues are in use, or the controller refuses.
+    pub fn create_queue_pair(&self, depth: u16) -> Result<Rc<QueuePair>, StartError> {
+        Ok(Rc::new(QueuePair::create(Arc::clone(&self.core), depth)?))
+    }
+
+    /// What the controller's status register says.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        match self.core.port.bus.read32(CSTS) {
+            GONE => Health::Gone,
+            status if status & CSTS_FATAL != 0 => Health::Fatal,
+            status if status & CSTS_READY != 0 => Health::Ready,
+            _ => Health::NotReady,
+        }
+    }
+
+    /// Asks the controller to give up on one command of a queue pair. Whatever
+    /// the answer, the command has ended only when its completion has come.
+    ///
+    /// # Errors
+    /// When the controller refuses or is silent.
+    pub fn abort(&self, queue: &QueuePair, command_id: u16) -> Result<bool, StartError> {
+        let command = Command::abort(queue.id(), command_id);
+        let result = self.core.admin().execute(&self.core.port, "abort", command)?;
+        Ok(result & 1 == 0)
+    }
+
+    /// Stops the controller and starts it again. Every queue pair fails the
+    /// commands it still had at its next [`QueuePair::reap`] and works again
+    /// after [`QueuePair::restart`]. Answered writes that were not flushed may
+    /// be lost: whoever hands out verifiers draws a new one.
+    ///
+    /// # Errors
+    /// A sentence about the step that failed. As long as the controller could
+    /// not be stopped, commands and their buffers stay where they are.
+    pub fn reset(&self) -> Result<(), StartError> {
+        let core = &self.core;
+        let mut admin = core.admin();
+        core.port.disable()?;
+        core.epoch.fetch_add(1, Ordering::Release);
+        admin.start(&core.port)?;
+        let granted = ask_for_queues(&core.port, &mut admin)?;
+        core.granted.store(u32::from(granted), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How often the controller has been stopped since it was started.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.core.epoch()
+    }
+
+    /// Shuts the controller down in order: it writes out its cache. Queue
+    /// pairs that still exist fail what they had.
+    ///
+    /// # Errors
+    /// When the controller does not follow.
+    pub fn shut_down(&self) -> Result<(), StartError> {
+        self.core.shut_down()
+    }
+}
+
+impl Core {
+    pub(crate) fn admin(&self) -> MutexGuard<'_, Admin> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn epoch(&self) -> u32 {
+        // Acquire: who sees a new epoch also sees what the controller wrote
+        // before it was stopped.
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn info(&self) -> &ControllerInfo {
+        &self.info
+    }
+
+    pub(crate) fn granted(&self) -> usize {
+        self.granted.load(Ordering::Relaxed) as usize
+    }
+
+    pub(crate) fn limits(&self) -> &CommandLimits {
+        &self.limits
+    }
+
+    /// Most bytes of one data transfer: whole blocks.
+    pub(crate) fn max_transfer(&self) -> usize {
+        let said = self.info.max_transfer.unwrap_or(u64::MAX);
+        let bytes = usize::try_from(said).unwrap_or(usize::MAX).min(MAX_TRANSFER_BYTES);
+        bytes / BLOCK_SIZE * BLOCK_SIZE
+    }
+
+    fn shut_down(&self) -> Result<(), StartError> {
+        let _admin = self.admin();
+        let announced = self.port.shut_down();
+        self.port.disable()?;
+        self.epoch.fetch_add(1, Ordering::Release);
+        announced
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let stopped = self.port.bus.read32(CSTS) & (CSTS_READY | CSTS_FATAL) == 0;
+        if stopped {
+            return;
+        }
+        if let Err(error) = self.shut_down() {
+            tracing::error!("the controller was not shut down in order: {error}");
+        }
+        if self.port.bus.read32(CSTS) & CSTS_READY != 0
+            && let Ok(admin) = Admin::new(&self.port)
+        {
+            let admin = std::mem::replace(&mut *self.admin(), admin);
+            std::mem::forget(admin); // The controller may still write to it.
+        }
+    }
+}
+
+/// What start-up asks a controller.
+struct Described {
+    info: ControllerInfo,
+    limits: CommandLimits,
+    namespaces: Vec<Result<NamespaceInfo, (u32, FormatError)>>,
+    granted: u16,
+}
+
+fn describe(port: &Port, admin: &mut Admin) -> Result<Described, StartError> {
+    let page_bits = port.capabilities.min_page_bits;
+    let info = ControllerInfo::parse(&*admin.identify(port, cns::CONTROLLER, 0)?, page_bits);
+    if !info.has_usual_entries {
+        return Err(StartError::EntrySizes);
+    }
+    let mut limits = CommandLimits::UNSAID;
+    if info.has_command_limits() {
+        match admin.identify(port, cns::COMMAND_SET_CONTROLLER, 0) {
+            Ok(page) => limits = CommandLimits::parse(&page, page_bits),
+            Err(StartError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    } else {
+        // Before 2.0 nothing said how much one Write Zeroes may cover; drivers
+        // keep within the limit for data.
+        limits.write_zeroes = info.max_transfer;
+    }
+    let mut namespaces = Vec::new();
+    for id in active_namespaces(port, admin)? {
+        let page = admin.identify(port, cns::NAMESPACE, id)?;
+        namespaces.push(NamespaceInfo::parse(id, &page).map_err(|reason| (id, reason)));
+    }
+    let granted = ask_for_queues(port, admin)?;
+    Ok(Described { info, limits, namespaces, granted })
+}
+
+/// The active namespace ID list: pages of 1024 rising IDs, ended by a zero
+/// (Base 2.0, section 5.17.2.2).
+fn active_namespaces(port: &Port, admin: &mut Admin) -> Result<Vec<u32>, StartError> {
+    let mut ids: Vec<u32> = Vec::new();
+    loop {
+        let after = ids.last().copied().unwrap_or(0);
+        let page = admin.identify(port, cns::ACTIVE_NAMESPACES, after)?;
+        let before = ids.len();
+        for bytes in page.chunks_exact(4) {
+            let id = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            if id <= ids.last().copied().unwrap_or(0) || ids.len() == MAX_NAMESPACES {
+                return Ok(ids);
+            }
+            ids.push(id);
+        }
+        if ids.len() == before {
+            return Ok(ids);
+        }
+    }
+}
+
+/// Set Features, Number of Queues: both counts are 0-based, and the controller
+/// answers with what it grants (Base 2.0, section 5.27.1.5).
+fn ask_for_queues(port: &Port, admin: &mut Admin) -> Result<u16, StartError> {
+    let wanted = u32::from(QUEUES_WANTED - 1);
+    let command = Command::set_feature(feature::QUEUES, wanted << 16 | wanted);
+    let granted = admin.execute(port, "set the number of queues", command)?;
+    let granted = (granted & 0xffff).min(granted >> 16).min(wanted) as u16 + 1;
+    admin.grant(granted);
+    Ok(granted)
+}
+
+/// Start-up has failed half-way: the memory is freed only if the controller
+/// has let go of it.
+fn give_up(port: &Port, admin: Admin) {
+    if port.disable().is_err() {
+        std::mem::forget(admin);
+    }
+}

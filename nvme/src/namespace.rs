@@ -1,0 +1,188 @@
+//! A namespace as a device of blocks.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use block_core::device::{Device, Durability};
+use block_core::unit::BLOCK_SIZE;
+use block_core::{BlockCount, BlockError, Buffer, Extent, Pba};
+
+use crate::command::{Command, DEALLOCATE_ZEROES, FORCE_UNIT_ACCESS, io};
+use crate::identify::NamespaceInfo;
+use crate::queue_pair::QueuePair;
+use crate::table::Payload;
+
+/// Most logical blocks that a command's 16-bit count can name.
+const MAX_COMMAND_LBAS: u64 = 1 << 16;
+
+/// A namespace, reached through one queue pair. Requests are cut where the
+/// controller's limits ask for it; the parts run one after the other, since
+/// the one buffer goes with each.
+pub struct Namespace {
+    queue: Rc<QueuePair>,
+    id: u32,
+    lbas_per_block: u64,
+    blocks: BlockCount,
+    cached: bool,
+    transfer_blocks: u64,
+    /// Most blocks of one Write Zeroes; `None` when there is no such command.
+    zero_blocks: Option<u64>,
+    /// Most blocks of one deallocation; `None` when there is no such command.
+    discard_blocks: Option<u64>,
+}
+
+impl Namespace {
+    /// The namespace that `info` describes.
+    #[must_use]
+    pub fn new(queue: Rc<QueuePair>, info: &NamespaceInfo) -> Self {
+        let core = queue.core();
+        let lbas_per_block = info.lba_size.per_block();
+        let in_blocks = |lbas: u64| (lbas / lbas_per_block).max(1);
+        let transfer = core.max_transfer() as u64 / BLOCK_SIZE as u64;
+        let zeroes = core.limits().write_zeroes.unwrap_or(u64::MAX) / BLOCK_SIZE as u64;
+        let zeroes = zeroes.max(1).min(in_blocks(MAX_COMMAND_LBAS));
+        let discard = u64::from(core.limits().range_blocks) / lbas_per_block;
+        Self {
+            id: info.id,
+            lbas_per_block,
+            blocks: info.blocks(),
+            cached: core.info().has_volatile_cache,
+            transfer_blocks: transfer.max(1).min(in_blocks(MAX_COMMAND_LBAS)),
+            zero_blocks: core.info().has_write_zeroes.then_some(zeroes),
+            discard_blocks: (core.info().has_dataset_management && discard > 0).then_some(discard),
+            queue,
+        }
+    }
+
+    /// The namespace ID.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The queue pair that carries its commands.
+    #[must_use]
+    pub fn queue(&self) -> &Rc<QueuePair> {
+        &self.queue
+    }
+
+    async fn transfer(
+        &self,
+        opcode: u8,
+        flags: u32,
+        at: Pba,
+        mut buffer: Buffer,
+        blocks: Range<usize>,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let bytes = blocks.end.saturating_mul(BLOCK_SIZE);
+        let count = BlockCount(blocks.end.saturating_sub(blocks.start) as u64);
+        if count.0 == 0 || bytes > buffer.len() {
+            return (buffer, Err(BlockError::Malformed));
+        }
+        if let Err(error) = self.check(Extent { start: at, count }) {
+            return (buffer, Err(error));
+        }
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let start = at.0 + (next - blocks.start) as u64;
+            let part = ((blocks.end - next) as u64).min(self.transfer_blocks);
+            let bytes = part as usize * BLOCK_SIZE;
+            let payload = Payload::Blocks { buffer, offset: next * BLOCK_SIZE, bytes };
+            let command = self.blocks_command(opcode, start, part, flags);
+            let (back, outcome) = self.queue.submit(command, payload).await;
+            buffer = back.expect("a command gives back the buffer that it was given");
+            if outcome.is_err() {
+                return (buffer, outcome);
+            }
+            next += part as usize;
+        }
+        (buffer, Ok(()))
+    }
+
+    fn blocks_command(&self, opcode: u8, start: u64, count: u64, flags: u32) -> Command {
+        let lbas = count * self.lbas_per_block;
+        debug_assert!(lbas <= MAX_COMMAND_LBAS);
+        Command::blocks(opcode, self.id, start * self.lbas_per_block, lbas as u32, flags)
+    }
+
+    fn check(&self, extent: Extent) -> Result<(), BlockError> {
+        let end = extent.start.checked_add(extent.count).ok_or(BlockError::OutOfRange)?;
+        if end.0 > self.blocks.0 { Err(BlockError::OutOfRange) } else { Ok(()) }
+    }
+}
+
+impl Device for Namespace {
+    fn blocks(&self) -> BlockCount {
+        self.blocks
+    }
+
+    fn has_volatile_cache(&self) -> bool {
+        self.cached
+    }
+
+    async fn read(
+        &self,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+    ) -> (Buffer, Result<(), BlockError>) {
+        self.transfer(io::READ, 0, at, buffer, blocks).await
+    }
+
+    async fn write(
+        &self,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+        durability: Durability,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let flags = match durability {
+            Durability::Through if self.cached => FORCE_UNIT_ACCESS,
+            Durability::Through | Durability::Cached => 0,
+        };
+        self.transfer(io::WRITE, flags, at, buffer, blocks).await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        if !self.cached {
+            return Ok(());
+        }
+        self.queue.submit(Command::flush(self.id), Payload::Nothing).await.1
+    }
+
+    async fn write_zeroes(&self, extent: Extent, unmap: bool) -> Result<(), BlockError> {
+        self.check(extent)?;
+        let flags = if unmap { DEALLOCATE_ZEROES } else { 0 };
+        let (mut start, end) = (extent.start.0, extent.end().0);
+        while start < end {
+            let outcome = if let Some(limit) = self.zero_blocks {
+                let part = limit.min(end - start);
+                let command = self.blocks_command(io::WRITE_ZEROES, start, part, flags);
+                start += part;
+                self.queue.submit(command, Payload::Nothing).await.1
+            } else {
+                let part = self.transfer_blocks.min(end - start);
+                let payload = Payload::Zeroes { bytes: part as usize * BLOCK_SIZE };
+                let command = self.blocks_command(io::WRITE, start, part, 0);
+                start += part;
+                self.queue.submit(command, payload).await.1
+            };
+            outcome?;
+        }
+        Ok(())
+    }
+
+    async fn deallocate(&self, extent: Extent) -> Result<(), BlockError> {
+        self.check(extent)?;
+        let Some(limit) = self.discard_blocks else { return Ok(()) };
+        let (mut start, end) = (extent.start.0, extent.end().0);
+        while start < end {
+            let part = limit.min(end - start);
+            let count = (part * self.lbas_per_block) as u32;
+            let payload = Payload::Range { start: start * self.lbas_per_block, count };
+            self.queue.submit(Command::deallocate(self.id), payload).await.1?;
+            start += part;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,439 @@
+//! A queue pair: commands go in, completions come out, in any order.
+//!
+//! One thread owns it. Nothing here waits, allocates or calls the system: a
+//! turn submits, rings once, reaps a bounded burst.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use block_core::{BlockError, Buffer, DmaMemory};
+
+use crate::command::{COMMAND_BYTES, Command, admin};
+use crate::completion::{COMPLETION_BYTES, Completion};
+use crate::controller::{Core, StartError};
+use crate::ring::{CompletionRing, SubmissionRing};
+use crate::table::{Ending, MAX_DEPTH, NotUnderWay, Payload, Table};
+
+/// Most completions that one call of [`QueuePair::reap`] takes.
+const REAP_BURST: usize = 64;
+
+/// What a queue pair has seen since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Commands given to the controller.
+    pub submitted: u64,
+    /// Commands that ended, well or not.
+    pub ended: u64,
+    /// Commands that ended with an error status or by a reset.
+    pub failed: u64,
+    /// Completions of commands that were not under way.
+    pub unexpected: u64,
+    /// Doorbell writes.
+    pub doorbells: u64,
+}
+
+/// A submission queue and its completion queue. Dropping it first deletes both
+/// in the controller; if that fails, its memory and buffers are leaked.
+pub struct QueuePair {
+    core: Arc<Core>,
+    state: RefCell<Option<State>>,
+}
+
+struct State {
+    id: u16,
+    epoch: u32,
+    memory: Rings,
+    submission: SubmissionRing,
+    completion: CompletionRing,
+    table: Table,
+    line: VecDeque<Waiter>,
+    next_number: u64,
+    counters: Counters,
+}
+
+struct Rings {
+    submission: DmaMemory,
+    completion: DmaMemory,
+    entries: u16,
+}
+
+/// A command that waits for a free place.
+struct Waiter {
+    number: u64,
+    waker: Waker,
+}
+
+impl QueuePair {
+    pub(crate) fn create(core: Arc<Core>, depth: u16) -> Result<Self, StartError> {
+        // A queue of n entries holds n - 1 commands (Base 2.0, section 3.3.1.2).
+        let longest = core.port.capabilities.max_queue_entries.min(u32::from(MAX_DEPTH) + 1) as u16;
+        let entries = depth.clamp(1, MAX_DEPTH).saturating_add(1).min(longest);
+        let allocate = |bytes| core.port.bus.allocate(bytes).map_err(StartError::Memory);
+        let memory = Rings {
+            submission: allocate(usize::from(entries) * COMMAND_BYTES)?,
+            completion: allocate(usize::from(entries) * COMPLETION_BYTES)?,
+            entries,
+        };
+        let depth = entries - 1;
+        let table = Table::new(depth, allocate(Table::dma_bytes(depth))?);
+        let (id, epoch) = create_queues(&core, &memory)?;
+        let state = State {
+            id,
+            epoch,
+            submission: SubmissionRing::new(&memory.submission, entries),
+            completion: CompletionRing::new(&memory.completion, entries),
+            memory,
+            table,
+            line: VecDeque::with_capacity(usize::from(depth)),
+            next_number: 0,
+            counters: Counters::default(),
+        };
+        Ok(Self { core, state: RefCell::new(Some(state)) })
+    }
+
+    /// The queues' number in the controller.
+    #[must_use]
+    pub fn id(&self) -> u16 {
+        self.with(|state| state.id)
+    }
+
+    /// Most commands at a time.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.with(|state| usize::from(state.memory.entries) - 1)
+    }
+
+    /// Commands that the controller has, abandoned ones included.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.with(|state| state.table.busy())
+    }
+
+    /// What has been seen since the queue pair was made.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.with(|state| state.counters)
+    }
+
+    /// Identifier of some command under way, for [`Controller::abort`].
+    ///
+    /// [`Controller::abort`]: crate::Controller::abort
+    #[must_use]
+    pub fn any_command(&self) -> Option<u16> {
+        self.with(|state| state.table.any_busy())
+    }
+
+    /// Takes a bounded burst of completions, frees or hands out what they end
+    /// and wakes who waits. Returns how many there were.
+    pub fn reap(&self) -> usize {
+        if self.is_stale() {
+            return self.fail_all();
+        }
+        for count in 0..REAP_BURST {
+            let popped = self.with(|state| state.completion.pop().map(|entry| state.settle(entry)));
+            // The wakers run after the borrow: they are foreign code.
+            match popped {
+                Some(wakers) => wakers.wake(),
+                None => return count,
+            }
+        }
+        REAP_BURST
+    }
+
+    /// Tells the controller what was submitted and reaped since the last call:
+    /// at most one store to each doorbell.
+    pub fn ring(&self) {
+        if self.is_stale() {
+            return;
+        }
+        let (id, head, tail) = self.with(|state| {
+            let news = (state.id, state.completion.news(), state.submission.news());
+            state.counters.doorbells += u64::from(news.1.is_some()) + u64::from(news.2.is_some());
+            news
+        });
+        let port = &self.core.port;
+        // The head first: it makes the room that new commands will need.
+        if let Some(head) = head {
+            port.bus.write32(port.capabilities.completion_doorbell(id), head);
+        }
+        if let Some(tail) = tail {
+            port.bus.write32(port.capabilities.submission_doorbell(id), tail);
+        }
+    }
+
+    /// Whether the controller was stopped since the queues were created: every
+    /// command fails until [`QueuePair::restart`].
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.core.epoch() != self.with(|state| state.epoch)
+    }
+
+    /// Creates the queues anew after the controller was reset. Does nothing
+    /// when it was not.
+    ///
+    /// # Errors
+    /// When the controller refuses; the queue pair stays as it was.
+    pub fn restart(&self) -> Result<(), StartError> {
+        if !self.is_stale() {
+            return Ok(());
+        }
+        self.fail_all();
+        self.with(|state| {
+            state.submission.restart();
+            state.completion.restart();
+            (state.id, state.epoch) = create_queues(&self.core, &state.memory)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// The future of a command: waits for a place, then for the completion.
+    /// Dropping it abandons the command, not the buffer.
+    pub(crate) fn submit(&self, command: Command, payload: Payload) -> Submission<'_> {
+        Submission { queue: self, stage: Stage::New { command, payload } }
+    }
+
+    /// The controller has been stopped and touches nothing: ends everything.
+    fn fail_all(&self) -> usize {
+        let mut count = 0;
+        while let Some(wakers) = self.with(|state| {
+            let id = state.table.any_busy()?;
+            Some(state.end(id, Ending::Reset).unwrap_or_default())
+        }) {
+            wakers.wake();
+            count += 1;
+        }
+        // Who waits for a place must learn that there is no queue.
+        for index in 0..self.with(|state| state.line.len()) {
+            let waker = self.with(|state| state.line.get(index).map(|next| next.waker.clone()));
+            waker.into_iter().for_each(Waker::wake);
+        }
+        count
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.borrow_mut();
+        act(state.as_mut().expect("the state leaves only when the queue pair is dropped"))
+    }
+}
+
+/// Creates both queues in the controller under a free number.
+fn create_queues(core: &Core, memory: &Rings) -> Result<(u16, u32), StartError> {
+    let port = &core.port;
+    let mut admin_queue = core.admin();
+    // The admin lock keeps a reset from coming between.
+    let epoch = core.epoch();
+    let Some(id) = admin_queue.take_queue() else {
+        return Err(StartError::NoQueue { granted: core.granted() });
+    };
+    let entries = memory.entries;
+    let completion = Command::create_completion_queue(id, entries, memory.completion.iova());
+    if let Err(error) = admin_queue.execute(port, "create a completion queue", completion) {
+        admin_queue.return_queue(id);
+        return Err(error);
+    }
+    let submission = Command::create_submission_queue(id, entries, memory.submission.iova());
+    if let Err(error) = admin_queue.execute(port, "create a submission queue", submission) {
+        let undo = Command::delete_queue(admin::DELETE_COMPLETION_QUEUE, id);
+        if admin_queue.execute(port, "delete a completion queue", undo).is_ok() {
+            admin_queue.return_queue(id);
+        }
+        return Err(error);
+    }
+    Ok((id, epoch))
+}
+
+impl State {
+    /// Believes a completion if it is one of ours.
+    fn settle(&mut self, entry: Completion) -> Wakers {
+        if entry.submission_queue == self.id
+            && let Ok(wakers) = self.end(entry.command_id, Ending::Completed(entry.status))
+        {
+            return wakers;
+        }
+        self.counters.unexpected += 1;
+        if self.counters.unexpected.is_power_of_two() {
+            let count = self.counters.unexpected;
+            tracing::warn!(queue = self.id, ?entry, count, "completion of no command under way");
+        }
+        Wakers::default()
+    }
+
+    fn end(&mut self, id: u16, ending: Ending) -> Result<Wakers, NotUnderWay> {
+        let waker = self.table.end(id, ending)?;
+        self.counters.ended += 1;
+        if !matches!(ending, Ending::Completed(status) if status.is_success()) {
+            self.counters.failed += 1;
+            if self.counters.failed.is_power_of_two() {
+                tracing::warn!(
+                    queue = self.id,
+                    ?ending,
+                    count = self.counters.failed,
+                    "command failed"
+                );
+            }
+        }
+        let next = if waker.is_none() { self.entitled() } else { None };
+        Ok(Wakers { waker, next })
+    }
+
+    /// Who may go now that one more place is free.
+    fn entitled(&self) -> Option<Waker> {
+        let position = self.table.free().checked_sub(1)?;
+        self.line.get(position).map(|waiter| waiter.waker.clone())
+    }
+
+    fn issue(&mut self, command: Command, payload: Payload, waker: &Waker) -> u16 {
+        let (place, id, (prp1, prp2)) = self.table.occupy(payload, waker.clone());
+        self.submission.push(&command.with_id(id).with_data(prp1, prp2));
+        self.counters.submitted += 1;
+        place
+    }
+}
+
+/// Who learns of a completion: the command's task, or, when it was abandoned,
+/// the next in line.
+#[derive(Default)]
+struct Wakers {
+    waker: Option<Waker>,
+    next: Option<Waker>,
+}
+
+impl Wakers {
+    fn wake(self) {
+        self.waker.into_iter().chain(self.next).for_each(Waker::wake);
+    }
+}
+
+/// A command on its way; see [`QueuePair::submit`].
+pub(crate) struct Submission<'a> {
+    queue: &'a QueuePair,
+    stage: Stage,
+}
+
+enum Stage {
+    New { command: Command, payload: Payload },
+    InLine { command: Command, payload: Payload, number: u64 },
+    Issued { place: u16 },
+    Over,
+}
+
+impl Future for Submission<'_> {
+    type Output = (Option<Buffer>, Result<(), BlockError>);
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let waker = context.waker();
+        let stale = this.queue.is_stale();
+        match std::mem::replace(&mut this.stage, Stage::Over) {
+            Stage::New { payload, .. } if stale => {
+                Poll::Ready((payload.into_buffer(), Err(BlockError::Medium)))
+            }
+            Stage::InLine { payload, number, .. } if stale => {
+                this.queue.with(|state| state.line.retain(|waiter| waiter.number != number));
+                Poll::Ready((payload.into_buffer(), Err(BlockError::Medium)))
+            }
+            Stage::New { command, payload } => {
+                this.stage = this.queue.with(|state| {
+                    if state.table.free() > state.line.len() {
+                        return Stage::Issued { place: state.issue(command, payload, waker) };
+                    }
+                    let number = state.next_number;
+                    state.next_number += 1;
+                    state.line.push_back(Waiter { number, waker: waker.clone() });
+                    Stage::InLine { command, payload, number }
+                });
+                Poll::Pending
+            }
+            Stage::InLine { command, payload, number } => {
+                this.stage = this.queue.with(|state| {
+                    // Numbers rise along the line and whoever goes is near its
+                    // front, so this ends early.
+                    let position = state.line.iter().position(|waiter| waiter.number == number);
+                    let position = position.expect("in line until it leaves");
+                    if state.table.free() > position {
+                        state.line.remove(position);
+                        return Stage::Issued { place: state.issue(command, payload, waker) };
+                    }
+                    let waiter = &mut state.line[position];
+                    if !waiter.waker.will_wake(waker) {
+                        waiter.waker = waker.clone();
+                    }
+                    Stage::InLine { command, payload, number }
+                });
+                Poll::Pending
+            }
+            Stage::Issued { place } => {
+                let fetched = this.queue.with(|state| {
+                    let outcome = state.table.fetch(place, waker)?;
+                    Some((outcome, state.entitled()))
+                });
+                let Some(((buffer, ending), next)) = fetched else {
+                    this.stage = Stage::Issued { place };
+                    return Poll::Pending;
+                };
+                next.into_iter().for_each(Waker::wake);
+                let outcome = match ending {
+                    Ending::Completed(status) => status.outcome(),
+                    Ending::Reset => Err(BlockError::Medium),
+                };
+                Poll::Ready((buffer, outcome))
+            }
+            Stage::Over => panic!("polled after it was ready"),
+        }
+    }
+}
+
+impl Drop for Submission<'_> {
+    fn drop(&mut self) {
+        let next = match self.stage {
+            Stage::New { .. } | Stage::Over => None,
+            Stage::InLine { number, .. } => self.queue.with(|state| {
+                state.line.retain(|waiter| waiter.number != number);
+                state.entitled()
+            }),
+            Stage::Issued { place } => self
+                .queue
+                .with(|state| if state.table.abandon(place) { state.entitled() } else { None }),
+        };
+        next.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for QueuePair {
+    fn drop(&mut self) {
+        let stale = self.is_stale();
+        let Some(state) = self.state.borrow_mut().take() else { return };
+        if stale {
+            return; // The controller forgot the queues when it was stopped.
+        }
+        if let Err(error) = delete_queues(&self.core, state.id) {
+            tracing::error!(
+                queue = state.id,
+                "a queue was not deleted, its memory is lost: {error}"
+            );
+            std::mem::forget(state);
+        }
+    }
+}
+
+/// Deletes both queues in the controller; the submission queue must go first
+/// (Base 2.0, section 3.3.1.3).
+fn delete_queues(core: &Core, id: u16) -> Result<(), StartError> {
+    let mut admin_queue = core.admin();
+    for (name, opcode) in [
+        ("delete a submission queue", admin::DELETE_SUBMISSION_QUEUE),
+        ("delete a completion queue", admin::DELETE_COMPLETION_QUEUE),
+    ] {
+        admin_queue.execute(&core.port, name, Command::delete_queue(opcode, id))?;
+    }
+    admin_queue.return_queue(id);
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The driver's ends of the two rings of a queue (NVMe Base 2.0, section 3.3).
+
+use std::sync::atomic::Ordering;
+
+use block_core::DmaMemory;
+
+use crate::command::{COMMAND_BYTES, COMMAND_WORDS, Command};
+use crate::completion::{COMPLETION_BYTES, COMPLETION_WORDS, Completion};
+use crate::sys::Words;
+
+/// The submission side: the driver writes at the tail.
+///
+/// It keeps no head. Whoever pushes keeps fewer commands outstanding than the
+/// ring has entries, and a command that has not been fetched is outstanding;
+/// so there is room, whatever head the controller claims.
+#[derive(Debug)]
+pub(crate) struct SubmissionRing {
+    words: Words,
+    entries: u32,
+    tail: u32,
+    rung: u32,
+}
+
+impl SubmissionRing {
+    pub(crate) fn new(dma: &DmaMemory, entries: u16) -> Self {
+        let words = Words::all(dma);
+        assert!(dma.memory().len() >= usize::from(entries) * COMMAND_BYTES);
+        Self { words, entries: u32::from(entries), tail: 0, rung: 0 }
+    }
+
+    /// Writes the command at the tail; the controller is not told yet.
+    pub(crate) fn push(&mut self, command: &Command) {
+        let base = self.tail as usize * COMMAND_WORDS;
+        for (index, &word) in command.words().iter().enumerate() {
+            self.words.store(base + index, word, Ordering::Relaxed);
+        }
+        self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
+    }
+
+    /// The value for the tail doorbell, if the controller does not know it.
+    pub(crate) fn news(&mut self) -> Option<u32> {
+        (self.rung != self.tail).then(|| {
+            self.rung = self.tail;
+            self.tail
+        })
+    }
+
+    /// Back to the state of a queue that has just been created.
+    pub(crate) fn restart(&mut self) {
+        (self.tail, self.rung) = (0, 0);
+    }
+}
+
+/// The completion side: the driver reads at the head.
+#[derive(Debug)]
+pub(crate) struct CompletionRing {
+    words: Words,
+    entries: u32,
+    head: u32,
+    rung: u32,
+    phase: bool,
+}
+
+impl CompletionRing {
+    pub(crate) fn new(dma: &DmaMemory, entries: u16) -> Self {
+        let words = Words::all(dma);
+        assert!(dma.memory().len() >= usize::from(entries) * COMPLETION_BYTES);
+        Self { words, entries: u32::from(entries), head: 0, rung: 0, phase: true }
+    }
+
+    /// The entry at the head, if the controller has written it.
+    pub(crate) fn pop(&mut self) -> Option<Completion> {
+        let base = self.head as usize * COMPLETION_WORDS;
+        // Acquire: with the phase comes everything the controller wrote before
+        // it, the data of a read included.
+        let last = self.words.load(base + 1, Ordering::Acquire);
+        if Completion::phase_of(last) != self.phase {
+            return None;
+        }
+        let first = self.words.load(base, Ordering::Relaxed);
+        self.head += 1;
+        if self.head == self.entries {
+            self.head = 0;
+            self.phase = !self.phase;
+        }
+        Some(Completion::from_words([first, last]))
+    }
+
+    /// The value for the head doorbell, if the controller does not know it.
+    pub(crate) fn news(&mut self) -> Option<u32> {
+        (self.rung != self.head).then(|| {
+            self.rung = self.head;
+            self.head
+        })
+    }
+
+    /// Back to the state of a queue that has just been created: no entry has
+    /// the first phase.
+    pub(crate) fn restart(&mut self) {
+        for word in 0..self.entries as usize * COMPLETION_WORDS {
+            self.words.store(word, 0, Ordering::Relaxed);
+        }
+        (self.head, self.rung, self.phase) = (0, 0, true);
+    }
+}

@@ -1,0 +1,298 @@
+//! The controller's life: off, running, failed; and in a run, the queues.
+
+use super::SoftOptions;
+use super::disorder::Chance;
+use super::fault::{Fault, Switches, Verdict};
+use super::namespace::SoftNamespace;
+use super::prp::Piece;
+use super::queue::{CompletionQueue, SubmissionQueue};
+use super::registers::Registers;
+use super::windows::{Registry, Windows};
+use crate::PAGE;
+use crate::command::{COMMAND_WORDS, Command};
+use crate::completion::{COMPLETION_WORDS, Status};
+use crate::registers::{
+    CC_ENABLE, CC_SHUTDOWN_MASK, CSTS_FATAL, CSTS_READY, CSTS_SHUTDOWN_COMPLETE,
+};
+
+/// Most bytes moved in one call of `work`, so that a turn stays short; a
+/// command without data counts as one page.
+const WORK_BYTES: usize = 1 << 20;
+
+/// CC.MPS, CC.CSS and CC.AMS: zero is all that is supported.
+const CC_UNSUPPORTED: u32 = 0b1111 << 7 | 0b111 << 4 | 0b111 << 11;
+
+/// What becomes of a command when it is looked at.
+pub(super) enum Answer {
+    /// It ended, with a status and a result.
+    Now(Status, u32),
+    /// It stays open.
+    Later,
+}
+
+/// A command that was fetched and not executed.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) queue: u16,
+    pub(super) command: Command,
+    /// It waits for an abort or the end of its queue.
+    pub(super) stuck: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Power {
+    Off,
+    Running,
+    Failed,
+}
+
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) options: SoftOptions,
+    pub(super) windows: Windows,
+    pub(super) namespaces: Vec<SoftNamespace>,
+    pub(super) submission: Vec<Option<SubmissionQueue>>,
+    pub(super) completion: Vec<Option<CompletionQueue>>,
+    pub(super) features: [u32; 16],
+    pub(super) held: Vec<Held>,
+    pub(super) events: Vec<u16>,
+    pub(super) pieces: Vec<Piece>,
+    power: Power,
+    switches: Switches,
+    chance: Chance,
+    budget: usize,
+}
+
+impl Engine {
+    pub(super) fn new(options: SoftOptions, mut namespaces: Vec<SoftNamespace>) -> Self {
+        let queues = usize::from(options.queues) + 1;
+        for namespace in &mut namespaces {
+            namespace.set_cached(options.write_cache);
+        }
+        Self {
+            windows: Windows::default(),
+            namespaces,
+            submission: (0..queues).map(|_| None).collect(),
+            completion: (0..queues).map(|_| None).collect(),
+            features: super::admin::initial_features(&options),
+            held: Vec::with_capacity(64),
+            events: Vec::with_capacity(super::admin::MAX_EVENTS),
+            pieces: Vec::with_capacity(options.max_transfer / PAGE + 1),
+            power: Power::Off,
+            switches: Switches::default(),
+            chance: Chance::new(options.disorder.map_or(0, |disorder| disorder.seed)),
+            budget: 0,
+            options,
+        }
+    }
+
+    pub(super) fn work(&mut self, registers: &Registers, registry: &Registry) -> usize {
+        if registers.is_gone() {
+            return 0;
+        }
+        self.windows.refresh(registry);
+        let mut count = self.follow(registers);
+        if self.power != Power::Running {
+            return count;
+        }
+        self.budget = WORK_BYTES;
+        count += self.release(registers);
+        for queue in 0..self.submission.len() as u16 {
+            count += self.serve(queue, registers);
+        }
+        count
+    }
+
+    pub(super) fn inject(&mut self, fault: Fault, registers: &Registers) {
+        match fault {
+            Fault::Stick { count } => self.switches.stick(count),
+            Fault::Fail { opcode, status, count } => self.switches.fail(opcode, status, count),
+            Fault::Fatal => self.fail(registers),
+            Fault::Removal => registers.remove(),
+        }
+    }
+
+    pub(super) fn power_cut(&mut self, seed: u64, registers: &Registers) {
+        let mut chance = Chance::new(seed);
+        for held in std::mem::take(&mut self.held) {
+            if !held.stuck && chance.below(2) == 0 {
+                self.execute(&held.command);
+            }
+        }
+        for namespace in &mut self.namespaces {
+            namespace.power_cut(&mut chance);
+        }
+        registers.clear_configuration();
+        self.stop(registers);
+    }
+
+    /// Does what CC asks for (Base 2.0, section 3.1.3.5).
+    fn follow(&mut self, registers: &Registers) -> usize {
+        let configuration = registers.configuration();
+        let enabled = configuration & CC_ENABLE != 0;
+        match self.power {
+            Power::Off if enabled => {
+                self.start(configuration, registers);
+                1
+            }
+            Power::Running | Power::Failed if !enabled => {
+                self.stop(registers);
+                1
+            }
+            _ if configuration & CC_SHUTDOWN_MASK != 0
+                && registers.status() & CSTS_SHUTDOWN_COMPLETE == 0 =>
+            {
+                let flushed = self.flush_all();
+                if flushed.is_success() {
+                    registers.set_status(registers.status() | CSTS_SHUTDOWN_COMPLETE);
+                } else {
+                    self.fail(registers);
+                }
+                1
+            }
+            _ => 0,
+        }
+    }
+
+    fn start(&mut self, configuration: u32, registers: &Registers) {
+        let attributes = registers.admin_attributes();
+        let entries = |bits: u32| (bits & 0xfff) + 1;
+        let (submission, completion) = (entries(attributes), entries(attributes >> 16));
+        let (asq, acq) = registers.admin_addresses();
+        let aligned = (asq | acq).is_multiple_of(PAGE as u64);
+        let submission_words = self.windows.words(asq, submission as usize * COMMAND_WORDS);
+        let completion_words = self.windows.words(acq, completion as usize * COMPLETION_WORDS);
+        let sound =
+            configuration & CC_UNSUPPORTED == 0 && aligned && submission.min(completion) > 1;
+        let (Some(submission_words), Some(completion_words), true) =
+            (submission_words, completion_words, sound)
+        else {
+            return self.fail(registers);
+        };
+        self.submission[0] = Some(SubmissionQueue::new(submission_words, submission, 0));
+        self.completion[0] = Some(CompletionQueue::new(completion_words, completion));
+        self.power = Power::Running;
+        registers.set_status(CSTS_READY);
+    }
+
+    /// A controller reset: no queue, no command, no feature value is left
+    /// (Base 2.0, section 3.7.2).
+    fn stop(&mut self, registers: &Registers) {
+        for queue in 0..self.submission.len() as u16 {
+            self.submission[usize::from(queue)] = None;
+            self.completion[usize::from(queue)] = None;
+            registers.clear_tail(queue);
+            registers.clear_head(queue);
+        }
+        self.held.clear();
+        self.events.clear();
+        self.features = super::admin::initial_features(&self.options);
+        for namespace in &mut self.namespaces {
+            namespace.set_cached(self.options.write_cache);
+        }
+        self.power = Power::Off;
+        registers.set_status(0);
+    }
+
+    fn fail(&mut self, registers: &Registers) {
+        self.power = Power::Failed;
+        registers.set_status(registers.status() | CSTS_FATAL);
+    }
+
+    /// Takes commands from one queue while there are some, their completions
+    /// have room and the budget lasts.
+    fn serve(&mut self, queue: u16, registers: &Registers) -> usize {
+        if self.submission[usize::from(queue)].is_none() {
+            return 0;
+        }
+        let tail = registers.tail(queue);
+        let mut count = 0;
+        while self.budget > 0 && self.has_room(queue, registers) && self.may_hold(queue) {
+            let Some(source) = &mut self.submission[usize::from(queue)] else { break };
+            let Some(command) = source.fetch(tail) else { break };
+            count += 1;
+            let answer = if queue == 0 {
+                self.administer(&command, registers)
+            } else {
+                self.take(queue, &command)
+            };
+            if let Answer::Now(status, result) = answer {
+                self.post(queue, command.id(), status, result);
+            }
+        }
+        count
+    }
+
+    /// An I/O command has been fetched: execute it, or hold it back.
+    fn take(&mut self, queue: u16, command: &Command) -> Answer {
+        let stuck = match self.switches.judge(command.opcode()) {
+            Verdict::Serve if self.options.disorder.is_none() => {
+                return Answer::Now(self.execute(command), 0);
+            }
+            Verdict::Serve => false,
+            Verdict::Stick => true,
+            Verdict::Fail(status) => return Answer::Now(status, 0),
+        };
+        self.held.push(Held { queue, command: *command, stuck });
+        Answer::Later
+    }
+
+    fn execute(&mut self, command: &Command) -> Status {
+        self.budget = self.budget.saturating_sub(PAGE);
+        match self.serve_io(command) {
+            Ok(bytes) => {
+                self.budget = self.budget.saturating_sub(bytes);
+                Status::SUCCESS
+            }
+            Err(status) => status,
+        }
+    }
+
+    /// Executes some of the commands held back, in an order of chance.
+    fn release(&mut self, registers: &Registers) -> usize {
+        let Some(disorder) = self.options.disorder else { return 0 };
+        let mut count = 0;
+        for _ in 0..self.held.len() {
+            let index = self.chance.below(self.held.len());
+            let held = &self.held[index];
+            let queue = held.queue;
+            let waits = self.chance.below(disorder.delay as usize + 1) > 0;
+            if held.stuck || waits || !self.has_room(queue, registers) {
+                continue;
+            }
+            let command = self.held.swap_remove(index).command;
+            let status = self.execute(&command);
+            self.post(queue, command.id(), status, 0);
+            count += 1;
+        }
+        count
+    }
+
+    fn may_hold(&self, queue: u16) -> bool {
+        let Some(disorder) = self.options.disorder else { return true };
+        queue == 0 || self.held.iter().filter(|held| !held.stuck).count() < disorder.held.max(1)
+    }
+
+    /// Whether a completion of this submission queue's commands has room.
+    pub(super) fn has_room(&mut self, queue: u16, registers: &Registers) -> bool {
+        let Some(source) = &self.submission[usize::from(queue)] else { return false };
+        let target = source.completion;
+        let completion = self.completion[usize::from(target)].as_mut();
+        completion.is_some_and(|completion| completion.has_room(|| registers.head(target)))
+    }
+
+    pub(super) fn post(&mut self, queue: u16, id: u16, status: Status, result: u32) {
+        let Some(source) = &self.submission[usize::from(queue)] else { return };
+        let (head, target) = (source.head(), source.completion);
+        if let Some(completion) = &mut self.completion[usize::from(target)] {
+            // Nothing here would go differently at a second attempt.
+            let status = if status.is_success() { status } else { status.final_answer() };
+            completion.post(queue, head, id, status, result);
+        }
+    }
+
+    pub(super) fn flush_all(&mut self) -> Status {
+        let flushed = self.namespaces.iter_mut().try_for_each(SoftNamespace::flush);
+        flushed.err().unwrap_or(Status::SUCCESS)
+    }
+}

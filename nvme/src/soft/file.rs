@@ -1,0 +1,319 @@
+//! A file behind a namespace: mapped, sparse, and not ours alone.
+//!
+//! A write to a hole of a mapped file can find the file system full, and then
+//! it is a SIGBUS and not an error. So space is reserved in chunks before a
+//! chunk is first written, and holes are read with a system call, because
+//! reading them through a mapping would fill them on tmpfs.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use block_core::{Mapping, Memory};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::namespace::whole_pages;
+use crate::PAGE;
+use crate::completion::Status;
+use crate::sys;
+
+/// Space is reserved in pieces of this size: the largest request. Larger ones
+/// would blow up a sparse file that is written here and there.
+const CHUNK_BYTES: u64 = 128 * 1024;
+
+/// From this size punching a hole is cheaper than setting pages to zero.
+const PUNCH_BYTES: u64 = 64 * 1024;
+
+/// Which file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileOptions {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Make it with this many bytes, a multiple of 4096, if it is not there.
+    pub create: Option<u64>,
+}
+
+/// Why a file cannot be a namespace.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The sentences say it, the fields are their words.
+pub enum OpenError {
+    #[error("there is no file {path}; give a size to create it, or correct the path")]
+    Missing { path: PathBuf },
+    #[error("{path} is not a regular file; a soft NVMe device needs one")]
+    NotAFile { path: PathBuf },
+    #[error("{path} has {bytes} bytes; a device needs at least 4096")]
+    TooSmall { path: PathBuf, bytes: u64 },
+    #[error(
+        "a device of {bytes} bytes cannot be made at {path}: the size must be a positive multiple of 4096"
+    )]
+    BadSize { path: PathBuf, bytes: u64 },
+    #[error(
+        "{path} is in use by another process (it holds the file's lock); stop that one or use another file"
+    )]
+    InUse { path: PathBuf },
+    #[error(
+        "{path} cannot be opened to read and write: {error}; check owner and mode of the file and its folder"
+    )]
+    Open { path: PathBuf, error: io::Error },
+    #[error(
+        "{path} cannot be given {bytes} bytes: {error}; use a smaller size or another file system"
+    )]
+    Grow { path: PathBuf, bytes: u64, error: io::Error },
+    #[error("{path} cannot be mapped: {error}; use another file system")]
+    Map { path: PathBuf, error: io::Error },
+}
+
+#[derive(Debug)]
+pub(super) struct FileDisk {
+    path: PathBuf,
+    /// Locked as long as it is open.
+    file: File,
+    mapping: Mapping,
+    bytes: u64,
+    /// A bit for each chunk whose space is known to be reserved.
+    reserved: Vec<u64>,
+    /// The storage failed, or someone cut the file: nothing is believed again.
+    failed: bool,
+}
+
+impl FileDisk {
+    pub(super) fn open(options: &FileOptions) -> Result<Self, OpenError> {
+        let path = options.path.clone();
+        let file = open_or_create(&path, options.create)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
+            Err(TryLockError::Error(error)) => return Err(OpenError::Open { path, error }),
+        }
+        let metadata = match file.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) => return Err(OpenError::Open { path, error }),
+        };
+        if !metadata.is_file() {
+            return Err(OpenError::NotAFile { path });
+        }
+        let mut size = metadata.len();
+        if let (0, Some(bytes)) = (size, options.create) {
+            // Made just now, or by a start that was killed between two steps.
+            if let Err(error) = file.set_len(bytes) {
+                return Err(OpenError::Grow { path, bytes, error });
+            }
+            size = bytes;
+        }
+        let bytes = size / PAGE as u64 * PAGE as u64;
+        if bytes == 0 {
+            return Err(OpenError::TooSmall { path, bytes: size });
+        }
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let mapping = match Mapping::of_file(&file, 0, length, true) {
+            Ok(mapping) => mapping,
+            Err(error) => return Err(OpenError::Map { path, error }),
+        };
+        let chunks = bytes.div_ceil(CHUNK_BYTES);
+        let reserved = vec![0; usize::try_from(chunks.div_ceil(64)).unwrap_or(usize::MAX)];
+        let mut disk = Self { path, file, mapping, bytes, reserved, failed: false };
+        disk.find_data();
+        Ok(disk)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn read(
+        &mut self,
+        at: u64,
+        to: &Memory,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), Status> {
+        let range = at..at + bytes as u64;
+        for chunk in chunks(&range) {
+            let part = part(&range, chunk);
+            let to_offset = offset + (part.start - at) as usize;
+            let len = (part.end - part.start) as usize;
+            if self.is_reserved(chunk) {
+                sys::copy(&self.mapping, part.start as usize, to, to_offset, len);
+            } else {
+                let count = sys::read_file(&self.file, part.start, to, to_offset, len);
+                if !matches!(count, Ok(count) if count == len) {
+                    self.fail(&format!("a read of {len} bytes ended with {count:?}"));
+                }
+            }
+        }
+        // After the copy: the mark says what the copy met.
+        self.check(Status::READ_ERROR)
+    }
+
+    pub(super) fn write(
+        &mut self,
+        at: u64,
+        from: &Memory,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), Status> {
+        self.check(Status::WRITE_FAULT)?;
+        self.reserve(&(at..at + bytes as u64))?;
+        sys::copy(from, offset, &self.mapping, at as usize, bytes);
+        self.check(Status::WRITE_FAULT)
+    }
+
+    pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Status> {
+        self.check(Status::WRITE_FAULT)?;
+        let inner = whole_pages(&range);
+        let is_reserved = chunks(&range).all(|chunk| self.is_reserved(chunk));
+        let is_small = inner.end - inner.start < PUNCH_BYTES;
+        if inner.is_empty() || is_reserved && is_small || !self.punch(inner.clone())? {
+            return self.clear(range);
+        }
+        self.clear(range.start..inner.start)?;
+        self.clear(inner.end..range.end)
+    }
+
+    /// Whole pages.
+    pub(super) fn deallocate(&mut self, range: Range<u64>) -> Result<(), Status> {
+        self.check(Status::WRITE_FAULT)?;
+        // A file system without holes keeps the blocks: deallocation is advice.
+        self.punch(range).map(|_| ())
+    }
+
+    pub(super) fn persist(&mut self, range: Range<u64>) -> Result<(), Status> {
+        let len = (range.end - range.start) as usize;
+        let persisted = sys::persist(&self.mapping, range.start as usize, len);
+        self.settled(persisted)
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), Status> {
+        let flushed = self.file.sync_data();
+        self.settled(flushed)
+    }
+
+    /// After a failed write-back the kernel may have thrown the pages away, and
+    /// the next attempt would succeed without them.
+    fn settled(&mut self, outcome: io::Result<()>) -> Result<(), Status> {
+        if let Err(error) = outcome {
+            self.fail(&format!("writing it out failed: {error}"));
+        }
+        self.check(Status::WRITE_FAULT)
+    }
+
+    fn clear(&mut self, range: Range<u64>) -> Result<(), Status> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.reserve(&range)?;
+        sys::clear(&self.mapping, range.start as usize, (range.end - range.start) as usize);
+        self.check(Status::WRITE_FAULT)
+    }
+
+    /// Makes sure that the chunks of a range have space.
+    fn reserve(&mut self, range: &Range<u64>) -> Result<(), Status> {
+        for chunk in chunks(range) {
+            if self.is_reserved(chunk) {
+                continue;
+            }
+            let start = chunk * CHUNK_BYTES;
+            let len = CHUNK_BYTES.min(self.bytes - start);
+            // KEEP_SIZE: a file that was cut stays cut, so that it is noticed.
+            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, start, len) {
+                Ok(()) => {}
+                // Without reservation a full file system ends as a failed
+                // namespace and not as a lost process.
+                Err(Errno::OPNOTSUPP) => {}
+                Err(Errno::NOSPC | Errno::DQUOT) => return Err(Status::CAPACITY_EXCEEDED),
+                Err(error) => {
+                    self.fail(&format!("no space could be reserved: {error}"));
+                    return Err(Status::WRITE_FAULT);
+                }
+            }
+            self.reserved[(chunk / 64) as usize] |= 1 << (chunk % 64);
+        }
+        Ok(())
+    }
+
+    /// Makes whole pages a hole; false if the file system has none.
+    fn punch(&mut self, range: Range<u64>) -> Result<bool, Status> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, range.start, range.end - range.start) {
+            Ok(()) => {
+                for chunk in chunks(&range) {
+                    self.reserved[(chunk / 64) as usize] &= !(1 << (chunk % 64));
+                }
+                Ok(true)
+            }
+            Err(Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => {
+                self.fail(&format!("a hole could not be made: {error}"));
+                Err(Status::WRITE_FAULT)
+            }
+        }
+    }
+
+    /// Chunks that are data from end to end need no reservation.
+    fn find_data(&mut self) {
+        let mut at = 0;
+        while let Ok(start) = seek(&self.file, SeekFrom::Data(at))
+            && let Ok(end) = seek(&self.file, SeekFrom::Hole(start))
+            && end > at
+        {
+            let first = start.div_ceil(CHUNK_BYTES);
+            let last = if end >= self.bytes {
+                self.bytes.div_ceil(CHUNK_BYTES)
+            } else {
+                end / CHUNK_BYTES
+            };
+            for chunk in first..last {
+                self.reserved[(chunk / 64) as usize] |= 1 << (chunk % 64);
+            }
+            at = end;
+        }
+    }
+
+    fn is_reserved(&self, chunk: u64) -> bool {
+        self.reserved[(chunk / 64) as usize] >> (chunk % 64) & 1 == 1
+    }
+
+    fn check(&mut self, status: Status) -> Result<(), Status> {
+        if self.mapping.has_failed() && !self.failed {
+            self.fail("the file was truncated");
+        }
+        if self.failed { Err(status) } else { Ok(()) }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        if !self.failed {
+            let path = self.path.display();
+            tracing::error!(%path, "the namespace over this file has failed: {reason}");
+        }
+        self.failed = true;
+    }
+}
+
+fn open_or_create(path: &Path, create: Option<u64>) -> Result<File, OpenError> {
+    if let Some(bytes) = create
+        && (bytes == 0 || !bytes.is_multiple_of(PAGE as u64))
+    {
+        return Err(OpenError::BadSize { path: path.to_owned(), bytes });
+    }
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create.is_some())
+        .truncate(false)
+        .open(path);
+    opened.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if create.is_none() => OpenError::Missing { path: path.to_owned() },
+        io::ErrorKind::IsADirectory => OpenError::NotAFile { path: path.to_owned() },
+        _ => OpenError::Open { path: path.to_owned(), error },
+    })
+}
+
+fn chunks(range: &Range<u64>) -> Range<u64> {
+    range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES)
+}
+
+fn part(range: &Range<u64>, chunk: u64) -> Range<u64> {
+    range.start.max(chunk * CHUNK_BYTES)..range.end.min((chunk + 1) * CHUNK_BYTES)
+}

@@ -1,0 +1,161 @@
+//! The soft controller: the other side of the bus, in this process.
+//!
+//! It is a controller and no shortcut: an admin queue, identify, queues with
+//! phase tags, doorbells that are one 32-bit store, PRP lists, a volatile
+//! write cache, errors. It knows nothing of our driver and believes nothing it
+//! is told: a malformed command gets the status that the specification asks
+//! for and touches no memory.
+//!
+//! A worker drives it from its own turn ([`SoftController::work`]); in tests a
+//! second thread does too ([`SoftController::spawn`]), which makes a missing
+//! fence visible.
+
+mod admin;
+mod bus;
+mod disorder;
+mod engine;
+mod fault;
+mod file;
+mod identify;
+mod io;
+mod namespace;
+mod prp;
+mod queue;
+mod ram;
+mod registers;
+mod thread;
+mod unflushed;
+mod windows;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use crate::bus::Bus;
+use bus::SoftBus;
+use engine::Engine;
+use registers::Registers;
+use windows::Registry;
+
+pub use disorder::Disorder;
+pub use fault::Fault;
+pub use file::{FileOptions, OpenError};
+pub use namespace::SoftNamespace;
+pub use thread::Runner;
+
+/// What a soft controller is like.
+#[derive(Clone, Debug)]
+pub struct SoftOptions {
+    /// Serial number, at most 20 ASCII characters.
+    pub serial: String,
+    /// Most I/O queue pairs.
+    pub queues: u16,
+    /// Most entries of a queue, at least 2.
+    pub queue_entries: u16,
+    /// Most bytes of one transfer: 4096 times a power of two, at least 8192.
+    pub max_transfer: usize,
+    /// Whether writes rest in a volatile cache until a flush. For a file that
+    /// cache is the kernel's page cache: it survives the end of this process
+    /// and is lost with the machine's power.
+    pub write_cache: bool,
+    /// Whether there is a Write Zeroes command.
+    pub write_zeroes: bool,
+    /// Whether there is a Dataset Management command.
+    pub deallocate: bool,
+    /// Reorders and delays completions.
+    pub disorder: Option<Disorder>,
+}
+
+impl Default for SoftOptions {
+    fn default() -> Self {
+        Self {
+            serial: "VRIO-SOFT".to_owned(),
+            queues: 16,
+            queue_entries: 1024,
+            max_transfer: 1 << 20,
+            write_cache: true,
+            write_zeroes: true,
+            deallocate: true,
+            disorder: None,
+        }
+    }
+}
+
+/// A controller in this process. Share it with `Arc`: a bus to it holds one.
+#[derive(Debug)]
+pub struct SoftController {
+    registers: Registers,
+    registry: Registry,
+    engine: Mutex<Engine>,
+}
+
+impl SoftController {
+    /// A controller over these namespaces, whose IDs are 1, 2 and so on.
+    ///
+    /// # Panics
+    /// If the options contradict their own documentation.
+    #[must_use]
+    pub fn new(options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
+        assert!(options.queue_entries >= 2 && options.queues >= 1);
+        let pages = options.max_transfer / crate::PAGE;
+        assert!(
+            pages >= 2
+                && pages.is_power_of_two()
+                && options.max_transfer.is_multiple_of(crate::PAGE)
+        );
+        Arc::new(Self {
+            registers: Registers::new(options.queues, options.queue_entries),
+            registry: Registry::default(),
+            engine: Mutex::new(Engine::new(options, namespaces)),
+        })
+    }
+
+    /// A bus for a driver whose thread also drives the controller: waiting for
+    /// an answer does the controller's work.
+    #[must_use]
+    pub fn bus(self: &Arc<Self>) -> Arc<dyn Bus> {
+        Arc::new(SoftBus::driven_here(Arc::clone(self)))
+    }
+
+    /// A bus for a driver while another thread drives the controller.
+    #[must_use]
+    pub fn distant_bus(self: &Arc<Self>) -> Arc<dyn Bus> {
+        Arc::new(SoftBus::driven_elsewhere(Arc::clone(self)))
+    }
+
+    /// Looks at every doorbell and does a bounded amount of work. Returns how
+    /// many commands were fetched or completed: as long as commands are under
+    /// way, zero does not mean that nothing is left to do. While another
+    /// thread is in here there is nothing to do for this one.
+    pub fn work(&self) -> usize {
+        match self.engine.try_lock() {
+            Ok(mut engine) => engine.work(&self.registers, &self.registry),
+            Err(TryLockError::WouldBlock) => 0,
+            Err(TryLockError::Poisoned(poisoned)) => {
+                poisoned.into_inner().work(&self.registers, &self.registry)
+            }
+        }
+    }
+
+    /// Drives the controller on a thread of its own until the runner is
+    /// dropped.
+    #[must_use]
+    pub fn spawn(self: &Arc<Self>) -> Runner {
+        Runner::start(Arc::clone(self))
+    }
+
+    /// Throws a switch: something goes wrong from now on.
+    pub fn inject(&self, fault: Fault) {
+        self.engine().inject(fault, &self.registers);
+    }
+
+    /// The power fails and comes back. Commands under way end in nothing or,
+    /// as the seed wills, had been executed; of what was not flushed, each
+    /// logical block keeps any of the contents it has had since. Namespaces
+    /// over files lose nothing here: their cache belongs to the kernel.
+    pub fn power_cut(&self, seed: u64) {
+        self.engine().power_cut(seed, &self.registers);
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,98 @@
+//! The controller's ends of the rings.
+
+use std::sync::atomic::Ordering;
+
+use crate::command::{COMMAND_WORDS, Command};
+use crate::completion::{COMPLETION_WORDS, Completion, Status};
+use crate::sys::Words;
+
+/// A submission queue: the controller reads at the head.
+#[derive(Debug)]
+pub(super) struct SubmissionQueue {
+    words: Words,
+    entries: u32,
+    head: u32,
+    /// The completion queue of its commands.
+    pub(super) completion: u16,
+}
+
+impl SubmissionQueue {
+    pub(super) fn new(words: Words, entries: u32, completion: u16) -> Self {
+        Self { words, entries, head: 0, completion }
+    }
+
+    /// Takes the next command, given what the tail doorbell says. A tail that
+    /// is no place in the ring is an error the specification leaves undefined
+    /// (Base 2.0, section 3.3.1.1): nothing is fetched.
+    pub(super) fn fetch(&mut self, tail: u32) -> Option<Command> {
+        if tail == self.head || tail >= self.entries {
+            return None;
+        }
+        let base = self.head as usize * COMMAND_WORDS;
+        let mut words = [0; COMMAND_WORDS];
+        for (index, word) in words.iter_mut().enumerate() {
+            // The tail was loaded with Acquire, so the entry is all there.
+            *word = self.words.load(base + index, Ordering::Relaxed);
+        }
+        self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
+        Some(Command::from_words(words))
+    }
+
+    pub(super) fn head(&self) -> u16 {
+        self.head as u16
+    }
+}
+
+/// A completion queue: the controller writes at the tail.
+#[derive(Debug)]
+pub(super) struct CompletionQueue {
+    words: Words,
+    entries: u32,
+    tail: u32,
+    phase: bool,
+    head: u32,
+}
+
+impl CompletionQueue {
+    pub(super) fn new(words: Words, entries: u32) -> Self {
+        Self { words, entries, tail: 0, phase: true, head: 0 }
+    }
+
+    /// Whether there is room for an entry. The head doorbell is asked only
+    /// when the last value leaves none.
+    pub(super) fn has_room(&mut self, head: impl FnOnce() -> u32) -> bool {
+        let next = self.next();
+        if next != self.head {
+            return true;
+        }
+        let head = head();
+        if head < self.entries {
+            self.head = head;
+        }
+        next != self.head
+    }
+
+    /// Writes an entry; the caller has seen room.
+    pub(super) fn post(&mut self, queue: u16, head: u16, id: u16, status: Status, result: u32) {
+        let entry = Completion {
+            result,
+            submission_head: head,
+            submission_queue: queue,
+            command_id: id,
+            status,
+        };
+        let [first, last] = entry.to_words(self.phase);
+        let base = self.tail as usize * COMPLETION_WORDS;
+        self.words.store(base, first, Ordering::Relaxed);
+        // Release: who sees the phase sees the data.
+        self.words.store(base + 1, last, Ordering::Release);
+        self.tail = self.next();
+        if self.tail == 0 {
+            self.phase = !self.phase;
+        }
+    }
+
+    fn next(&self) -> u32 {
+        if self.tail + 1 == self.entries { 0 } else { self.tail + 1 }
+    }
+}

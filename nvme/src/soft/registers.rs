@@ -1,0 +1,122 @@
+//! The registers and doorbells as the bus sees them: words that both sides
+//! store and load, nothing else. What they mean happens in the engine.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, DOORBELLS, GONE, PAGE_BITS, VS};
+
+/// Bytes of registers that mean something.
+const REGISTER_BYTES: u32 = 0x40;
+
+/// The version that is reported: 2.0.
+pub(super) const VERSION: u32 = 0x0002_0000;
+
+/// CAP.CQR: queues are contiguous.
+const CONTIGUOUS_QUEUES: u64 = 1 << 16;
+/// CAP.TO, in 500 ms: a file may take its time to be written out.
+const READY_TIMEOUT: u64 = 20 << 24;
+/// CAP.CSS bit 0: the NVM command set.
+const NVM_COMMANDS: u64 = 1 << 37;
+
+#[derive(Debug)]
+pub(super) struct Registers {
+    words: [AtomicU32; REGISTER_BYTES as usize / 4],
+    doorbells: Box<[AtomicU32]>,
+    gone: AtomicBool,
+}
+
+impl Registers {
+    pub(super) fn new(queues: u16, entries: u16) -> Self {
+        const { assert!(PAGE_BITS == 12, "MPSMIN and MPSMAX are 0") };
+        let doorbells = (0..2 * (usize::from(queues) + 1)).map(|_| AtomicU32::new(0)).collect();
+        let registers = Self { words: Default::default(), doorbells, gone: AtomicBool::new(false) };
+        let cap = u64::from(entries - 1) | CONTIGUOUS_QUEUES | READY_TIMEOUT | NVM_COMMANDS;
+        registers.word(CAP).store(cap as u32, Ordering::Relaxed);
+        registers.word(CAP + 4).store((cap >> 32) as u32, Ordering::Relaxed);
+        registers.word(VS).store(VERSION, Ordering::Relaxed);
+        registers
+    }
+
+    /// The driver reads.
+    pub(super) fn read(&self, offset: u32) -> u32 {
+        if self.gone.load(Ordering::Relaxed) {
+            return GONE;
+        }
+        // Acquire: with CSTS comes what the controller did before it.
+        if offset < REGISTER_BYTES { self.word(offset).load(Ordering::Acquire) } else { 0 }
+    }
+
+    /// The driver writes. Release: with a doorbell go the ring's entries, with
+    /// CC the addresses of the admin queues.
+    pub(super) fn write(&self, offset: u32, value: u32) {
+        if offset >= DOORBELLS {
+            let index = (offset - DOORBELLS) as usize / 4;
+            if let Some(doorbell) = self.doorbells.get(index) {
+                doorbell.store(value, Ordering::Release);
+            }
+        } else if matches!(offset & !3, CC | AQA) || (ASQ..ACQ + 8).contains(&offset) {
+            self.word(offset).store(value, Ordering::Release);
+        }
+    }
+
+    /// What a queue's tail doorbell says.
+    pub(super) fn tail(&self, queue: u16) -> u32 {
+        self.doorbells[2 * usize::from(queue)].load(Ordering::Acquire)
+    }
+
+    /// What a queue's head doorbell says.
+    pub(super) fn head(&self, queue: u16) -> u32 {
+        self.doorbells[2 * usize::from(queue) + 1].load(Ordering::Acquire)
+    }
+
+    /// A queue's tail doorbell is as if never written.
+    pub(super) fn clear_tail(&self, queue: u16) {
+        self.doorbells[2 * usize::from(queue)].store(0, Ordering::Relaxed);
+    }
+
+    /// A queue's head doorbell is as if never written.
+    pub(super) fn clear_head(&self, queue: u16) {
+        self.doorbells[2 * usize::from(queue) + 1].store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn configuration(&self) -> u32 {
+        self.word(CC).load(Ordering::Acquire)
+    }
+
+    pub(super) fn clear_configuration(&self) {
+        self.word(CC).store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn admin_attributes(&self) -> u32 {
+        self.word(AQA).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn admin_addresses(&self) -> (u64, u64) {
+        let pair = |offset| {
+            u64::from(self.word(offset).load(Ordering::Relaxed))
+                | u64::from(self.word(offset + 4).load(Ordering::Relaxed)) << 32
+        };
+        (pair(ASQ), pair(ACQ))
+    }
+
+    pub(super) fn status(&self) -> u32 {
+        self.word(CSTS).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_status(&self, status: u32) {
+        self.word(CSTS).store(status, Ordering::Release);
+    }
+
+    /// From now on nobody answers.
+    pub(super) fn remove(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    fn word(&self, offset: u32) -> &AtomicU32 {
+        &self.words[offset as usize / 4]
+    }
+}

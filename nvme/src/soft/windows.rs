@@ -1,0 +1,132 @@
+//! The memory that a driver has opened to the controller.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use block_core::{DmaMemory, Memory};
+
+use crate::PAGE;
+use crate::sys::Words;
+
+/// Where the first window begins: address 0 and what private buffers claim to
+/// be at are no window.
+const FIRST_IOVA: u64 = 1 << 32;
+
+/// What the bus writes down: which memory is where. Memory that the driver has
+/// dropped disappears; addresses are never used twice.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    windows: Mutex<Listed>,
+    version: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Listed {
+    windows: Vec<(u64, Weak<Memory>)>,
+    /// Bytes of address space handed out so far.
+    used: u64,
+}
+
+impl Registry {
+    /// New memory for the driver.
+    pub(super) fn allocate(&self, bytes: usize) -> io::Result<DmaMemory> {
+        let memory = Arc::new(Memory::anonymous(bytes)?);
+        let mut listed = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.windows.retain(|(_, memory)| memory.strong_count() > 0);
+        let iova = FIRST_IOVA + listed.used;
+        // A page between windows, so that no transfer runs from one into the next.
+        listed.used += (memory.len() + PAGE) as u64;
+        listed.windows.push((iova, Arc::downgrade(&memory)));
+        self.version.fetch_add(1, Ordering::Release);
+        Ok(DmaMemory::new(memory, iova))
+    }
+}
+
+/// A piece of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    window: usize,
+    pub(super) offset: usize,
+}
+
+/// The engine's copy of the registry. It keeps the memory mapped while it may
+/// be read or written.
+#[derive(Debug, Default)]
+pub(super) struct Windows {
+    version: u32,
+    list: Vec<DmaMemory>,
+    last: Cell<usize>,
+}
+
+impl Windows {
+    /// Takes over what changed. No [`Place`] lives across this.
+    pub(super) fn refresh(&mut self, registry: &Registry) {
+        let version = registry.version.load(Ordering::Acquire);
+        if version == self.version {
+            return;
+        }
+        self.list.clear();
+        let listed = registry.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let living =
+            listed.windows.iter().filter_map(|(iova, memory)| Some((*iova, memory.upgrade()?)));
+        self.list.extend(living.map(|(iova, memory)| DmaMemory::new(memory, iova)));
+        self.version = version;
+        self.last.set(0);
+    }
+
+    /// Where `bytes` from `iova` are, if all of them are in one window.
+    pub(super) fn find(&self, iova: u64, bytes: usize) -> Option<Place> {
+        let last = self.last.get();
+        if let Some(place) = self.inside(last, iova, bytes) {
+            return Some(place);
+        }
+        let found = (0..self.list.len()).find_map(|window| self.inside(window, iova, bytes))?;
+        self.last.set(found.window);
+        Some(found)
+    }
+
+    fn inside(&self, window: usize, iova: u64, bytes: usize) -> Option<Place> {
+        let dma = self.list.get(window)?;
+        let offset = usize::try_from(iova.checked_sub(dma.iova())?).ok()?;
+        let end = offset.checked_add(bytes)?;
+        (end <= dma.memory().len()).then_some(Place { window, offset })
+    }
+
+    /// The memory that a place is in.
+    pub(super) fn memory(&self, place: Place) -> &Memory {
+        self.list[place.window].memory()
+    }
+
+    /// Words that stay readable however the windows change, for a queue.
+    pub(super) fn words(&self, iova: u64, count: usize) -> Option<Words> {
+        let place = self.find(iova, count.checked_mul(8)?)?;
+        Words::new(Arc::clone(self.list[place.window].memory()), place.offset, count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_of_living_memory_are_found() {
+        let registry = Registry::default();
+        let mut windows = Windows::default();
+        let first = registry.allocate(2 * PAGE).expect("memory");
+        let second = registry.allocate(PAGE).expect("memory");
+        windows.refresh(&registry);
+        assert!(windows.find(first.iova(), 2 * PAGE).is_some());
+        assert!(windows.find(first.iova() + 1, 2 * PAGE).is_none());
+        assert!(windows.find(first.iova() - 1, 1).is_none());
+        assert!(windows.find(second.iova() + PAGE as u64, 1).is_none());
+        assert!(windows.find(u64::MAX, usize::MAX).is_none());
+        let gone = first.iova();
+        drop(first);
+        let third = registry.allocate(PAGE).expect("memory");
+        windows.refresh(&registry);
+        assert!(windows.find(gone, 1).is_none());
+        assert!(third.iova() > second.iova());
+    }
+}
