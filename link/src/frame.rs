@@ -112,7 +112,8 @@ impl Kind {
 /// | `word` | the first sector | order number of a change, verifier of a flush |
 ///
 /// A `Missing` carries the set of segments as 16 bytes of payload, a `State`
-/// its code in `op`. In handshake frames only `session` is used.
+/// its code in `op`, an `Opened` the segment size in `count`. Other handshake frames
+/// use only `session`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     /// The session's id at the server; zero before there is one.

@@ -73,7 +73,13 @@ impl Greeting {
                 None
             }
             Kind::Opened => {
-                self.offer.filter(|offer| self.opening && offer.session == frame.header.session)
+                let offer = self
+                    .offer
+                    .filter(|offer| self.opening && offer.session == frame.header.session)?;
+                // The server has the last word on the segment size: it may
+                // have opened the session by an earlier open of ours.
+                let segments = Segmentation::new(frame.header.count as usize)?;
+                Some(Offer { segments, ..offer })
             }
             // The server forgot its offer (it restarted, or was busy): again.
             Kind::UnknownSession if self.opening => {

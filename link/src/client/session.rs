@@ -505,9 +505,13 @@ impl<P: Peer> Session<P> {
                     slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
                 }
             }
-            Some(Progress::Finished) if slot.is_read() && frame.header.attempt == slot.attempt => {
-                slot.read_again(self.cut);
-                self.partly_read &= !(1 << index);
+            Some(Progress::Finished) if slot.is_read() => {
+                if frame.header.attempt == slot.attempt {
+                    slot.read_again(self.cut);
+                    self.partly_read &= !(1 << index);
+                }
+                // Else our wish to have it read again was lost: repeat that.
+                slot.request_due = true;
             }
             _ => return,
         }

@@ -17,7 +17,7 @@ use crate::attach::FrontId;
 use crate::frame::{Frame, FrameError, Header, Kind, MAX_PAYLOAD, OLDEST_VERSION, VERSION};
 use crate::hello::{Hello, Open, SessionRefused, Welcome};
 use crate::host::{Host, Reply, SessionIndex, SlotRef};
-use crate::segment::SEGMENT_SIZES;
+use crate::segment::{SEGMENT_SIZES, Segmentation};
 use crate::wire::Wire;
 use door::Door;
 use session::Session;
@@ -47,7 +47,7 @@ pub struct ServerSettings {
 enum Note {
     Welcome(Welcome, u32, usize),
     Refuse(SessionRefused),
-    Opened(u32),
+    Opened(u32, Segmentation),
     UnknownSession(u32),
 }
 
@@ -162,14 +162,15 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
             return self.note(from, Note::UnknownSession(id));
         }
         let Some(index) = self.find(id, from) else { return };
-        let Some(front) = self.sessions[index].as_ref().map(Session::front) else { return };
+        let Some(session) = &self.sessions[index] else { return };
+        let (front, segments) = (session.front(), session.segments());
         let old_runs = self
             .sessions
             .iter()
             .flatten()
             .any(|session| session.front() == front && session.is_closing());
         if !old_runs {
-            self.note(from, Note::Opened(id));
+            self.note(from, Note::Opened(id, segments));
         }
     }
 
@@ -292,8 +293,9 @@ fn send_note<W: Wire>(wire: &mut W, to: W::Peer, note: &Note) {
             let body = refused.encode();
             wire.send(to, &header(0).encode(Kind::Refuse, &body), &body);
         }
-        Note::Opened(session) => {
-            wire.send(to, &header(*session).encode(Kind::Opened, &[]), &[]);
+        Note::Opened(session, segments) => {
+            let header = Header { count: segments.size() as u32, ..header(*session) };
+            wire.send(to, &header.encode(Kind::Opened, &[]), &[]);
         }
         Note::UnknownSession(session) => {
             wire.send(to, &header(*session).encode(Kind::UnknownSession, &[]), &[]);

@@ -68,6 +68,10 @@ impl<P: Copy + Eq> Session<P> {
         self.incarnation
     }
 
+    pub(super) const fn segments(&self) -> Segmentation {
+        self.cut
+    }
+
     pub(super) const fn is_closing(&self) -> bool {
         self.closing
     }
