@@ -38,9 +38,17 @@ step() { # NAME COMMAND...
         say step "$name" ok "$(seconds_since "$start")s" $(cat /tmp/facts)
     else
         tail -n 25 /tmp/step.log
-        fail "$name: exit status $status after $(seconds_since "$start")s: $(grep -v '^ *$' /tmp/step.log | tail -n 1)"
+        fail "$name: exit status $status after $(seconds_since "$start")s: $(complaint)"
         exit 1
     fi
+}
+
+# The line that says what went wrong, or else the last one.
+complaint() {
+    grep -v '^ *$' /tmp/step.log | awk '
+        /error|verify:|[Ff]ailed|FAILED|cannot|differ/ && !found { found = $0 }
+        { last = $0 }
+        END { print found ? found : last }'
 }
 
 fact() {
