@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::bytes::{BlockSizes, Bytes};
 use super::cpu::Watched;
-use super::run::Wait;
+use super::pace::Wait;
 
 /// Measure a vhost-user block device as a guest would see it, without a guest.
 ///
@@ -72,7 +72,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// Run on this CPU alone
+    /// Run on this CPU alone, with all threads
     #[arg(long, value_name = "CPU")]
     pub(crate) pin: Option<usize>,
 

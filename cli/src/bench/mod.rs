@@ -1,15 +1,17 @@
 //! `vrio bench`: a guest stand-in without a virtual machine.
 //!
 //! It drives any vhost-user block device as a guest's driver would, measures,
-//! and on request verifies every block. The modules stand in the order in
-//! which a run meets them: what was asked, what to request, the device, the
-//! loop between them, what came out.
+//! and on request verifies every block. A run goes through the modules in this
+//! order: `args`, `plan` (what was asked, and does it fit the device),
+//! `workload` (what to request), `run` (the loop) between `driver` (the device)
+//! and `ledger` with `pattern` (what blocks must hold), `tally`, `report`.
 
 mod args;
 mod bytes;
 mod cpu;
 mod driver;
 mod ledger;
+mod pace;
 mod pattern;
 mod plan;
 mod progress;
@@ -30,9 +32,10 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use cpu::{Sample, Watched};
 use driver::{Device, Rings};
+use pace::{Check, Gauge, Limits, Pace};
 use plan::{Fitted, Plan};
 use report::{Outcome, Report};
-use run::{Check, Gauge, Limits, Loop, Source};
+use run::{Loop, Source};
 use tally::Tally;
 use workload::Workload;
 
@@ -45,6 +48,9 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
     let plan = Plan::new(args)?;
     for watched in &plan.watched {
         Sample::take(watched)?;
+    }
+    if let Some(cpu) = plan.pin {
+        pin(cpu)?;
     }
     let device = Device::connect(&plan.socket, plan.wishes)?;
     let fitted = plan.fit(device.facts())?;
@@ -85,9 +91,6 @@ pub(crate) fn run(args: BenchArgs) -> anyhow::Result<()> {
 /// The measured run, then what belongs to it and is not measured: one flush,
 /// and with verification the reading back of every written block.
 fn measure(plan: &Plan, fitted: &Fitted, rings: Rings, gauge: &Gauge) -> anyhow::Result<Outcome> {
-    if let Some(cpu) = plan.pin {
-        pin(cpu)?;
-    }
     let Fitted { region, shape, slot_len, .. } = fitted;
     let mut work = Loop::new(rings, plan.queues, plan.depth, *region, shape.grains, gauge);
     work.fill_buffers(*slot_len);
@@ -95,17 +98,15 @@ fn measure(plan: &Plan, fitted: &Fitted, rings: Rings, gauge: &Gauge) -> anyhow:
 
     let own = Watched { name: "vrio bench".into(), pid: std::process::id() };
     let watched: Vec<&Watched> = std::iter::once(&own).chain(&plan.watched).collect();
-    let sample = || watched.iter().map(|watched| Sample::take(watched)).collect::<Result<_, _>>();
-    let before: Vec<Sample> = sample()?;
+    let before: Vec<Sample> =
+        watched.iter().map(|watched| Sample::take(watched)).collect::<anyhow::Result<_>>()?;
     let source = Source::Workload(Workload::new(shape.clone()));
     let elapsed = work.run(source, &plan.pace, &mut measured)?;
-    let now: Vec<Sample> = sample()?;
-
-    let cpu = watched
-        .iter()
-        .zip(now.iter().zip(&before))
-        .map(|(watched, (now, before))| (watched.name.clone(), watched.pid, now.since(before)))
-        .collect();
+    let used = |(watched, before): (&&Watched, &Sample)| {
+        let now = Sample::take(watched).ok();
+        ((*watched).clone(), now.map(|now| now.since(before)))
+    };
+    let cpu = watched.iter().zip(&before).map(used).collect();
 
     if fitted.final_flush {
         work.flush(&plan.pace, &mut after)?;
@@ -114,12 +115,8 @@ fn measure(plan: &Plan, fitted: &Fitted, rings: Rings, gauge: &Gauge) -> anyhow:
     if region.check == Check::OwnWrites {
         gauge.reading_back.store(true, std::sync::atomic::Ordering::Relaxed);
         let most = *slot_len as u32 / region.grain;
-        let pace = run::Pace {
-            limits: Limits::default(),
-            rate: None,
-            flush_every: None,
-            ..plan.pace.clone()
-        };
+        let pace =
+            Pace { limits: Limits::default(), rate: None, flush_every: None, ..plan.pace.clone() };
         work.run(Source::ReadBack { from: 0, most }, &pace, &mut after)?;
     }
     Ok(Outcome { elapsed, measured, after, known_grains, cpu })

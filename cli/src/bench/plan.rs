@@ -10,7 +10,7 @@ use super::bytes::{BlockSizes, Bytes};
 use super::cpu::Watched;
 use super::driver::{Facts, TrimLimits, Wishes};
 use super::ledger::MOST_GRAINS;
-use super::run::{Check, Limits, Pace, Region, Wait};
+use super::pace::{Check, Limits, Pace, Region, Wait};
 use super::workload::{Order, Shape};
 
 /// Most memory for data buffers, in bytes.
@@ -136,8 +136,11 @@ impl Plan {
              choose a smaller --size or a larger --bs"
         );
 
-        let read_back = if self.check == Check::OwnWrites { READ_BACK / grain * grain } else { 0 };
-        let slot_len = self.sizes.max.max(read_back);
+        let segment = self.segment.unwrap_or(u64::MAX).min(facts.largest_segment.into());
+        let slot_len = self.sizes.max.max(match self.check {
+            Check::OwnWrites => u64::from(READ_BACK).min(segment) as u32 / grain * grain,
+            Check::Off | Check::EarlierRun => 0,
+        });
         let buffers = (self.queues * self.depth) as u64 * u64::from(slot_len);
         ensure!(
             buffers <= MOST_BUFFERS,
@@ -145,7 +148,6 @@ impl Plan {
             Bytes(buffers),
             Bytes(MOST_BUFFERS)
         );
-        let segment = self.segment.unwrap_or(u64::MAX).min(facts.largest_segment.into());
         Ok(Fitted {
             region: Region { offset: self.offset, grain, seed: self.seed, check: self.check },
             shape: Shape {

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::bytes::Bytes;
 use super::driver::Pulse;
-use super::run::{Gauge, Limits};
+use super::pace::{Gauge, Limits};
 
 /// How often the bar is drawn: seldom, because drawing takes CPU from the run.
 const BEAT: Duration = Duration::from_millis(500);

@@ -7,10 +7,17 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::bytes::{BlockSizes, Bytes};
+use super::cpu::Watched;
+use super::pace::{Check, Wait};
 use super::plan::{Fitted, Plan};
-use super::run::{Check, Wait};
 use super::tally::Tally;
 use super::workload::Kind;
+
+/// Cores that a poller has on a quiet machine, nearly.
+const WHOLE_CORE: f64 = 0.9;
+
+/// Seconds below which scheduling noise says nothing.
+const SHORT: f64 = 0.5;
 
 /// Everything a run says; field names carry the units.
 #[derive(Debug, Serialize)]
@@ -23,6 +30,8 @@ pub(crate) struct Report {
     pub(crate) bytes_per_second: f64,
     pub(crate) kinds: Vec<KindReport>,
     pub(crate) cpu: Vec<CpuReport>,
+    /// What makes the figures doubtful.
+    pub(crate) notes: Vec<String>,
     pub(crate) failures: u64,
     pub(crate) first_failures: Vec<String>,
     pub(crate) verify: Option<VerifyReport>,
@@ -98,7 +107,8 @@ pub(crate) struct Outcome {
     /// The read-back and the final flush.
     pub(crate) after: Tally,
     pub(crate) known_grains: u64,
-    pub(crate) cpu: Vec<(String, u32, Duration)>,
+    /// Of each process watched, the bench first; `None` when it ended meanwhile.
+    pub(crate) cpu: Vec<(Watched, Option<Duration>)>,
 }
 
 impl Report {
@@ -113,24 +123,15 @@ impl Report {
         let both = [measured, after];
         let ios = measured.ios();
         Self {
-            asked,
             elapsed_seconds: elapsed.as_secs_f64(),
             ios,
             iops: ios as f64 / seconds,
             bytes: measured.bytes(),
             bytes_per_second: measured.bytes() as f64 / seconds,
             kinds: kinds(measured, seconds),
-            cpu: outcome
-                .cpu
-                .iter()
-                .map(|(name, pid, time)| CpuReport {
-                    name: name.clone(),
-                    pid: *pid,
-                    seconds: time.as_secs_f64(),
-                    seconds_per_million_ios: time.as_secs_f64() * 1e6 / ios.max(1) as f64,
-                    cores: time.as_secs_f64() / seconds,
-                })
-                .collect(),
+            notes: notes(&asked, outcome, seconds),
+            asked,
+            cpu: cpu(outcome, ios, seconds),
             failures: both.iter().map(|tally| tally.failures).sum(),
             first_failures: told(both.iter().flat_map(|tally| &tally.first_failures)),
             verify: verify.then(|| VerifyReport {
@@ -173,13 +174,18 @@ impl Report {
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
-        let Asked { rw, depth, queues, wait, size_bytes, offset_bytes, seed, .. } = &self.asked;
+        let Asked { rw, read_percent, depth, queues, wait, size_bytes, offset_bytes, seed, .. } =
+            &self.asked;
         let sizes = BlockSizes { min: self.asked.block_min_bytes, max: self.asked.block_max_bytes };
         let plural = if *queues == 1 { "queue" } else { "queues" };
         let size = Bytes(*size_bytes);
+        let share = match read_percent {
+            0 | 100 => String::new(),
+            percent => format!(" with {percent} % reads"),
+        };
         writeln!(
             out,
-            "{rw} of {sizes}, depth {depth} on {queues} {plural}, wait {wait}; \
+            "{rw}{share} of {sizes}, depth {depth} on {queues} {plural}, wait {wait}; \
              {size} at offset {offset_bytes} B, seed {seed}, {:.2} s",
             self.elapsed_seconds
         )?;
@@ -195,6 +201,9 @@ impl Report {
                 "  CPU           {:>10.2} s per million I/Os  {:>6.2} cores  {} (pid {})",
                 cpu.seconds_per_million_ios, cpu.cores, cpu.name, cpu.pid
             )?;
+        }
+        for note in &self.notes {
+            writeln!(out, "  note          {note}")?;
         }
         if let Some(verify) = &self.verify {
             verify.write(out)?;
@@ -311,6 +320,37 @@ fn kinds(tally: &Tally, seconds: f64) -> Vec<KindReport> {
         }
     };
     Kind::ALL.into_iter().filter(answered).map(report).collect()
+}
+
+fn cpu(outcome: &Outcome, ios: u64, seconds: f64) -> Vec<CpuReport> {
+    let report = |(watched, time): &(Watched, Option<Duration>)| {
+        let used = time.as_ref()?.as_secs_f64();
+        Some(CpuReport {
+            name: watched.name.clone(),
+            pid: watched.pid,
+            seconds: used,
+            seconds_per_million_ios: used * 1e6 / ios.max(1) as f64,
+            cores: used / seconds,
+        })
+    };
+    outcome.cpu.iter().filter_map(report).collect()
+}
+
+fn notes(asked: &Asked, outcome: &Outcome, seconds: f64) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (watched, _) in outcome.cpu.iter().filter(|(_, time)| time.is_none()) {
+        notes.push(format!("{} (pid {}) ended during the run", watched.name, watched.pid));
+    }
+    if let [(_, Some(own)), ..] = &outcome.cpu[..] {
+        let cores = own.as_secs_f64() / seconds;
+        if asked.wait == "poll" && cores < WHOLE_CORE && seconds > SHORT {
+            notes.push(format!(
+                "this polling client had {cores:.2} of a core: the machine was busy, \
+                 and a quiet one gives better figures"
+            ));
+        }
+    }
+    notes
 }
 
 fn told<T: ToString>(lines: impl Iterator<Item = T>) -> Vec<String> {

@@ -32,7 +32,10 @@ fn outcome() -> Outcome {
         measured,
         after: Tally::new(),
         known_grains: 0,
-        cpu: vec![("front".into(), 12, Duration::from_millis(250))],
+        cpu: vec![
+            (Watched { name: "vrio bench".into(), pid: 11 }, Some(Duration::from_millis(499))),
+            (Watched { name: "front".into(), pid: 12 }, Some(Duration::from_millis(250))),
+        ],
     }
 }
 
@@ -47,8 +50,8 @@ fn rates_percentiles_and_cpu_follow_from_the_counts() {
     {
         assert!(nanos.abs_diff(micros * 1000) <= micros, "{nanos} ns for {micros} us");
     }
-    assert_eq!(report.cpu[0].seconds_per_million_ios, 250.0);
-    assert_eq!(report.cpu[0].cores, 0.5);
+    assert_eq!(report.cpu[1].seconds_per_million_ios, 250.0);
+    assert_eq!(report.cpu[1].cores, 0.5);
     assert_eq!(report.complaint(), None);
 }
 
@@ -75,6 +78,20 @@ fn json_says_what_text_says() {
     assert_eq!(json["kinds"][0]["kind"], "read");
     assert_eq!(json["kinds"][1]["kind"], "flush");
     assert_eq!(json["verify"]["mismatched_sectors"], 0);
+}
+
+/// Figures from a starved poller look like a slow device.
+#[test]
+fn a_starved_poller_and_an_ended_process_are_noted() {
+    let mut outcome = outcome();
+    outcome.elapsed = Duration::from_secs(1);
+    outcome.cpu[1].1 = None;
+    let report = report(&outcome, false);
+    assert_eq!(report.cpu.len(), 1);
+    let text = report.text();
+    for words in ["note", "front (pid 12) ended", "had 0.50 of a core"] {
+        assert!(text.contains(words), "no '{words}' in:\n{text}");
+    }
 }
 
 /// A verification that fails and exits with 0 is worse than none.

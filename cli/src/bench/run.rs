@@ -2,82 +2,18 @@
 //!
 //! Nothing here allocates once the loop runs, and nothing sleeps unless asked.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::driver::{Rings, Status};
 use super::ledger::Ledger;
+use super::pace::{Check, Gauge, Limits, Pace, Region, Wait};
 use super::pattern::{self, Expected, SECTOR};
 use super::random::SplitMix;
 use super::tally::{Failure, Tally};
 use super::workload::{Kind, Op, Span, Workload};
-
-/// What to do while the device has not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Wait {
-    /// Look at the rings again and again; uses a whole core.
-    Poll,
-    /// Look again after letting others run; for pollers that share a core.
-    Yield,
-    /// Sleep until the device's interrupt, as an ordinary guest does.
-    Sleep,
-}
-
-/// When a run stops making requests; whichever comes first.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Limits {
-    pub(crate) time: Option<Duration>,
-    /// Requests, flushes not counted.
-    pub(crate) ios: Option<u64>,
-    /// Bytes of requests, flushes not counted.
-    pub(crate) bytes: Option<u64>,
-}
-
-/// How requests are made; every field has been checked where it was made.
-#[derive(Clone, Debug)]
-pub(crate) struct Pace {
-    pub(crate) wait: Wait,
-    pub(crate) limits: Limits,
-    /// Requests per second, offered whether or not earlier ones have ended.
-    pub(crate) rate: Option<f64>,
-    /// A flush follows after so many answered writes.
-    pub(crate) flush_every: Option<u64>,
-    /// How long the device may answer nothing at all.
-    pub(crate) patience: Option<Duration>,
-}
-
-/// The region and how its contents are made and checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Region {
-    /// Where grain 0 lies on the device, in bytes.
-    pub(crate) offset: u64,
-    /// Bytes in a grain.
-    pub(crate) grain: u32,
-    pub(crate) seed: u64,
-    pub(crate) check: Check,
-}
-
-/// What is known of the data read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Check {
-    /// Nothing; data is not looked at.
-    Off,
-    /// What this run itself wrote.
-    OwnWrites,
-    /// A verified run with the same seed wrote all of it before.
-    EarlierRun,
-}
-
-/// What other threads see of a running loop, and how they end it.
-#[derive(Default)]
-pub(crate) struct Gauge {
-    pub(crate) ios: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    pub(crate) reading_back: AtomicBool,
-    pub(crate) device_is_gone: AtomicBool,
-}
 
 /// Where requests come from.
 pub(crate) enum Source {
@@ -108,6 +44,14 @@ struct Flight {
     generation: u32,
 }
 
+/// A request not yet on its way.
+#[derive(Clone, Copy)]
+struct Draw {
+    op: Op,
+    /// When it was meant to start, at an offered rate.
+    meant: Option<Instant>,
+}
+
 /// One run over a source, from the first request to the last answer.
 struct Leg<'a> {
     source: Source,
@@ -115,7 +59,7 @@ struct Leg<'a> {
     tally: &'a mut Tally,
     begin: Instant,
     /// Drawn and not yet submitted, because it overlaps one in flight.
-    pending: Option<(Op, Instant)>,
+    pending: Option<Draw>,
     drawn_ios: u64,
     drawn_bytes: u64,
     dry: bool,
@@ -290,18 +234,28 @@ impl<'a> Loop<'a> {
         let mut kicks = 0u64;
         while let Some(queue) = self.queue_with_room(leg.next_queue) {
             let now = *now.get_or_insert_with(Instant::now);
-            let Some((op, begin)) = leg.next(now, self) else { break };
-            self.launch(queue, op, begin)
-                .with_context(|| format!("cannot queue a {}", op.kind.name()))?;
+            let Some(draw) = leg.next(now, self) else { break };
+            self.launch(queue, draw)
+                .with_context(|| format!("cannot queue a {}", draw.op.kind.name()))?;
             leg.next_queue = (queue + 1) % self.free.len();
             leg.in_flight += 1;
             submitted += 1;
             kicks |= 1 << queue;
+            // A pattern takes long to make, so no request waits for another's.
+            if self.ledger.is_some() {
+                self.kick(std::mem::take(&mut kicks))?;
+            }
         }
-        for queue in (0..self.free.len()).filter(|queue| kicks & (1 << queue) != 0) {
+        self.kick(kicks)?;
+        Ok(submitted)
+    }
+
+    /// Notifies the queues whose bits are set.
+    fn kick(&mut self, queues: u64) -> anyhow::Result<()> {
+        for queue in (0..self.free.len()).filter(|queue| queues & (1 << queue) != 0) {
             self.rings.notify(queue).context("cannot notify the device")?;
         }
-        Ok(submitted)
+        Ok(())
     }
 
     fn queue_with_room(&self, from: usize) -> Option<usize> {
@@ -309,7 +263,8 @@ impl<'a> Loop<'a> {
         (0..queues).map(|i| (from + i) % queues).find(|&queue| !self.free[queue].is_empty())
     }
 
-    fn launch(&mut self, queue: usize, op: Op, begin: Instant) -> std::io::Result<()> {
+    fn launch(&mut self, queue: usize, draw: Draw) -> std::io::Result<()> {
+        let Draw { op, meant } = draw;
         let Some(slot) = self.free[queue].pop() else { return Ok(()) };
         let slot = usize::from(slot);
         let (offset, len) = self.place(op.span);
@@ -323,6 +278,7 @@ impl<'a> Loop<'a> {
         if op.kind == Kind::Write {
             self.compose(slot, offset, len as usize, generation);
         }
+        let begin = meant.unwrap_or_else(Instant::now);
         self.flights[slot] = Some(Flight { op, begin, generation });
         self.rings.submit(queue, slot, op.kind, offset, len as usize)
     }
@@ -409,30 +365,30 @@ impl<'a> Leg<'a> {
         }
     }
 
-    /// The request to submit now, with the moment from which its latency counts.
-    fn next(&mut self, now: Instant, state: &Loop<'_>) -> Option<(Op, Instant)> {
+    /// The request to submit now.
+    fn next(&mut self, now: Instant, state: &Loop<'_>) -> Option<Draw> {
         if self.pace.flush_every.is_some_and(|every| self.writes_since_flush >= every) {
             self.writes_since_flush = 0;
-            return Some((Op { kind: Kind::Flush, span: Span::NONE }, now));
+            return Some(Draw { op: Op { kind: Kind::Flush, span: Span::NONE }, meant: None });
         }
-        let (op, begin) = match self.pending.take() {
+        let draw = match self.pending.take() {
             Some(pending) => pending,
             None => self.draw(now, state)?,
         };
-        if state.region.check != Check::Off && state.overlaps_flight(op) {
-            self.pending = Some((op, begin));
+        if state.ledger.is_some() && state.overlaps_flight(draw.op) {
+            self.pending = Some(draw);
             return None;
         }
-        Some((op, begin))
+        Some(draw)
     }
 
-    fn draw(&mut self, now: Instant, state: &Loop<'_>) -> Option<(Op, Instant)> {
+    fn draw(&mut self, now: Instant, state: &Loop<'_>) -> Option<Draw> {
         if self.dry || self.limit_reached(now) {
             self.dry = true;
             return None;
         }
-        let begin = self.next_due().unwrap_or(now);
-        if begin > now {
+        let meant = self.next_due();
+        if meant.is_some_and(|meant| meant > now) {
             return None;
         }
         let drawn = match &mut self.source {
@@ -451,7 +407,7 @@ impl<'a> Leg<'a> {
         };
         self.drawn_ios += 1;
         self.drawn_bytes += state.place(op.span).1;
-        Some((op, begin))
+        Some(Draw { op, meant })
     }
 
     fn limit_reached(&self, now: Instant) -> bool {
