@@ -43,6 +43,11 @@ fn fails(socket: &Path, options: &str) -> String {
     String::from_utf8(output.stderr).expect("UTF-8")
 }
 
+fn of_kind<'a>(report: &'a Value, kind: &str) -> &'a Value {
+    let kinds = report["kinds"].as_array().expect("a list");
+    kinds.iter().find(|report| report["kind"] == kind).unwrap_or(&Value::Null)
+}
+
 fn verifies(test: &str, shape: &str) {
     let Some(daemon) = StorageDaemon::start(test, 16 * MIB, "writable=on") else { return };
     let options = format!("{shape} --overwrite --verify");
@@ -58,6 +63,10 @@ fn verifies(test: &str, shape: &str) {
         assert_eq!(verify["mismatched_sectors"], 0, "{run}");
         assert!(verify["known_blocks"].as_u64() > Some(0), "{run}: {report}");
         assert_eq!(verify["read_back_blocks"], verify["known_blocks"], "{run}");
+        if run.contains("--flush-every 7") {
+            let count = |kind| of_kind(&report, kind)["ios"].as_u64().unwrap_or(0);
+            assert_eq!(count("flush"), count("write") / 7);
+        }
         if run.contains("randwrite") {
             assert_eq!(verify["known_blocks"], 16 * MIB / 4096, "one pass writes every block");
         }

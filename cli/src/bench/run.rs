@@ -367,8 +367,10 @@ impl<'a> Leg<'a> {
 
     /// The request to submit now.
     fn next(&mut self, now: Instant, state: &Loop<'_>) -> Option<Draw> {
-        if self.pace.flush_every.is_some_and(|every| self.writes_since_flush >= every) {
-            self.writes_since_flush = 0;
+        if let Some(every) = self.pace.flush_every
+            && self.writes_since_flush >= every
+        {
+            self.writes_since_flush -= every;
             return Some(Draw { op: Op { kind: Kind::Flush, span: Span::NONE }, meant: None });
         }
         let draw = match self.pending.take() {

@@ -1,0 +1,178 @@
+//! Before there are disks: getting the volumes.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use block_core::time::Clock;
+use block_core::{BlockError, Time};
+use block_front::DiskSpec;
+use link::wire::Wire;
+use link::wire::udp::Udp;
+use link::{Access, Client, Guest, Path, Token, VolumeHandle, VolumeState};
+use turn::{Loop, Station};
+
+use super::config::Disk;
+use crate::stop::Stop;
+
+/// Attaches the volumes of all disks and tells what they are.
+///
+/// # Errors
+/// A sentence, when a server refuses, or does not answer for `patience`.
+pub(super) fn attach(
+    turns: &Loop,
+    clock: Clock,
+    mut client: Client<Udp>,
+    disks: &[Disk],
+    patience: Option<Duration>,
+    stop: &Stop,
+) -> anyhow::Result<(Client<Udp>, Vec<DiskSpec>)> {
+    let start = clock.now();
+    let volumes = disks
+        .iter()
+        .map(|disk| {
+            let access = if disk.read_only { Access::Read } else { Access::Write };
+            client.attach(start, disk.server, disk.volume.clone(), access)
+        })
+        .collect();
+    let until = patience.map(|patience| start + patience);
+    let mut attaching = Attaching { client, volumes, until, late: false, stop };
+    turns.run(&mut attaching).context("the front cannot wait for its servers")?;
+    let specs = attaching.specs(disks);
+    if specs.is_err() {
+        attaching.give_back(turns)?;
+    }
+    Ok((attaching.client, specs?))
+}
+
+/// A client whose volumes are not all decided.
+struct Attaching<'a> {
+    client: Client<Udp>,
+    volumes: Vec<VolumeHandle>,
+    until: Option<Time>,
+    late: bool,
+    stop: &'a Stop,
+}
+
+impl Attaching<'_> {
+    fn specs(&self, disks: &[Disk]) -> anyhow::Result<Vec<DiskSpec>> {
+        let pairs = disks.iter().zip(&self.volumes);
+        pairs.map(|(disk, &volume)| self.spec(disk, volume)).collect()
+    }
+
+    fn spec(&self, disk: &Disk, volume: VolumeHandle) -> anyhow::Result<DiskSpec> {
+        let Disk { volume: name, server, .. } = disk;
+        match self.client.state(volume) {
+            VolumeState::Attached(attached) => super::disk_spec(disk, volume, &attached),
+            VolumeState::Refused(refused) => {
+                Err(anyhow!("volume {name} at udp://{server}: {refused}"))
+            }
+            _ if self.stop.is_asked() => bail!("stopped before all volumes were attached"),
+            _ => match self.client.session_refused(volume) {
+                Some(refused) => Err(anyhow!("udp://{server}: {refused}")),
+                None => Err(anyhow!(
+                    "no answer from udp://{server} for volume {name}: is `vrio server` running \
+                     there, and does its `listen` name this address? (connect_timeout_seconds = 0 \
+                     waits for ever)"
+                )),
+            },
+        }
+    }
+
+    /// Whether nothing more can be learned by waiting.
+    fn is_decided(&self) -> bool {
+        let waits = |&volume: &VolumeHandle| {
+            self.client.state(volume) == VolumeState::Waiting
+                && self.client.session_refused(volume).is_none()
+        };
+        !self.volumes.iter().any(waits)
+    }
+
+    /// Detaches what was attached before another volume failed.
+    fn give_back(&mut self, turns: &Loop) -> anyhow::Result<()> {
+        let mut giving = GivingBack::new(&mut self.client, &self.volumes, turns.now());
+        turns.run(&mut giving).context("the front cannot wait for its servers")?;
+        self.client.close();
+        Ok(())
+    }
+}
+
+impl Station for Attaching<'_> {
+    fn turn(&mut self, now: Time) -> bool {
+        self.late = self.until.is_some_and(|until| now >= until);
+        self.client.turn(now, &mut NoGuest)
+    }
+
+    fn announce_sleep(&mut self) {}
+
+    fn has_work(&mut self) -> bool {
+        false
+    }
+
+    fn retract_sleep(&mut self) {}
+
+    fn deadline(&self) -> Option<Time> {
+        self.client.deadline().into_iter().chain(self.until).min()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.late || self.stop.is_asked() || self.is_decided()
+    }
+}
+
+/// How long a server may take to confirm that volumes were given back.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+
+/// A client that gives its volumes back.
+pub(super) struct GivingBack<'a, W: Wire> {
+    client: &'a mut Client<W>,
+    volumes: &'a [VolumeHandle],
+    now: Time,
+    until: Time,
+}
+
+impl<'a, W: Wire> GivingBack<'a, W> {
+    pub(super) fn new(client: &'a mut Client<W>, volumes: &'a [VolumeHandle], now: Time) -> Self {
+        volumes.iter().for_each(|&volume| client.detach(volume));
+        Self { client, volumes, now, until: now + GIVE_BACK }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.volumes.iter().all(|&volume| self.client.state(volume) == VolumeState::Detached)
+    }
+}
+
+impl<W: Wire> Station for GivingBack<'_, W> {
+    fn turn(&mut self, now: Time) -> bool {
+        self.now = now;
+        self.client.turn(now, &mut NoGuest)
+    }
+
+    fn announce_sleep(&mut self) {}
+
+    fn has_work(&mut self) -> bool {
+        false
+    }
+
+    fn retract_sleep(&mut self) {}
+
+    fn deadline(&self) -> Option<Time> {
+        Some(self.client.deadline().map_or(self.until, |deadline| deadline.min(self.until)))
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.now >= self.until || self.is_done()
+    }
+}
+
+/// The guest of a client that serves none yet, or none any more.
+struct NoGuest;
+
+impl Guest for NoGuest {
+    fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {
+        Err(BlockError::Malformed)
+    }
+
+    fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
+
+    fn complete(&mut self, _: Token, _: Result<(), BlockError>) {}
+}

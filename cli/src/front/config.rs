@@ -1,0 +1,197 @@
+//! The front's configuration, parsed into a form that is already valid.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use link::{ClientSettings, VolumeName};
+use serde::Deserialize;
+use turn::Idle;
+
+/// What a newcomer could write.
+const EXAMPLE: &str = r#"    state_dir = "/var/lib/vrio/front"
+
+    [[disk]]
+    volume = "vm1"
+    server = "udp://iohost:7700"
+    socket = "/run/vrio/vm1.sock"
+"#;
+
+/// The file, as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    state_dir: PathBuf,
+    /// The server of disks that name none.
+    server: Option<String>,
+    #[serde(default)]
+    idle: Idle,
+    cpu: Option<usize>,
+    connect_timeout_seconds: Option<u64>,
+    least_timeout_us: Option<u64>,
+    #[serde(default)]
+    disk: Vec<RawServedDisk>,
+}
+
+/// A `[[disk]]` with the server that has its volume.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServedDisk {
+    server: Option<String>,
+    volume: String,
+    socket: PathBuf,
+    #[serde(default)]
+    read_only: bool,
+    logical_block_size: Option<u32>,
+    serial: Option<String>,
+    queues: Option<u16>,
+}
+
+/// A `[[disk]]` of a configuration that needs no server.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawDisk {
+    volume: String,
+    socket: PathBuf,
+    #[serde(default)]
+    read_only: bool,
+    logical_block_size: Option<u32>,
+    serial: Option<String>,
+    queues: Option<u16>,
+}
+
+/// The configuration of `vrio front`.
+#[derive(Debug)]
+pub(super) struct FrontConfig {
+    /// Where the front's identity is kept.
+    pub(super) state_dir: PathBuf,
+    pub(super) idle: Idle,
+    pub(super) cpu: Option<usize>,
+    /// How long to wait for servers at start; `None` is for ever.
+    pub(super) connect_timeout: Option<Duration>,
+    pub(super) least_timeout: Duration,
+    pub(super) disks: Vec<Disk>,
+}
+
+/// One disk to serve.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    pub(crate) server: SocketAddr,
+    pub(crate) volume: VolumeName,
+    pub(crate) socket: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) logical_block_size: u32,
+    pub(crate) serial: Option<String>,
+    pub(crate) queues: Option<u16>,
+}
+
+impl FrontConfig {
+    pub(super) fn read(file: &Path) -> anyhow::Result<Self> {
+        let raw: RawConfig = crate::config::read(file, EXAMPLE)?;
+        Self::check(raw).with_context(|| format!("{} is not a valid configuration", file.display()))
+    }
+
+    fn check(raw: RawConfig) -> anyhow::Result<Self> {
+        if raw.disk.is_empty() {
+            bail!("it names no disk; add one:\n\n{EXAMPLE}");
+        }
+        let server = raw.server.as_deref();
+        let disks = raw.disk.into_iter().map(|disk| disk.check(server));
+        let disks = disks.collect::<Result<Vec<_>, _>>()?;
+        check_distinct(&disks)?;
+        let connect = raw.connect_timeout_seconds.unwrap_or(10);
+        let least = raw.least_timeout_us.map_or(ClientSettings::LEAST_TIMEOUT, Duration::from_micros);
+        if least.is_zero() || least > Duration::from_millis(250) {
+            bail!("least_timeout_us must be between 1 and 250000");
+        }
+        Ok(Self {
+            state_dir: raw.state_dir,
+            idle: raw.idle,
+            cpu: raw.cpu,
+            connect_timeout: (connect > 0).then(|| Duration::from_secs(connect)),
+            least_timeout: least,
+            disks,
+        })
+    }
+}
+
+/// No two disks may share a socket or, from one server, a volume.
+pub(crate) fn check_distinct(disks: &[Disk]) -> anyhow::Result<()> {
+    for (place, disk) in disks.iter().enumerate() {
+        for other in &disks[..place] {
+            if other.socket == disk.socket {
+                bail!("two disks have the socket {}", disk.socket.display());
+            }
+            if other.volume == disk.volume && other.server == disk.server {
+                bail!("two disks have the volume {}", disk.volume);
+            }
+        }
+    }
+    Ok(())
+}
+
+impl RawServedDisk {
+    fn check(self, server: Option<&str>) -> anyhow::Result<Disk> {
+        let Some(server) = self.server.as_deref().or(server) else {
+            bail!("disk {} names no server, and there is none for all disks", self.volume);
+        };
+        let server = crate::config::udp_address(server)?;
+        let Self { volume, socket, read_only, logical_block_size, serial, queues, .. } = self;
+        RawDisk { volume, socket, read_only, logical_block_size, serial, queues }.check(server)
+    }
+}
+
+impl RawDisk {
+    /// The disk, when its volume is at `server`.
+    pub(crate) fn check(self, server: SocketAddr) -> anyhow::Result<Disk> {
+        Ok(Disk {
+            server,
+            volume: VolumeName::new(&self.volume)?,
+            socket: self.socket,
+            read_only: self.read_only,
+            logical_block_size: self.logical_block_size.unwrap_or(512),
+            serial: self.serial,
+            queues: self.queues,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<FrontConfig, String> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| error.to_string())?;
+        FrontConfig::check(raw).map_err(|error| format!("{error:#}"))
+    }
+
+    const DISK: &str =
+        "[[disk]]\nvolume = 'a'\nserver = 'udp://127.0.0.1:7700'\nsocket = '/run/a.sock'\n";
+
+    #[test]
+    fn the_example_is_valid() {
+        let example = EXAMPLE.replace("iohost", "127.0.0.1");
+        let config = check(&example).expect("valid");
+        assert_eq!(config.disks.len(), 1);
+        assert_eq!(config.disks[0].logical_block_size, 512);
+        assert_eq!(config.connect_timeout, Some(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let cases = [
+            ("state_dir = '/s'", "names no disk"),
+            (&format!("state_dir = '/s'\nspeed = 3\n{DISK}"), "speed"),
+            (&format!("state_dir = '/s'\n{DISK}{DISK}"), "two disks have the socket /run/a.sock"),
+            (&format!("state_dir = '/s'\n{}", DISK.replace("udp", "tcp")), "udp://HOST:PORT"),
+            (&format!("state_dir = '/s'\n{}", DISK.replace("'a'", "'a b'")), "not a volume name"),
+            (&format!("state_dir = '/s'\nidle = 'lazy'\n{DISK}"), "lazy"),
+            (DISK, "state_dir"),
+        ];
+        for (text, named) in cases {
+            let sentence = check(text).expect_err("refused");
+            assert!(sentence.contains(named), "{sentence:?} should name {named:?}");
+        }
+    }
+}

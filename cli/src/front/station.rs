@@ -1,0 +1,82 @@
+//! The front's thread: rings on one side, the link on the other.
+
+use std::io;
+use std::time::Duration;
+
+use block_core::Time;
+use block_front::Front;
+use link::wire::udp::Udp;
+use link::{Client, Path, VolumeHandle};
+use turn::{Loop, Station};
+
+use super::attaching::GivingBack;
+use crate::stop::Stop;
+
+/// How long a stopping front waits for what guests have under way.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// All disks of the front and the link that serves them.
+pub(super) struct FrontStation<'a> {
+    front: Front,
+    client: Client<Udp>,
+    stop: &'a Stop,
+    /// When the front stops waiting, once it has been told to stop.
+    until: Option<Time>,
+    now: Time,
+}
+
+impl<'a> FrontStation<'a> {
+    pub(super) fn new(front: Front, client: Client<Udp>, stop: &'a Stop) -> Self {
+        Self { front, client, stop, until: None, now: Time::ZERO }
+    }
+
+    /// Gives all volumes back. Without this a front that comes again would
+    /// still have them, and nobody else could.
+    pub(super) fn finish(mut self, turns: &Loop) -> io::Result<()> {
+        let volumes: Vec<VolumeHandle> = self.front.volumes().collect();
+        let mut giving = GivingBack::new(&mut self.client, &volumes, turns.now());
+        turns.run(&mut giving)?;
+        if !giving.is_done() {
+            tracing::warn!(
+                "a server did not confirm that its volumes were given back: they stay attached to \
+                 this front"
+            );
+        }
+        self.client.close();
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+impl Station for FrontStation<'_> {
+    fn turn(&mut self, now: Time) -> bool {
+        self.now = now;
+        if self.stop.is_asked() && self.until.is_none() {
+            tracing::info!("told to stop: finishing what is under way");
+            self.front.quiesce();
+            self.until = Some(now + DRAIN);
+        }
+        self.front.turn(now, &mut self.client)
+    }
+
+    fn announce_sleep(&mut self) {
+        self.front.announce_sleep();
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.front.has_work()
+    }
+
+    fn retract_sleep(&mut self) {
+        self.front.retract_sleep();
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let ours = self.front.deadline().into_iter().chain(self.until);
+        ours.chain(self.client.deadline()).min()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.until.is_some_and(|until| self.front.is_quiet() || self.now >= until)
+    }
+}
