@@ -1,0 +1,98 @@
+//! A session's hold on a volume: what a handle stands for.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use link::{Access, FrontId};
+
+/// Which front may do what with a volume, until it is taken away. Requests
+/// that run are counted, so that whoever takes the hold away can wait for the
+/// last of them.
+#[derive(Debug)]
+pub struct Hold {
+    front: FrontId,
+    access: Access,
+    revoked: Cell<bool>,
+    running: Cell<usize>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+/// One running request of a hold.
+#[derive(Debug)]
+pub struct Running {
+    hold: Rc<Hold>,
+}
+
+impl Hold {
+    /// A hold of `front`.
+    #[must_use]
+    pub fn new(front: FrontId, access: Access) -> Rc<Self> {
+        Rc::new(Self {
+            front,
+            access,
+            revoked: Cell::new(false),
+            running: Cell::new(0),
+            waiter: RefCell::new(None),
+        })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn front(&self) -> FrontId {
+        self.front
+    }
+
+    /// What for.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether it was taken away.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.get()
+    }
+
+    /// Counts a request in, unless the hold was taken away.
+    #[must_use]
+    pub fn begin(self: &Rc<Self>) -> Option<Running> {
+        if self.revoked.get() {
+            return None;
+        }
+        self.running.set(self.running.get() + 1);
+        Some(Running { hold: Rc::clone(self) })
+    }
+
+    /// Takes the hold away: no request begins any more.
+    pub fn revoke(&self) {
+        self.revoked.set(true);
+    }
+
+    /// Waits for the last request that runs. One waiter at a time: whoever
+    /// changes who has the volume.
+    pub async fn drained(&self) {
+        poll_fn(|context| {
+            if self.running.get() == 0 {
+                return Poll::Ready(());
+            }
+            *self.waiter.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let running = self.hold.running.get() - 1;
+        self.hold.running.set(running);
+        if running == 0
+            && let Some(waiter) = self.hold.waiter.borrow_mut().take()
+        {
+            waiter.wake();
+        }
+    }
+}

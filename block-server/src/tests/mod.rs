@@ -1,0 +1,5 @@
+//! Tests of the parts together, on a simulated disk.
+
+mod crash;
+mod disk;
+mod volume;
