@@ -1,0 +1,358 @@
+//! A client and a server, frame by frame: bugs that the lossy link found, each
+//! told as the shortest exchange that shows it, and the sentences of the
+//! handshake.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use block_core::{BlockError, Buffer, Op, Pool, SECTOR_SIZE, SectorRange, Time};
+use link::frame::{Frame, Header, Kind};
+use link::hello::SessionRefused;
+use link::wire::Wire;
+use link::wire::memory::{Datagram, End, Network, Port};
+use link::{
+    Access, AttachReply, AttachRequest, Attached, Client, ClientSettings, FrontId, Guest, Host,
+    Part, Path, Refused, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle,
+    VolumeName, VolumeState, Work,
+};
+
+const CLIENT: Port = Port(1);
+const SERVER: Port = Port(2);
+
+/// A host that answers at once: reads are all sevens.
+struct Sevens {
+    pool: Pool,
+    replies: VecDeque<(SlotRef, Reply)>,
+    writes: usize,
+    generation: u64,
+}
+
+impl Host for Sevens {
+    fn buffer(&mut self, _: usize) -> Option<Buffer> {
+        self.pool.take()
+    }
+
+    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u16) {}
+
+    fn start(&mut self, at: SlotRef, work: Work) {
+        let mut reply = Reply::plain(Ok(()), 0);
+        match work {
+            Work::Attach(AttachRequest { name, .. }) => {
+                reply.attach = Some(if name.as_str() == "missing" {
+                    AttachReply::Refused(Refused::Unknown)
+                } else {
+                    AttachReply::Attached(Attached {
+                        handle: VolumeHandle(3),
+                        volume_id: [0; 16],
+                        generation: self.generation,
+                        verifier: 0,
+                        sectors: 1000,
+                        read_only: false,
+                    })
+                });
+            }
+            Work::Block { mut request, .. } => {
+                if let Some(buffer) = &mut request.buffer
+                    && request.op == Op::Read
+                {
+                    buffer.fill(7);
+                }
+                self.writes += usize::from(request.op.carries_data());
+                reply.buffer = request.buffer;
+            }
+            Work::Detach(_) => {}
+        }
+        self.replies.push_back((at, reply));
+    }
+
+    fn closed(&mut self, _: SessionIndex) {}
+}
+
+/// A guest with one request.
+#[derive(Default)]
+struct OneRequest {
+    placed: Vec<u8>,
+    outcome: Option<Result<(), BlockError>>,
+}
+
+impl Guest for OneRequest {
+    fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
+        into.fill(9);
+        Ok(())
+    }
+
+    fn place(&mut self, _: Token, offset: usize, bytes: &[u8]) {
+        self.placed[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn complete(&mut self, _: Token, outcome: Result<(), BlockError>) {
+        assert!(self.outcome.replace(outcome).is_none(), "completed twice");
+    }
+}
+
+struct Pair {
+    now: Time,
+    network: Network,
+    client: Client<End>,
+    server: Server<Port>,
+    server_wire: End,
+    host: Sevens,
+    guest: OneRequest,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let network = Network::new();
+        let settings = ClientSettings {
+            front: FrontId([1; 16]),
+            incarnation: 5,
+            least_timeout: Duration::from_millis(1),
+            seed: 1,
+        };
+        Self {
+            now: Time::ZERO,
+            client: Client::new(network.end(CLIENT), settings).expect("memory"),
+            server: Self::server(1),
+            server_wire: network.end(SERVER),
+            host: Sevens {
+                pool: Pool::private(8, 33 * 4096).expect("memory"),
+                replies: VecDeque::new(),
+                writes: 0,
+                generation: 1,
+            },
+            guest: OneRequest::default(),
+            network,
+        }
+    }
+
+    fn server(seed: u64) -> Server<Port> {
+        Server::new(ServerSettings { sessions: 4, slots: 8, window: 1 << 20, seed })
+    }
+
+    fn client_turn(&mut self) {
+        self.client.turn(self.now, &mut self.guest);
+    }
+
+    fn server_turn(&mut self) {
+        let (server, host, now) = (&mut self.server, &mut self.host, self.now);
+        self.server_wire
+            .receive(&mut |from, bytes| server.handle_frame(now, from, bytes, host))
+            .expect("a memory wire");
+        while let Some((at, reply)) = host.replies.pop_front() {
+            server.handle_reply(now, at, reply, host);
+        }
+        server.serve_waiting(now, host);
+        server.transmit(&mut self.server_wire);
+    }
+
+    fn sent(&self) -> Vec<Datagram> {
+        std::iter::from_fn(|| self.network.take()).collect()
+    }
+
+    /// Carries everything for `time`, but what `drops` picks.
+    fn run(&mut self, time: Duration, mut drops: impl FnMut(&Frame<'_>) -> bool) {
+        let end = self.now + time;
+        while self.now < end {
+            self.client_turn();
+            self.server_turn();
+            for datagram in self.sent() {
+                let frame = Frame::parse(&datagram.bytes).expect("our own frame");
+                if !drops(&frame) {
+                    self.network.deliver(datagram);
+                }
+            }
+            self.now = self.now + Duration::from_micros(50);
+        }
+    }
+
+    fn attach(&mut self, name: &str) -> VolumeHandle {
+        let name = VolumeName::new(name).expect("a name");
+        self.client.attach(self.now, SERVER, name, Access::Write)
+    }
+
+    fn attached() -> (Self, VolumeHandle) {
+        let mut pair = Self::new();
+        let volume = pair.attach("disk");
+        pair.run(Duration::from_millis(50), |_| false);
+        assert!(matches!(pair.client.state(volume), VolumeState::Attached(_)));
+        (pair, volume)
+    }
+
+    fn submit(&mut self, volume: VolumeHandle, op: Op, sectors: u32) {
+        self.guest.placed = vec![0; sectors as usize * SECTOR_SIZE];
+        self.guest.outcome = None;
+        let part = Part { token: Token(0), volume, op, range: SectorRange::new(8, sectors) };
+        self.client.submit(self.now, part, &mut self.guest).expect("taken");
+    }
+}
+
+/// The second half of a read was lost, and so was the front's wish to have it
+/// read again. The server then said "finished" of the old attempt; the front
+/// took that for an old answer, and waited for ever.
+#[test]
+fn a_lost_wish_to_read_again_is_repeated() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Read, 32);
+    let (mut answers, mut wishes) = (0, 0);
+    pair.run(Duration::from_secs(2), |frame| match frame.kind {
+        Kind::Answer => {
+            answers += 1;
+            answers == 2
+        }
+        Kind::Request if frame.header.attempt > 0 => {
+            wishes += 1;
+            wishes == 1
+        }
+        _ => false,
+    });
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+    assert!(pair.guest.placed.iter().all(|&byte| byte == 7));
+    assert!(wishes >= 2, "the wish was lost once and said again");
+}
+
+/// A front opened a session for large segments. A stray "unknown session" made
+/// it forget the offer, a late welcome made it open the same session for small
+/// ones. The server kept the large, the front cut small, and no write ever had
+/// all its segments.
+#[test]
+fn the_server_has_the_last_word_on_the_segment_size() {
+    let mut pair = Pair::new();
+    let volume = pair.attach("disk");
+    pair.client_turn();
+    pair.network.deliver_all();
+    pair.server_turn();
+    let welcomes = pair.sent();
+    let smallest = welcomes.iter().min_by_key(|datagram| datagram.bytes.len()).expect("some");
+    let smallest = smallest.clone();
+    welcomes.into_iter().for_each(|datagram| pair.network.deliver(datagram));
+    // Once to hear the welcomes, once to open.
+    pair.client_turn();
+    pair.client_turn();
+    let open = pair.sent();
+    assert!(open.iter().any(|datagram| datagram.bytes[3] == Kind::Open as u8));
+    let session = Frame::parse(&smallest.bytes).expect("a welcome").header.session;
+    let stray = Header { session, ..Header::default() }.encode(Kind::UnknownSession, &[]);
+    pair.network.deliver(Datagram { from: SERVER, to: CLIENT, bytes: stray.to_vec() });
+    pair.network.deliver(smallest);
+    open.into_iter().for_each(|datagram| pair.network.deliver(datagram));
+    pair.run(Duration::from_millis(100), |_| false);
+    pair.submit(volume, Op::Write, 7);
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}
+
+/// The answer to a write is lost: the front asks, and hears the outcome that
+/// was kept. The write has run once.
+#[test]
+fn a_write_whose_answer_is_lost_does_not_run_again() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Write, 64);
+    let mut answers = 0;
+    pair.run(Duration::from_secs(1), |frame| {
+        answers += usize::from(frame.kind == Kind::Answer);
+        frame.kind == Kind::Answer && answers <= 3
+    });
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+    assert_eq!(pair.host.writes, 1);
+    assert_eq!(answers, 4);
+}
+
+/// A time-out asks how far the request is; it does not send the data again.
+#[test]
+fn a_slow_device_costs_probes_not_data() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Write, 16);
+    let mut data = 0;
+    let mut probes = 0;
+    pair.run(Duration::from_millis(400), |frame| {
+        data += frame.payload.len();
+        probes += usize::from(frame.kind == Kind::Probe);
+        frame.kind == Kind::Answer
+    });
+    assert_eq!(data, 16 * SECTOR_SIZE);
+    assert!(probes > 1);
+}
+
+#[test]
+fn an_unknown_volume_is_refused_and_its_neighbour_served() {
+    let mut pair = Pair::new();
+    let missing = pair.attach("missing");
+    let disk = pair.attach("disk");
+    pair.run(Duration::from_millis(50), |_| false);
+    assert_eq!(pair.client.state(missing), VolumeState::Refused(Refused::Unknown));
+    assert!(matches!(pair.client.state(disk), VolumeState::Attached(_)));
+}
+
+#[test]
+fn a_front_of_another_version_is_told_so() {
+    let mut pair = Pair::new();
+    let mut old = pair.network.end(Port(9));
+    let mut hello = Header::default().encode(Kind::Hello, &[0; 1024]);
+    hello[2] = 77;
+    old.send(SERVER, &hello, &[0; 1024]);
+    pair.network.deliver_all();
+    pair.server_turn();
+    let answers = pair.sent();
+    let answer = Frame::parse(&answers[0].bytes).expect("an answer");
+    assert_eq!((answers.len(), answer.kind), (1, Kind::Refuse));
+
+    // And the other way round: a server of another version answers us.
+    let volume = pair.attach("disk");
+    pair.client_turn();
+    pair.sent();
+    let mut refuse = Header::default().encode(Kind::Refuse, &[]);
+    refuse[2] = 77;
+    pair.network.deliver(Datagram { from: SERVER, to: CLIENT, bytes: refuse.to_vec() });
+    pair.client_turn();
+    let expected = SessionRefused::Version { oldest: 77, newest: 77 };
+    assert_eq!(pair.client.session_refused(volume), Some(expected));
+}
+
+/// The state directory of a front was copied: the copy that started earlier
+/// must not take the volumes from the one that runs.
+#[test]
+fn an_older_start_of_a_front_is_refused() {
+    let (mut pair, _) = Pair::attached();
+    let settings = ClientSettings {
+        front: FrontId([1; 16]),
+        incarnation: 4,
+        least_timeout: Duration::from_millis(1),
+        seed: 2,
+    };
+    let mut copy = Client::new(pair.network.end(Port(8)), settings).expect("memory");
+    let name = VolumeName::new("disk").expect("a name");
+    let volume = copy.attach(pair.now, SERVER, name, Access::Write);
+    for _ in 0..4 {
+        copy.turn(pair.now, &mut OneRequest::default());
+        pair.run(Duration::from_millis(1), |_| false);
+    }
+    assert_eq!(copy.session_refused(volume), Some(SessionRefused::Stale));
+}
+
+/// While the front was away the volume was restored: the guest's memory and
+/// the disk no longer belong together, and the disk stops.
+#[test]
+fn a_volume_of_another_generation_is_not_served_after_a_reconnect() {
+    let (mut pair, volume) = Pair::attached();
+    pair.server = Pair::server(2);
+    pair.host.generation = 2;
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.client.state(volume), VolumeState::Changed);
+    assert_eq!(pair.guest.outcome, Some(Err(BlockError::NotAttached)));
+    assert_eq!(pair.host.writes, 0);
+}
+
+/// A request that was given up leaves its slot usable, and its late answer
+/// changes nothing.
+#[test]
+fn an_abandoned_request_ends_once_and_its_answer_is_dropped() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_millis(5), |frame| frame.kind == Kind::Answer);
+    pair.client.abandon(volume, &mut pair.guest);
+    assert_eq!(pair.guest.outcome, Some(Err(BlockError::Unreachable)));
+    pair.submit(volume, Op::Read, 8);
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}
