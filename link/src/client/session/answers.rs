@@ -1,0 +1,242 @@
+//! What comes: answers, gaps, and how far a request is.
+
+use std::time::Duration;
+
+use block_core::{BlockError, Time};
+
+use super::Session;
+use crate::attach::AttachReply;
+use crate::client::slot::Use;
+use crate::client::{Volume, VolumeState, judge};
+use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES};
+use crate::frame::{Frame, Header};
+use crate::path::Guest;
+use crate::segment::SegmentSet;
+use crate::wire::Peer;
+
+impl<P: Peer> Session<P> {
+    /// The slot that a frame speaks of, if it speaks of what the slot does now.
+    pub(super) fn slot_of(&self, header: &Header) -> Option<usize> {
+        let index = usize::from(header.slot);
+        let slot = self.slots.get(index)?;
+        (slot.purpose != Use::Free && slot.number == header.number && header.number != 0)
+            .then_some(index)
+    }
+
+    pub(super) fn handle_answer(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        volumes: &mut [Volume],
+        guest: &mut impl Guest,
+    ) {
+        let header = &frame.header;
+        self.credit = header.volume.max(1);
+        let Some(index) = self.slot_of(header) else { return };
+        let slot = &mut self.slots[index];
+        if slot.is_read() && slot.attempt != header.attempt {
+            return;
+        }
+        if let Some(sent) = slot.timed_from.take() {
+            let held = Duration::from_micros(u64::from(header.count));
+            self.trip.sample((now - sent).saturating_sub(held));
+        }
+        let outcome = BlockError::from_code(header.op);
+        if outcome.is_ok() && slot.is_read() {
+            self.place(index, frame, guest);
+            self.read_gaps_again(header.counter);
+            let slot = &self.slots[index];
+            if slot.received != self.cut.all(slot.bytes) {
+                return;
+            }
+        }
+        self.finish(index, outcome, frame.payload, volumes, guest);
+    }
+
+    /// Puts one verified segment of a read where it belongs.
+    pub(super) fn place(&mut self, index: usize, frame: &Frame<'_>, guest: &mut impl Guest) {
+        let slot = &mut self.slots[index];
+        let (offset, len) = (frame.header.offset as usize, frame.payload.len());
+        let Use::Part(part) = slot.purpose else { return };
+        let Some(segment) = self.cut.index(offset, len, slot.bytes) else { return };
+        if slot.received.contains(segment) {
+            return;
+        }
+        guest.place(part.token, offset, frame.payload);
+        slot.received.insert(segment);
+        slot.last_counter = frame.header.counter;
+        slot.doublings = 0;
+        if slot.is_partly_read(self.cut) {
+            self.partly_read |= 1 << index;
+        } else {
+            self.partly_read &= !(1 << index);
+        }
+    }
+
+    /// Reads again what a gap shows to be lost: frames sent well after it have
+    /// come.
+    pub(super) fn read_gaps_again(&mut self, counter: u64) {
+        let mut partly = self.partly_read;
+        while partly != 0 {
+            let index = partly.trailing_zeros() as usize;
+            partly &= partly - 1;
+            let slot = &mut self.slots[index];
+            if counter > slot.last_counter + REORDER_FRAMES {
+                slot.read_again(self.cut);
+                slot.last_counter = counter;
+                self.partly_read &= !(1 << index);
+                self.enqueue(index as u16);
+            }
+        }
+    }
+
+    /// Ends what the slot does.
+    pub(super) fn finish(
+        &mut self,
+        index: usize,
+        outcome: Result<(), BlockError>,
+        payload: &[u8],
+        volumes: &mut [Volume],
+        guest: &mut impl Guest,
+    ) {
+        match self.slots[index].purpose {
+            Use::Free => {}
+            Use::Part(part) => {
+                self.release(index, volumes);
+                guest.complete(part.token, outcome);
+            }
+            Use::Attach(volume) => {
+                self.release(index, volumes);
+                self.attached(volume, outcome, payload, volumes, guest);
+            }
+            Use::Detach(volume) => {
+                self.release(index, volumes);
+                volumes[volume].state = VolumeState::Detached;
+            }
+        }
+    }
+
+    pub(super) fn attached(
+        &mut self,
+        index: usize,
+        outcome: Result<(), BlockError>,
+        payload: &[u8],
+        volumes: &mut [Volume],
+        guest: &mut impl Guest,
+    ) {
+        // An answer that cannot be read, or a server that could not decide, is
+        // asked again.
+        let Some(reply) = outcome.ok().and_then(|()| AttachReply::parse(payload)) else { return };
+        let volume = &mut volumes[index];
+        if volume.state != VolumeState::Waiting {
+            return;
+        }
+        volume.state = judge(volume.known, &reply);
+        match (volume.state, reply) {
+            (VolumeState::Attached(attached), _) => {
+                volume.known = Some(attached);
+                tracing::info!(volume = %volume.name, sectors = attached.sectors, "attached");
+                self.resume_parts(index);
+            }
+            (_, AttachReply::Elsewhere { port }) => self.redirect = Some((index, port)),
+            (VolumeState::Changed, _) => {
+                tracing::error!(
+                    volume = %volume.name,
+                    "the volume was restored, imported or detached by force while this front was \
+                     away: its disk stops; start the guest anew to use it"
+                );
+                self.fail_parts(index, BlockError::NotAttached, volumes, guest);
+            }
+            (VolumeState::Refused(refused), _) => {
+                tracing::error!(volume = %volume.name, "not attached: {refused}");
+                self.fail_parts(index, BlockError::NotAttached, volumes, guest);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends again what waited for the volume to be attached anew.
+    pub(super) fn resume_parts(&mut self, volume: usize) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].is_part_of(volume) && self.slots[index].number == 0 {
+                self.begin(index as u16);
+            }
+        }
+    }
+
+    /// Ends all parts of a volume.
+    pub(in crate::client) fn fail_parts(
+        &mut self,
+        volume: usize,
+        error: BlockError,
+        volumes: &mut [Volume],
+        guest: &mut impl Guest,
+    ) {
+        for index in 0..self.slots.len() {
+            if self.slots[index].is_part_of(volume) {
+                self.finish(index, Err(error), &[], volumes, guest);
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, index: usize, volumes: &mut [Volume]) {
+        let slot = &mut self.slots[index];
+        if slot.unscheduled {
+            self.unscheduled -= 1;
+        }
+        if let Use::Part(part) = slot.purpose {
+            volumes[usize::from(part.volume.0)].in_use -= 1;
+            self.free.push(index as u16);
+        }
+        if slot.is_read() {
+            self.reading -= slot.bytes;
+        }
+        self.partly_read &= !(1 << index);
+        slot.purpose = Use::Free;
+        slot.data = None;
+        slot.begin(0);
+    }
+
+    pub(super) fn handle_missing(&mut self, now: Time, frame: &Frame<'_>) {
+        let Some(index) = self.slot_of(&frame.header) else { return };
+        let Some(set) = frame.payload.first_chunk() else { return };
+        let slot = &mut self.slots[index];
+        if slot.data.is_none() {
+            return;
+        }
+        if std::mem::take(&mut slot.unscheduled) {
+            self.unscheduled -= 1;
+        }
+        slot.unsent = SegmentSet(u128::from_le_bytes(*set)).and(self.cut.all(slot.bytes));
+        slot.request_due = !slot.unsent.is_empty();
+        slot.timed_from = None;
+        slot.doublings = 0;
+        self.await_answer(now, index);
+        self.enqueue(index as u16);
+    }
+
+    pub(super) fn handle_state(&mut self, now: Time, frame: &Frame<'_>) {
+        let Some(index) = self.slot_of(&frame.header) else { return };
+        let slot = &mut self.slots[index];
+        match Progress::from_code(frame.header.op) {
+            Some(Progress::Unknown) => {
+                slot.request_due = true;
+                slot.timed_from = None;
+                if slot.data.is_some() {
+                    slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
+                }
+            }
+            Some(Progress::Finished) if slot.is_read() => {
+                if frame.header.attempt == slot.attempt {
+                    slot.read_again(self.cut);
+                    self.partly_read &= !(1 << index);
+                }
+                // Else our wish to have it read again was lost: repeat that.
+                slot.request_due = true;
+            }
+            _ => return,
+        }
+        self.await_answer(now, index);
+        self.enqueue(index as u16);
+    }
+}

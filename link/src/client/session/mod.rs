@@ -1,0 +1,331 @@
+//! One session as the front sees it.
+//!
+//! A slot's request goes out, and its answer comes back; a timer asks how far
+//! it is, never sends data again by itself. Slot 0 is kept for attach and
+//! detach, one at a time.
+
+mod answers;
+mod sending;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use block_core::unit::{MAX_REQUEST_BYTES, MAX_REQUEST_SECTORS};
+use block_core::{BlockError, Op, Pool, Time};
+
+use crate::attach::{AttachRequest, BODY_BYTES};
+use crate::client::greeting::{Greeting, Offer};
+use crate::client::slot::{Slot, Use};
+use crate::client::{Volume, VolumeState, bye};
+use crate::code::UNSCHEDULED_BYTES;
+use crate::frame::{Frame, Kind, MAX_PAYLOAD};
+use crate::hello::SessionRefused;
+use crate::path::{Guest, Part, Refusal};
+use crate::rtt::RoundTrip;
+use crate::segment::Segmentation;
+use crate::wire::{Peer, Wire};
+
+/// The control slot.
+const CONTROL: u16 = 0;
+
+/// Slots at most, whatever a server offers: the set of partly read slots is a
+/// 128-bit word.
+const MAX_SLOTS: u16 = 128;
+
+#[derive(Debug)]
+enum Phase {
+    Greeting(Greeting),
+    Live,
+}
+
+#[derive(Debug)]
+pub(in crate::client) struct Session<P> {
+    /// This session's place in its client's list.
+    index: usize,
+    peer: P,
+    phase: Phase,
+    id: u32,
+    cut: Segmentation,
+    slots: Vec<Slot>,
+    /// Free slots but the control slot, the last used on top.
+    free: Vec<u16>,
+    /// Slots with frames to send.
+    queue: VecDeque<u16>,
+    /// Reads of which some segments have come.
+    partly_read: u128,
+    next_number: u64,
+    next_counter: u64,
+    next_cookie: u64,
+    trip: RoundTrip,
+    /// No slot's deadline is earlier than this.
+    next_deadline: Option<Time>,
+    credit: u16,
+    unscheduled: u16,
+    /// Bytes that may be asked for at once, and that have been.
+    read_window: usize,
+    reading: usize,
+    /// The volume whose attach was answered with another worker's port.
+    redirect: Option<(usize, u16)>,
+}
+
+impl<P: Peer> Session<P> {
+    pub(in crate::client) fn new(
+        index: usize,
+        now: Time,
+        peer: P,
+        cookie: u64,
+        window: u32,
+        least_timeout: Duration,
+    ) -> Self {
+        Self {
+            index,
+            peer,
+            phase: Phase::Greeting(Greeting::new(now, cookie)),
+            id: 0,
+            cut: Segmentation::SMALLEST,
+            slots: Vec::new(),
+            free: Vec::new(),
+            queue: VecDeque::new(),
+            partly_read: 0,
+            next_number: 1,
+            next_counter: 1,
+            next_cookie: cookie.wrapping_add(1),
+            trip: RoundTrip::new(least_timeout),
+            next_deadline: None,
+            credit: 0,
+            unscheduled: 0,
+            read_window: (window as usize).max(MAX_REQUEST_BYTES),
+            reading: 0,
+            redirect: None,
+        }
+    }
+
+    pub(in crate::client) fn peer(&self) -> P {
+        self.peer
+    }
+
+    pub(in crate::client) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+
+    pub(in crate::client) fn refused(&self) -> Option<SessionRefused> {
+        match &self.phase {
+            Phase::Greeting(greeting) => greeting.refused(),
+            Phase::Live => None,
+        }
+    }
+
+    pub(in crate::client) fn outstanding(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.purpose != Use::Free).count()
+    }
+
+    pub(in crate::client) fn deadline(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Greeting(greeting) => Some(greeting.deadline()),
+            Phase::Live => self.next_deadline,
+        }
+    }
+
+    pub(in crate::client) fn take_redirect(&mut self, volume: usize) -> Option<u16> {
+        let (_, port) = self.redirect.take_if(|(redirected, _)| *redirected == volume)?;
+        Some(port)
+    }
+
+    /// Takes a part of an attached volume into a slot.
+    pub(in crate::client) fn submit(
+        &mut self,
+        part: Part,
+        volumes: &mut [Volume],
+        copies: &Pool,
+        guest: &mut impl Guest,
+    ) -> Result<(), Refusal> {
+        let bytes = data_bytes(&part).map_err(Refusal::Failed)?;
+        if !self.is_live() || !self.has_slot_for(usize::from(part.volume.0), volumes) {
+            return Err(Refusal::Busy);
+        }
+        let mut data = None;
+        if part.op == Op::Read {
+            if self.reading > 0 && self.reading + bytes > self.read_window {
+                return Err(Refusal::Busy);
+            }
+            self.reading += bytes;
+        } else if part.op.carries_data() {
+            if self.unscheduled >= self.credit {
+                return Err(Refusal::Busy);
+            }
+            let mut copy = copies.take().ok_or(Refusal::Busy)?;
+            guest.fetch(part.token, &mut copy[..bytes]).map_err(Refusal::Failed)?;
+            data = Some(copy);
+        }
+        let Some(index) = self.free.pop() else { return Err(Refusal::Busy) };
+        volumes[usize::from(part.volume.0)].in_use += 1;
+        let slot = &mut self.slots[usize::from(index)];
+        slot.purpose = Use::Part(part);
+        slot.data = data;
+        slot.bytes = bytes;
+        self.begin(index);
+        Ok(())
+    }
+
+    /// Each volume can always get a slot: the last free ones are kept for
+    /// those that have none.
+    fn has_slot_for(&self, volume: usize, volumes: &[Volume]) -> bool {
+        let kept = if self.free.len() > volumes.len() || volumes[volume].in_use == 0 {
+            0
+        } else {
+            volumes.iter().filter(|other| other.in_use == 0).count()
+        };
+        self.free.len() > kept
+    }
+
+    /// Gives the slot's purpose a number and lets its first frames go.
+    fn begin(&mut self, index: u16) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let slot = &mut self.slots[usize::from(index)];
+        slot.begin(number);
+        slot.request_due = true;
+        if slot.data.is_some() {
+            slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
+            slot.unscheduled = true;
+            self.unscheduled += 1;
+        }
+        self.enqueue(index);
+    }
+
+    fn enqueue(&mut self, index: u16) {
+        let slot = &mut self.slots[usize::from(index)];
+        if !slot.queued {
+            slot.queued = true;
+            self.queue.push_back(index);
+        }
+    }
+
+    /// Starts the next attach or detach of this session, if slot 0 is free.
+    pub(in crate::client) fn attach_next(&mut self, volumes: &mut [Volume], copies: &Pool) {
+        if !self.is_live() || self.slots[usize::from(CONTROL)].purpose != Use::Free {
+            return;
+        }
+        let waits = |volume: &Volume| {
+            volume.session == self.index
+                && matches!(volume.state, VolumeState::Waiting | VolumeState::Detaching)
+        };
+        let Some(index) = volumes.iter().position(waits) else { return };
+        let slot = &mut self.slots[usize::from(CONTROL)];
+        if volumes[index].state == VolumeState::Detaching {
+            slot.purpose = Use::Detach(index);
+            slot.bytes = 0;
+        } else {
+            let Some(mut copy) = copies.take() else { return };
+            let volume = &volumes[index];
+            let request = AttachRequest { name: volume.name.clone(), access: volume.access };
+            copy[..BODY_BYTES].copy_from_slice(&request.encode());
+            slot.data = Some(copy);
+            slot.purpose = Use::Attach(index);
+            slot.bytes = BODY_BYTES;
+        }
+        self.begin(CONTROL);
+    }
+
+    pub(in crate::client) fn handle_version(&mut self, now: Time, version: u8) {
+        if let Phase::Greeting(greeting) = &mut self.phase {
+            greeting.handle_version(now, version);
+        }
+    }
+
+    pub(in crate::client) fn handle_frame(
+        &mut self,
+        now: Time,
+        frame: &Frame<'_>,
+        volumes: &mut [Volume],
+        guest: &mut impl Guest,
+    ) {
+        if let Phase::Greeting(greeting) = &mut self.phase {
+            if let Some(offer) = greeting.handle_frame(now, frame) {
+                self.open(offer, volumes);
+            }
+            return;
+        }
+        if frame.header.session != self.id {
+            return;
+        }
+        match frame.kind {
+            Kind::UnknownSession | Kind::Bye => self.greet_again(now, volumes),
+            Kind::Answer => self.handle_answer(now, frame, volumes, guest),
+            Kind::Missing => self.handle_missing(now, frame),
+            Kind::State => self.handle_state(now, frame),
+            _ => {}
+        }
+    }
+
+    /// A new session begins: everything that was outstanding starts over in
+    /// it, volumes first.
+    fn open(&mut self, offer: Offer, volumes: &mut [Volume]) {
+        self.id = offer.session;
+        self.cut = offer.segments;
+        self.credit = offer.welcome.credit.max(1);
+        self.phase = Phase::Live;
+        self.next_number = 1;
+        self.next_counter = 1;
+        self.unscheduled = 0;
+        self.partly_read = 0;
+        self.next_deadline = None;
+        self.queue.clear();
+        let offered = usize::from(offer.welcome.slots.clamp(2, MAX_SLOTS));
+        if self.slots.is_empty() {
+            self.slots = (0..offered).map(|_| Slot::free()).collect();
+            self.free = (1..offered as u16).rev().collect();
+            self.queue.reserve(offered);
+        }
+        for slot in &mut self.slots {
+            slot.queued = false;
+            slot.begin(0);
+        }
+        self.slots[usize::from(CONTROL)] = Slot::free();
+        let segment = self.cut.size();
+        tracing::info!(server = ?self.peer, segment, volumes = volumes.len(), "connected");
+    }
+
+    fn greet_again(&mut self, now: Time, volumes: &mut [Volume]) {
+        tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
+        self.next_cookie = self.next_cookie.wrapping_add(1);
+        self.phase = Phase::Greeting(Greeting::new(now, self.next_cookie));
+        let mine = volumes.iter_mut().filter(|volume| volume.session == self.index);
+        mine.for_each(Volume::lose_session);
+    }
+
+    pub(in crate::client) fn close<W: Wire<Peer = P>>(&mut self, wire: &mut W) {
+        if self.is_live() {
+            wire.send(self.peer, &bye(self.id, self.next_counter), &[]);
+        }
+    }
+}
+
+impl Slot {
+    fn is_part_of(&self, volume: usize) -> bool {
+        matches!(self.purpose, Use::Part(part) if usize::from(part.volume.0) == volume)
+    }
+}
+
+impl Volume {
+    fn lose_session(&mut self) {
+        if matches!(self.state, VolumeState::Attached(_)) {
+            self.state = VolumeState::Waiting;
+        }
+    }
+}
+
+/// How many bytes of data a part carries or asks for.
+fn data_bytes(part: &Part) -> Result<usize, BlockError> {
+    match (part.op, part.range) {
+        (Op::Read | Op::Write | Op::WriteThrough, Some(range))
+            if range.count() <= MAX_REQUEST_SECTORS =>
+        {
+            Ok(range.bytes() as usize)
+        }
+        (Op::Flush, _) | (Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap, Some(_)) => Ok(0),
+        _ => Err(BlockError::Malformed),
+    }
+}
+
+const _: () = assert!(BODY_BYTES <= UNSCHEDULED_BYTES && UNSCHEDULED_BYTES <= MAX_PAYLOAD);

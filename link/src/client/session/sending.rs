@@ -1,0 +1,139 @@
+//! What goes: requests, their segments, and the question how far they are.
+
+use block_core::Time;
+
+use super::{Phase, Session};
+use crate::client::Volume;
+use crate::client::greeting::Caller;
+use crate::client::slot::{Slot, Use};
+use crate::code;
+use crate::frame::{Header, Kind};
+use crate::wire::{Peer, Wire};
+
+/// Frames that one session sends in a turn, so that a turn is bounded.
+const BURST: usize = 256;
+
+impl<P: Peer> Session<P> {
+    /// Asks how far the requests are whose answers are late.
+    pub(in crate::client) fn handle_timeout(&mut self, now: Time) {
+        if !self.is_live() || self.next_deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        self.next_deadline = None;
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let Some(deadline) = slot.deadline else { continue };
+            if now < deadline {
+                self.next_deadline = earlier(self.next_deadline, deadline);
+                continue;
+            }
+            slot.doublings = slot.doublings.saturating_add(1);
+            slot.probe_due = true;
+            slot.timed_from = None;
+            self.await_answer(now, index);
+            self.enqueue(index as u16);
+        }
+    }
+
+    pub(super) fn await_answer(&mut self, now: Time, index: usize) {
+        let slot = &mut self.slots[index];
+        let deadline = now + self.trip.timeout(slot.doublings);
+        slot.deadline = Some(deadline);
+        self.next_deadline = earlier(self.next_deadline, deadline);
+    }
+
+    /// Sends what is due; whether anything was.
+    pub(in crate::client) fn transmit<W: Wire<Peer = P>>(
+        &mut self,
+        now: Time,
+        caller: Caller,
+        volumes: &[Volume],
+        wire: &mut W,
+    ) -> bool {
+        if let Phase::Greeting(greeting) = &mut self.phase {
+            return greeting.transmit(now, caller, wire, self.peer);
+        }
+        let mut frames = 0;
+        while frames < BURST {
+            let Some(index) = self.queue.pop_front() else { break };
+            frames += self.transmit_slot(now, index, volumes, wire);
+        }
+        frames > 0
+    }
+
+    fn transmit_slot<W: Wire<Peer = P>>(
+        &mut self,
+        now: Time,
+        index: u16,
+        volumes: &[Volume],
+        wire: &mut W,
+    ) -> usize {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.queued = false;
+        if slot.purpose == Use::Free || slot.number == 0 {
+            return 0;
+        }
+        let mut header = request_header(slot, volumes);
+        header.session = self.id;
+        header.slot = index;
+        let mut frames = 0;
+        let mut send = |header: &mut Header, kind, payload: &[u8]| {
+            header.counter = self.next_counter;
+            self.next_counter += 1;
+            wire.send(self.peer, &header.encode(kind, payload), payload);
+            frames += 1;
+        };
+        if std::mem::take(&mut slot.probe_due) && !slot.request_due {
+            send(&mut header, Kind::Probe, &[]);
+        }
+        if std::mem::take(&mut slot.request_due) {
+            match &slot.data {
+                Some(data) => {
+                    while let Some(segment) = slot.unsent.pop() {
+                        let range = self.cut.range(segment, slot.bytes);
+                        header.offset = range.start as u32;
+                        send(&mut header, Kind::Request, &data[range]);
+                    }
+                }
+                None => {
+                    header.offset = slot.wanted(self.cut);
+                    send(&mut header, Kind::Request, &[]);
+                }
+            }
+            let first = slot.attempt == 0 && slot.deadline.is_none();
+            slot.timed_from = first.then_some(now);
+            self.await_answer(now, usize::from(index));
+        }
+        frames
+    }
+}
+
+fn earlier(one: Option<Time>, other: Time) -> Option<Time> {
+    Some(one.map_or(other, |one| one.min(other)))
+}
+
+/// The fields that say what the slot asks for.
+fn request_header(slot: &Slot, volumes: &[Volume]) -> Header {
+    let mut header = Header { number: slot.number, attempt: slot.attempt, ..Header::default() };
+    let handle = |volume: usize| volumes[volume].known.map_or(0, |known| known.handle.0);
+    match slot.purpose {
+        Use::Free => {}
+        Use::Part(part) => {
+            header.op = part.op.code();
+            header.volume = handle(usize::from(part.volume.0));
+            if let Some(range) = part.range {
+                header.word = range.start();
+                header.count = range.count();
+            }
+        }
+        Use::Attach(_) => {
+            header.op = code::ATTACH;
+            header.count = slot.bytes as u32;
+        }
+        Use::Detach(volume) => {
+            header.op = code::DETACH;
+            header.volume = handle(volume);
+        }
+    }
+    header
+}
