@@ -28,12 +28,12 @@ need_tools() { # COMMAND:PACKAGE...
 
 install_packages() {
     [ "$(id -u)" = 0 ] ||
-        die "packages are missing and only root may install them: run 'apt-get install $*' as root"
+        die "packages are missing and only root may install them: run 'apt-get update && apt-get install $*' as root"
     echo "guest-image: installing $*" >&2
-    if ! quiet_apt_get install -y --no-install-recommends "$@"; then
+    if ! quiet_apt_get install -y --no-install-recommends "$@" 2>/dev/null; then
         refresh_lists
         quiet_apt_get install -y --no-install-recommends "$@" ||
-            die "apt-get could not install: $*"
+            die "apt-get could not install $*; is there a network?"
     fi
 }
 
@@ -45,13 +45,13 @@ unpack_guest_packages() { # FOLDER
         kernel=$(cloud_kernel)
     fi
     [ -n "$kernel" ] ||
-        die "apt knows no package linux-image-cloud-amd64; the guest needs the package sources of Debian 12 on amd64"
+        die "apt knows no package linux-image-cloud-amd64; is there a network, and does apt know Debian's archive?"
     unpack_packages "$1" "$kernel" "${guest_packages[@]}"
 }
 
 # The cloud flavour starts faster and has NVMe and ext4 built in.
 cloud_kernel() {
-    apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/ { print $2; exit }'
+    (apt-cache depends linux-image-cloud-amd64 2>/dev/null || true) | awk '/Depends: linux-image/ { print $2 }'
 }
 
 unpack_packages() { # FOLDER PACKAGE...
@@ -60,7 +60,7 @@ unpack_packages() { # FOLDER PACKAGE...
     rm -rf "$folder" "$folder.debs"
     mkdir -p "$folder" "$folder.debs"
     echo "guest-image: downloading ${#} packages" >&2
-    if ! download_packages "$folder.debs" "$@"; then
+    if ! download_packages "$folder.debs" "$@" 2>/dev/null; then
         refresh_lists
         download_packages "$folder.debs" "$@" ||
             die "apt-get could not download $*; is there a network?"
