@@ -1,0 +1,33 @@
+# What a newcomer needs: `make demo` and `make test`. Both install what they
+# miss (as root, Debian packages) and work on a fresh Debian 12 with Rust.
+
+GUEST := target/guest
+CARGO ?= cargo
+# nextest reports better; plain cargo test does as well.
+RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run --no-fail-fast || echo test --no-fail-fast)
+
+.PHONY: help demo test lint doc guest compare
+
+help:
+	@echo "make demo     a guest in QEMU works a disk that is served over the link"
+	@echo "make test     all tests, with a guest among them"
+	@echo "make lint     rustfmt, clippy and rustdoc, without warnings"
+	@echo "make compare  IOPS and latency beside QEMU's own servers"
+
+demo:
+	demo/run
+
+test: guest
+	$(CARGO) $(RUN_TESTS) --workspace
+
+# The guest's kernel, initramfs and QEMU, made of Debian packages.
+guest:
+	demo/guest-image $(GUEST)
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+compare:
+	benches/compare
