@@ -1,0 +1,152 @@
+//! The link allocates nothing per request: a client and a server over real
+//! UDP sockets, counted.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block_core::time::Clock;
+use block_core::{BlockError, Buffer, Op, Pool, SectorRange};
+use link::wire::Wire;
+use link::wire::udp::Udp;
+use link::{
+    Access, AttachReply, Attached, Client, ClientSettings, FrontId, Guest, Host, Part, Path, Reply,
+    Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName, VolumeState,
+    Work,
+};
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is handed to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+struct Instant {
+    pool: Pool,
+    replies: VecDeque<(SlotRef, Reply)>,
+}
+
+impl Host for Instant {
+    fn buffer(&mut self, _: usize) -> Option<Buffer> {
+        self.pool.take()
+    }
+
+    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u16) {}
+
+    fn start(&mut self, at: SlotRef, work: Work) {
+        let mut reply = Reply::plain(Ok(()), 0);
+        match work {
+            Work::Attach(_) => {
+                reply.attach = Some(AttachReply::Attached(Attached {
+                    handle: VolumeHandle(0),
+                    volume_id: [0; 16],
+                    generation: 0,
+                    verifier: 0,
+                    sectors: 1 << 20,
+                    read_only: false,
+                }));
+            }
+            Work::Block { request, .. } => reply.buffer = request.buffer,
+            Work::Detach(_) => {}
+        }
+        self.replies.push_back((at, reply));
+    }
+
+    fn closed(&mut self, _: SessionIndex) {}
+}
+
+#[derive(Default)]
+struct Counter {
+    completed: u64,
+    placed: u64,
+}
+
+impl Guest for Counter {
+    fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
+        into.fill(1);
+        Ok(())
+    }
+
+    fn place(&mut self, _: Token, _: usize, bytes: &[u8]) {
+        self.placed += bytes.len() as u64;
+    }
+
+    fn complete(&mut self, _: Token, outcome: Result<(), BlockError>) {
+        assert_eq!(outcome, Ok(()));
+        self.completed += 1;
+    }
+}
+
+#[test]
+fn a_request_over_udp_allocates_nothing() {
+    let loopback: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    let mut server_wire = Udp::bind(loopback).expect("a socket");
+    let to = server_wire.local_address().expect("an address");
+    let settings = ServerSettings { sessions: 4, slots: 64, window: 1 << 20, seed: 1 };
+    let mut server = Server::new(settings);
+    let mut host = Instant {
+        pool: Pool::private(64, 33 * 4096).expect("memory"),
+        replies: VecDeque::with_capacity(64),
+    };
+    let settings = ClientSettings {
+        front: FrontId([1; 16]),
+        incarnation: 1,
+        least_timeout: ClientSettings::LEAST_TIMEOUT,
+        seed: 1,
+    };
+    let wire = Udp::bind(loopback).expect("a socket");
+    let mut client = Client::new(wire, settings).expect("memory");
+    let clock = Clock::start();
+    let name = VolumeName::new("disk").expect("a name");
+    let volume = client.attach(clock.now(), to, name, Access::Write);
+
+    let mut guest = Counter::default();
+    let mut submitted = 0;
+    let mut run = |requests: u64| {
+        let until = submitted + requests;
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        while guest.completed < until {
+            let now = clock.now();
+            while submitted < until && matches!(client.state(volume), VolumeState::Attached(_)) {
+                let ops = [Op::Read, Op::Write, Op::Write, Op::Flush];
+                let sectors = [8, 8, 256, 8][submitted as usize % 4];
+                let range = SectorRange::new(submitted * 8 % 100_000, sectors);
+                let (op, token) = (ops[submitted as usize % 4], Token(submitted));
+                if client.submit(now, Part { token, volume, op, range }, &mut guest).is_err() {
+                    break;
+                }
+                submitted += 1;
+            }
+            client.turn(now, &mut guest);
+            server_wire
+                .receive(&mut |from, bytes| server.handle_frame(now, from, bytes, &mut host))
+                .expect("receive");
+            while let Some((at, reply)) = host.replies.pop_front() {
+                server.handle_reply(now, at, reply, &mut host);
+            }
+            server.serve_waiting(now, &mut host);
+            server.transmit(&mut server_wire);
+        }
+        ALLOCATIONS.load(Ordering::Relaxed) - before
+    };
+    run(2000);
+    assert_eq!(run(10_000), 0, "allocations in 10,000 requests");
+    assert!(guest.placed > 0);
+}
