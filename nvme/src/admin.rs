@@ -10,7 +10,7 @@ use crate::completion::Status;
 use crate::controller::StartError;
 use crate::identify::{IDENTIFY_BYTES, Page};
 use crate::port::{ADMIN_ENTRIES, Port};
-use crate::registers::{CSTS, GONE};
+use crate::registers::{CSTS, CSTS_FATAL, GONE};
 use crate::ring::{CompletionRing, SubmissionRing};
 use crate::sys::Words;
 
@@ -135,13 +135,16 @@ impl Admin {
                     id = completion.command_id,
                     "completion of an unknown admin command"
                 );
-            } else if (port.clock)() >= limit {
-                return Err(match port.bus.read32(CSTS) {
-                    GONE => StartError::Gone,
-                    _ => StartError::NoAnswer { command: name, patience: port.patience() },
-                });
-            } else {
-                port.bus.relax();
+                continue;
+            }
+            // A controller that has failed or is gone is not waited for.
+            match port.bus.read32(CSTS) {
+                GONE => return Err(StartError::Gone),
+                status if status & CSTS_FATAL != 0 => return Err(StartError::Fatal),
+                _ if (port.clock)() >= limit => {
+                    return Err(StartError::NoAnswer { command: name, patience: port.patience() });
+                }
+                _ => port.bus.relax(),
             }
         }
     }

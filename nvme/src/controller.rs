@@ -43,6 +43,8 @@ pub enum StartError {
     NoBlockCommands,
     #[error("the controller needs memory pages of 2^{bits} bytes, and only 4096 are supported")]
     PageSize { bits: u32 },
+    #[error("the controller's queues hold a single entry (CAP.MQES is 0), which NVMe forbids")]
+    NoRoom,
     #[error("the controller needs queue entries of other sizes than 64 and 16 bytes")]
     EntrySizes,
     #[error(
@@ -51,7 +53,7 @@ pub enum StartError {
     )]
     Silent { step: &'static str, patience: Duration, status: u32 },
     #[error(
-        "the controller reports a fatal status (CSTS.CFS) after its reset; power-cycle the device"
+        "the controller reports a fatal status (CSTS.CFS); if a reset does not help, power-cycle the device"
     )]
     Fatal,
     #[error("the controller gave no answer to \"{command}\" within {patience:?}; reset it")]
@@ -219,6 +221,9 @@ impl Controller {
     /// commands it still had at its next [`QueuePair::reap`] and works again
     /// after [`QueuePair::restart`]. Answered writes that were not flushed may
     /// be lost: whoever hands out verifiers draws a new one.
+    ///
+    /// Workers on other threads stop ringing first: a doorbell rung during the
+    /// reset could reach a queue that is made right after it.
     ///
     /// # Errors
     /// A sentence about the step that failed. As long as the controller could

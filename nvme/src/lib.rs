@@ -28,6 +28,9 @@ pub mod soft;
 
 mod sys;
 
+#[cfg(test)]
+mod lying;
+
 pub use bus::Bus;
 pub use controller::{Clock, Controller, Health, StartError};
 pub use identify::{LbaSize, NamespaceInfo};

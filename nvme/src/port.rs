@@ -41,6 +41,9 @@ impl Port {
         if capabilities.min_page_bits > PAGE_BITS {
             return Err(StartError::PageSize { bits: capabilities.min_page_bits });
         }
+        if capabilities.max_queue_entries < 2 {
+            return Err(StartError::NoRoom);
+        }
         Ok(Self { bus, clock, capabilities })
     }
 
@@ -92,7 +95,13 @@ impl Port {
             return Err(StartError::Gone);
         }
         self.bus.write32(CC, configuration & !CC_SHUTDOWN_MASK | CC_SHUTDOWN);
-        self.wait("shut down", |status| status & CSTS_SHUTDOWN_MASK == CSTS_SHUTDOWN_COMPLETE)
+        self.wait("shut down", |status| {
+            status & CSTS_SHUTDOWN_MASK == CSTS_SHUTDOWN_COMPLETE || status & CSTS_FATAL != 0
+        })?;
+        if self.bus.read32(CSTS) & CSTS_FATAL != 0 {
+            return Err(StartError::Fatal);
+        }
+        Ok(())
     }
 
     fn wait(&self, step: &'static str, done: impl Fn(u32) -> bool) -> Result<(), StartError> {

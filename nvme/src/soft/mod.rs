@@ -23,6 +23,8 @@ mod prp;
 mod queue;
 mod ram;
 mod registers;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod unflushed;
 mod windows;

@@ -1,0 +1,87 @@
+//! How much driver and soft controller cost together: random reads and writes
+//! of 4 KiB, 32 at a time, in one thread. Run it with `--release`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use block_core::device::{Device, Durability};
+use block_core::time::Clock;
+use block_core::{Buffer, Pba};
+use nvme::{Controller, LbaSize, Namespace, SoftController, SoftNamespace, SoftOptions};
+
+const DEPTH: usize = 32;
+const REQUESTS: u64 = 2_000_000;
+const ROUNDS: usize = 5;
+/// 32 MiB, and 1 GiB: with and without the help of caches.
+const SIZES: [u64; 2] = [32 << 20, 1 << 30];
+
+fn main() {
+    for bytes in SIZES {
+        for writes in [false, true] {
+            let mut nanos: Vec<f64> = (0..ROUNDS).map(|_| measure(bytes, writes)).collect();
+            nanos.sort_by(f64::total_cmp);
+            let name = if writes { "write" } else { "read" };
+            let (best, median) = (nanos[0], nanos[ROUNDS / 2]);
+            println!("{} MiB, {name}: best {best:.0} ns, median {median:.0} ns", bytes >> 20);
+        }
+    }
+}
+
+fn measure(bytes: u64, writes: bool) -> f64 {
+    let namespace = SoftNamespace::memory(bytes, LbaSize::B4096).expect("memory");
+    let soft = SoftController::new(SoftOptions::default(), vec![namespace]);
+    let clock = Clock::start();
+    let controller = Controller::start(soft.bus(), Arc::new(move || clock.now()));
+    let controller = controller.expect("the soft controller starts");
+    let queue = controller.create_queue_pair(DEPTH as u16).expect("a queue pair");
+    let info = controller.namespace(1).expect("the namespace");
+    let namespace = Namespace::new(queue.clone(), &info);
+    let pool = controller.pool(DEPTH, 4096).expect("memory");
+    let blocks = namespace.blocks().0;
+    let mut context = Context::from_waker(Waker::noop());
+    let mut random = 1_u64;
+    let request = |buffer: Buffer, at: u64| {
+        let namespace = &namespace;
+        async move {
+            if writes {
+                namespace.write(Pba(at), buffer, 0..1, Durability::Cached).await
+            } else {
+                namespace.read(Pba(at), buffer, 0..1).await
+            }
+        }
+    };
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % blocks
+    };
+    // Touch every page once, so that the kernel's work is not measured.
+    for at in 0..blocks {
+        let buffer = pool.take().expect("a free buffer");
+        let mut write = Box::pin(namespace.write(Pba(at), buffer, 0..1, Durability::Cached));
+        while write.as_mut().poll(&mut context).is_pending() {
+            queue.ring();
+            soft.work();
+            queue.reap();
+        }
+    }
+    let mut slots: Vec<_> =
+        (0..DEPTH).map(|_| Box::pin(request(pool.take().expect("free"), next()))).collect();
+    let start = Instant::now();
+    let mut done = 0;
+    while done < REQUESTS {
+        for slot in &mut slots {
+            if let Poll::Ready((buffer, outcome)) = slot.as_mut().poll(&mut context) {
+                outcome.expect("no error");
+                done += 1;
+                slot.set(request(buffer, next()));
+                let _ = slot.as_mut().poll(&mut context);
+            }
+        }
+        queue.ring();
+        soft.work();
+        queue.reap();
+    }
+    start.elapsed().as_nanos() as f64 / done as f64
+}

@@ -1,0 +1,305 @@
+//! What goes wrong, and what is left afterwards.
+
+mod harness;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use block_core::device::{Device, Durability};
+use block_core::{BlockError, Buffer, Pba};
+use harness::{Drive, Rig, disorder, filled, memory, poll};
+use nvme::command::io;
+use nvme::completion::Status;
+use nvme::soft::Fault;
+use nvme::{Health, LbaSize, SoftNamespace, SoftOptions};
+
+const BLOCK: usize = 4096;
+
+type Write<'a> = Pin<Box<dyn Future<Output = (Buffer, Result<(), BlockError>)> + 'a>>;
+
+/// A stuck command keeps its buffer through an abort that comes too late to
+/// matter and gives it back with its own completion.
+#[test]
+fn a_stuck_command_ends_when_it_is_aborted() {
+    let rig = Rig::small();
+    let pool = rig.pool(1, BLOCK);
+    let namespace = rig.namespace(1);
+    rig.soft.inject(Fault::Stick { count: 1 });
+    let mut read: Write<'_> = Box::pin(namespace.read(Pba(0), filled(&pool, 0), 0..1));
+    for _ in 0..50 {
+        assert!(poll(read.as_mut()).is_pending());
+        rig.turn();
+    }
+    let id = rig.queue.any_command().expect("it is under way");
+    assert!(!rig.controller.abort(&rig.queue, id ^ 1).expect("an answer"), "no such command");
+    assert!(poll(read.as_mut()).is_pending());
+    assert!(rig.controller.abort(&rig.queue, id).expect("an answer"));
+    assert_eq!(rig.run(read.as_mut()).1, Err(BlockError::Medium));
+    assert_eq!((rig.queue.in_flight(), pool.available()), (0, 1));
+}
+
+#[test]
+fn a_status_becomes_the_error_that_fits() {
+    let rig = Rig::small();
+    let pool = rig.pool(1, BLOCK);
+    let namespace = rig.namespace(1);
+    for (status, error) in [
+        (Status::READ_ERROR, BlockError::Medium),
+        (Status::CAPACITY_EXCEEDED, BlockError::NoSpace),
+        (Status::WRITE_PROTECTED, BlockError::ReadOnly),
+        (Status::INVALID_OPCODE, BlockError::Unsupported),
+    ] {
+        rig.soft.inject(Fault::Fail { opcode: io::READ, status, count: 1 });
+        let (buffer, read) = rig.run(namespace.read(Pba(0), filled(&pool, 3), 0..1));
+        assert_eq!((read, buffer[0]), (Err(error), 3));
+        drop(buffer);
+        assert_eq!(rig.run(namespace.read(Pba(0), filled(&pool, 3), 0..1)).1, Ok(()));
+    }
+    assert_eq!(rig.queue.counters().failed, 4);
+}
+
+/// Dropping a future gives up the command, not the memory: the buffer is back
+/// in its pool only after the controller has written to it.
+#[test]
+fn an_abandoned_read_keeps_its_buffer_until_it_ends() {
+    let rig = Rig::small();
+    let pool = rig.pool(1, BLOCK);
+    let namespace = rig.namespace(1);
+    let mut read = Box::pin(namespace.read(Pba(0), filled(&pool, 7), 0..1));
+    assert!(poll(read.as_mut()).is_pending());
+    drop(read);
+    assert_eq!((pool.available(), rig.queue.in_flight()), (0, 1));
+    while rig.queue.in_flight() > 0 {
+        rig.turn();
+    }
+    assert_eq!(pool.available(), 1);
+}
+
+/// With a full queue of stuck commands one waits in line; giving up one of
+/// them, or the waiting one itself, wakes nobody for nothing and loses nobody.
+#[test]
+fn who_waits_in_line_gets_a_place_when_an_abandoned_command_ends() {
+    let rig = Rig::with_depth(SoftOptions::default(), vec![memory(16)], Drive::Here, 2);
+    let pool = rig.pool(5, BLOCK);
+    let namespace = rig.namespace(1);
+    let start = || -> Write<'_> {
+        let mut read: Write<'_> = Box::pin(namespace.read(Pba(0), filled(&pool, 0), 0..1));
+        assert!(poll(read.as_mut()).is_pending());
+        read
+    };
+    let (first, second, third, mut fourth) = (start(), start(), start(), start());
+    drop(first);
+    drop(third);
+    drop(second);
+    assert_eq!(rig.run(fourth.as_mut()).1, Ok(()));
+    drop(fourth);
+    while rig.queue.in_flight() > 0 {
+        rig.turn();
+    }
+    assert_eq!(pool.available(), 5);
+}
+
+/// A thousand resets under load. Every request ends exactly once, and each
+/// block is what it was or what was being written.
+#[test]
+fn resets_under_load_lose_and_double_nothing() {
+    for drive in [Drive::Here, Drive::SecondThread] {
+        let rig = Rig::with_depth(disorder(3), vec![memory(64)], drive, 16);
+        let pool = rig.pool(25, BLOCK);
+        let namespace = rig.namespace(1);
+        // What each block may hold: its content, and what failed to be written since.
+        let mut content = vec![vec![0_u8]; 24];
+        let resets: u16 = if drive == Drive::Here { 700 } else { 300 };
+        for round in 0..resets {
+            let stamp = (round % 250) as u8 + 1;
+            let mut writes: Vec<(usize, Write<'_>)> = (0..24)
+                .map(|block| {
+                    let buffer = filled(&pool, stamp);
+                    let at = Pba(block as u64);
+                    (block, Box::pin(namespace.write(at, buffer, 0..1, Durability::Cached)) as _)
+                })
+                .collect();
+            let mut ended = 0;
+            let mut advance = |writes: &mut Vec<(usize, Write<'_>)>| {
+                writes.retain_mut(|(block, write)| {
+                    let Poll::Ready((_, outcome)) = poll(write.as_mut()) else { return true };
+                    match outcome {
+                        Ok(()) => content[*block] = vec![stamp],
+                        Err(_) => content[*block].push(stamp),
+                    }
+                    ended += 1;
+                    false
+                });
+            };
+            for _ in 0..round % 7 {
+                advance(&mut writes);
+                rig.turn();
+            }
+            rig.controller.reset().expect("a reset");
+            assert!(rig.queue.is_stale());
+            rig.queue.reap();
+            advance(&mut writes);
+            assert!(writes.is_empty(), "a request survived the reset");
+            assert_eq!((ended, pool.available()), (24, 25));
+            rig.queue.restart().expect("the queues again");
+            let some = usize::from(round % 8) * 3;
+            for (block, allowed) in content.iter_mut().enumerate().skip(some).take(3) {
+                let (buffer, read) =
+                    rig.run(namespace.read(Pba(block as u64), filled(&pool, 0), 0..1));
+                assert_eq!(read, Ok(()));
+                let found = buffer[0];
+                assert!(buffer.iter().all(|&byte| byte == found), "a torn block");
+                assert!(allowed.contains(&found), "{found}, not one of {allowed:?}");
+                *allowed = vec![found];
+            }
+        }
+        assert_eq!(rig.controller.epoch(), u32::from(resets));
+        assert_eq!(rig.queue.counters().unexpected, 0);
+    }
+}
+
+#[test]
+fn after_a_fatal_status_only_a_reset_helps() {
+    let rig = Rig::small();
+    let pool = rig.pool(1, BLOCK);
+    let namespace = rig.namespace(1);
+    rig.soft.inject(Fault::Fatal);
+    let mut read = Box::pin(namespace.read(Pba(0), filled(&pool, 0), 0..1));
+    for _ in 0..20 {
+        assert!(poll(read.as_mut()).is_pending());
+        rig.turn();
+    }
+    assert_eq!(rig.controller.health(), Health::Fatal);
+    rig.controller.reset().expect("a reset");
+    assert_eq!(rig.run(read.as_mut()).1, Err(BlockError::Medium));
+    drop(read);
+    // Before the queues are there again, requests fail at once.
+    assert_eq!(rig.run(namespace.flush()), Err(BlockError::Medium));
+    rig.queue.restart().expect("the queues again");
+    assert_eq!(rig.run(namespace.read(Pba(0), filled(&pool, 0), 0..1)).1, Ok(()));
+    assert_eq!(rig.controller.health(), Health::Ready);
+}
+
+/// The device is pulled out: nothing proves that it has let go, so its
+/// buffers stay out of the pool for good, and dropping everything is no crash.
+#[test]
+fn a_removed_controller_keeps_its_buffers_and_nothing_crashes() {
+    let rig = Rig::small();
+    let pool = rig.pool(2, BLOCK);
+    let namespace = rig.namespace(1);
+    rig.soft.inject(Fault::Removal);
+    let mut read = Box::pin(namespace.read(Pba(0), filled(&pool, 0), 0..1));
+    assert!(poll(read.as_mut()).is_pending());
+    rig.turn();
+    assert_eq!(rig.controller.health(), Health::Gone);
+    assert!(rig.controller.reset().is_err());
+    drop(read);
+    assert_eq!(rig.queue.in_flight(), 1);
+    drop(namespace);
+    drop(rig);
+    assert_eq!(pool.available(), 1);
+}
+
+/// A queue pair that is dropped stops the controller's queue first; then its
+/// buffers are free, and another can take its number.
+#[test]
+fn dropped_queue_pairs_give_back_buffers_and_numbers() {
+    for drive in [Drive::Here, Drive::SecondThread] {
+        let options = SoftOptions { queues: 3, ..disorder(11) };
+        let rig = Rig::new(options, vec![memory(64)], drive);
+        assert_eq!(rig.controller.queues_granted(), 3);
+        let pool = rig.pool(8, BLOCK);
+        for round in 0..50 {
+            let queue = rig.controller.create_queue_pair(8).expect("a free number");
+            let info = rig.controller.namespace(1).expect("the namespace");
+            let namespace = nvme::Namespace::new(Rc::clone(&queue), &info);
+            if round % 3 == 0 {
+                rig.soft.inject(Fault::Stick { count: 4 });
+            }
+            for block in 0..8 {
+                let read = namespace.read(Pba(block), filled(&pool, 0), 0..1);
+                assert!(poll(Box::pin(read).as_mut()).is_pending());
+            }
+            queue.ring();
+            rig.soft.work();
+            drop((namespace, queue));
+            assert_eq!(pool.available(), 8);
+            rig.soft.inject(Fault::Stick { count: 0 });
+        }
+        let more: Vec<_> =
+            std::iter::from_fn(|| rig.controller.create_queue_pair(2).ok()).collect();
+        assert_eq!(more.len(), 2, "numbers were lost");
+    }
+}
+
+/// What a power cut may take, over many seeds: never what was flushed or
+/// written through, never a mixture inside a logical block, and sometimes what
+/// was not flushed.
+#[test]
+fn a_power_cut_takes_only_what_was_not_flushed() {
+    let (mut lost, mut kept, mut torn) = (0, 0, 0);
+    for seed in 0..60 {
+        let namespace = SoftNamespace::losing_memory(64 << 12, LbaSize::B512).expect("memory");
+        let rig = Rig::new(SoftOptions::default(), vec![namespace], Drive::Here);
+        let pool = rig.pool(1, BLOCK);
+        let namespace = rig.namespace(1);
+        let write = |at, byte, durability| {
+            let (_, outcome) =
+                rig.run(namespace.write(Pba(at), filled(&pool, byte), 0..1, durability));
+            assert_eq!(outcome, Ok(()));
+        };
+        write(0, 1, Durability::Cached);
+        rig.run(namespace.flush()).expect("a flush");
+        write(0, 2, Durability::Cached);
+        write(1, 3, Durability::Through);
+        write(2, 4, Durability::Cached);
+        write(2, 5, Durability::Cached);
+        rig.soft.power_cut(seed);
+        rig.controller.reset().expect("it starts again");
+        rig.queue.restart().expect("the queues again");
+        let read = |at| {
+            let (buffer, outcome) = rig.run(namespace.read(Pba(at), filled(&pool, 9), 0..1));
+            assert_eq!(outcome, Ok(()));
+            let sectors: Vec<u8> = buffer
+                .chunks_exact(512)
+                .map(|sector| {
+                    assert!(sector.iter().all(|&byte| byte == sector[0]), "a torn sector");
+                    sector[0]
+                })
+                .collect();
+            sectors
+        };
+        let flushed = read(0);
+        assert!(flushed.iter().all(|byte| [1, 2].contains(byte)), "{flushed:?}");
+        assert_eq!(read(1), [3; 8], "written through");
+        let unflushed = read(2);
+        assert!(unflushed.iter().all(|byte| [0, 4, 5].contains(byte)), "{unflushed:?}");
+        lost += flushed.iter().filter(|&&byte| byte == 1).count();
+        kept += flushed.iter().filter(|&&byte| byte == 2).count();
+        torn += usize::from(unflushed.iter().any(|&byte| byte != unflushed[0]));
+    }
+    assert!(lost > 0 && kept > 0 && torn > 0, "the dice have one side");
+}
+
+#[test]
+fn without_a_volatile_cache_a_power_cut_takes_nothing() {
+    let namespace = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096).expect("memory");
+    let options = SoftOptions { write_cache: false, ..SoftOptions::default() };
+    let rig = Rig::new(options, vec![namespace], Drive::Here);
+    let pool = rig.pool(1, BLOCK);
+    let namespace = rig.namespace(1);
+    assert!(!namespace.has_volatile_cache());
+    for at in 0..64 {
+        let write = namespace.write(Pba(at), filled(&pool, 1), 0..1, Durability::Cached);
+        assert_eq!(rig.run(write).1, Ok(()));
+    }
+    rig.soft.power_cut(5);
+    rig.controller.reset().expect("it starts again");
+    rig.queue.restart().expect("the queues again");
+    for at in 0..64 {
+        let (buffer, _) = rig.run(namespace.read(Pba(at), filled(&pool, 0), 0..1));
+        assert!(buffer.iter().all(|&byte| byte == 1), "block {at}");
+    }
+}
