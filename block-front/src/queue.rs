@@ -1,0 +1,581 @@
+//! One running queue: its ring, and the table of requests that are under way.
+//!
+//! Everything is made when the ring starts. A request takes a slot of the
+//! table and gives it back; it allocates nothing.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use block_core::unit::MAX_REQUEST_BYTES;
+use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange};
+
+use crate::chain::{self, MAX_PIECES, Piece, TableCopy, Walked, walk};
+use crate::command::{Command, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
+use crate::config_space::MAX_RANGES;
+use crate::guest_memory::{GuestMemory, NotThere};
+use crate::ring::{MAX_QUEUE_SIZE, Overrun, Ring, RingMemory};
+
+/// `VIRTIO_BLK_S_OK`
+const DONE: u8 = virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_OK as u8;
+
+/// Why a queue cannot go on, and with it the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the driver claims more requests than its ring has room for")]
+    Overrun,
+    #[error("the driver named a descriptor that its ring does not have")]
+    Head,
+    #[error("the driver sent a request without a place for its status")]
+    NoStatus,
+    #[error("the guest's memory was taken away")]
+    MemoryLost,
+    #[error("the front-end changed the guest's memory too often while requests were under way")]
+    TooManyTables,
+}
+
+impl From<Overrun> for Broken {
+    fn from(_: Overrun) -> Self {
+        Self::Overrun
+    }
+}
+
+impl From<NotThere> for Broken {
+    fn from(_: NotThere) -> Self {
+        Self::MemoryLost
+    }
+}
+
+/// Names a part of a request that is under way in this queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) slot: u16,
+    pub(crate) part: u16,
+    /// Tells the slot's users apart.
+    pub(crate) user: u16,
+}
+
+/// What the queue has to offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// A part for the path.
+    Part(Place, Op, Option<SectorRange>),
+    /// A request was served on the spot.
+    Served,
+    /// Nothing now.
+    Nothing,
+}
+
+/// What the parts of a request are.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    /// Stretches of one range, each with its data.
+    Data { op: Op, range: SectorRange },
+    /// One part without a range.
+    Flush,
+    /// The ranges that lie in the slot's pieces.
+    Ranges { what: Sweep },
+}
+
+/// A request under way.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    work: Work,
+    /// Where the driver wants the status.
+    status_at: u64,
+    /// Bytes before the data in its stream: the header's, for a write.
+    skip: u64,
+    /// All bytes that the device may write, status included.
+    writable: u32,
+    /// How many parts there are, were offered and taken, and have not ended.
+    parts: u32,
+    taken: u32,
+    outstanding: u32,
+    /// The data's pieces in the slot's part of the table.
+    first: u16,
+    end: u16,
+    head: u16,
+    user: u16,
+    /// Under which memory table the request began.
+    table: u8,
+    /// The first status that is not success wins.
+    status: u8,
+}
+
+const IDLE: Slot = Slot {
+    work: Work::Flush,
+    status_at: 0,
+    skip: 0,
+    writable: 0,
+    parts: 0,
+    taken: 0,
+    outstanding: 0,
+    first: 0,
+    end: 0,
+    head: 0,
+    user: 0,
+    table: 0,
+    status: DONE,
+};
+
+/// A memory table and how many requests were begun under it.
+#[derive(Debug)]
+struct Table {
+    memory: Arc<GuestMemory>,
+    requests: u32,
+}
+
+/// A queue whose ring runs.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    ring: Ring,
+    call: Option<OwnedFd>,
+    indirect: bool,
+    /// Cleared by `SET_VRING_ENABLE`: nothing is taken from the ring.
+    pub(crate) enabled: bool,
+    /// The path had no room: the ring is looked at again anyway, but a kick
+    /// would tell nothing new.
+    pub(crate) is_blocked: bool,
+    /// Looks at the ring since it last had something.
+    pub(crate) quiet: u32,
+    /// The request whose parts are being offered.
+    current: Option<u16>,
+    under_way: u32,
+    slots: Box<[Slot]>,
+    free: Vec<u16>,
+    pieces: Box<[Piece]>,
+    tables: Vec<Table>,
+    table: u8,
+    copy: Box<TableCopy>,
+}
+
+impl Queue {
+    /// A queue on `ring`, with everything it will ever need.
+    pub(crate) fn new(
+        ring: Ring,
+        memory: Arc<GuestMemory>,
+        call: Option<OwnedFd>,
+        indirect: bool,
+        enabled: bool,
+    ) -> Box<Self> {
+        let size = usize::from(ring.memory().size());
+        Box::new(Self {
+            ring,
+            call,
+            indirect,
+            enabled,
+            is_blocked: false,
+            quiet: 0,
+            current: None,
+            under_way: 0,
+            slots: vec![IDLE; size].into_boxed_slice(),
+            free: (0..size as u16).rev().collect(),
+            pieces: vec![Piece::default(); size * MAX_PIECES].into_boxed_slice(),
+            tables: vec![Table { memory, requests: 0 }],
+            table: 0,
+            copy: Box::new([0; _]),
+        })
+    }
+
+    /// The next available entry.
+    pub(crate) const fn base(&self) -> u16 {
+        self.ring.base()
+    }
+
+    /// Whether no request is under way.
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// Where calls go from now on; gives back the descriptor used until now.
+    pub(crate) fn set_call(&mut self, call: Option<OwnedFd>) -> Option<OwnedFd> {
+        std::mem::replace(&mut self.call, call)
+    }
+
+    /// Requests from now on use `memory`, where the ring is at `ring`.
+    pub(crate) fn set_memory(
+        &mut self,
+        memory: Arc<GuestMemory>,
+        ring: RingMemory,
+    ) -> Result<(), Broken> {
+        self.ring.relocate(ring);
+        let table = Table { memory, requests: 0 };
+        let free = self.tables.iter().position(|table| table.requests == 0);
+        let place = free.unwrap_or(self.tables.len());
+        let Ok(number) = u8::try_from(place) else { return Err(Broken::TooManyTables) };
+        match self.tables.get_mut(place) {
+            Some(unused) => *unused = table,
+            None => self.tables.push(table),
+        }
+        self.table = number;
+        Ok(())
+    }
+
+    /// Whether there is something to take that no completion has to come for
+    /// first.
+    pub(crate) fn has_work(&mut self) -> bool {
+        let takes = self.enabled && !self.is_blocked && !self.free.is_empty();
+        takes && self.ring.look() != Ok(false)
+    }
+
+    /// Asks for a kick; see [`Ring::announce`].
+    pub(crate) fn announce(&mut self) {
+        self.ring.announce();
+    }
+
+    /// Whether a kick may come.
+    pub(crate) const fn is_announced(&self) -> bool {
+        self.ring.is_announced()
+    }
+
+    /// The next part for the path. The same part is offered until
+    /// [`Queue::took`] or [`Queue::refused`] has been called. With `drain`,
+    /// nothing new is taken from the ring.
+    pub(crate) fn offer(
+        &mut self,
+        limits: &Limits,
+        id: &[u8; ID_BYTES],
+        drain: bool,
+    ) -> Result<Offer, Broken> {
+        if let Some(slot) = self.current {
+            return self.offer_current(slot, limits);
+        }
+        if drain || !self.enabled || self.free.is_empty() || !self.ring.look()? {
+            return Ok(Offer::Nothing);
+        }
+        self.ring.conceal();
+        let head = self.ring.take();
+        if head >= self.ring.memory().size() {
+            return Err(Broken::Head);
+        }
+        self.begin(head, limits, id)
+    }
+
+    fn begin(&mut self, head: u16, limits: &Limits, id: &[u8; ID_BYTES]) -> Result<Offer, Broken> {
+        let number = *self.free.last().expect("a free slot was seen");
+        let pieces = &mut self.pieces[usize::from(number) * MAX_PIECES..][..MAX_PIECES];
+        let memory = &self.tables[usize::from(self.table)].memory;
+        let chain = walk(head, self.ring.memory(), memory, self.indirect, &mut self.copy, pieces);
+        let Some(status_at) = chain.status else { return Err(Broken::NoStatus) };
+        let written = u32::try_from(chain.writable_bytes).unwrap_or(u32::MAX);
+        let outcome = serve(memory, pieces, &chain, limits, id)?;
+        let (work, parts, data) = match outcome {
+            Ok(Prepared::Parts { work, parts, data }) => (work, parts, data),
+            Ok(Prepared::Done) => {
+                memory.write(status_at, &[DONE])?;
+                self.ring.give_back(head, written);
+                return Ok(Offer::Served);
+            }
+            Err(status) => {
+                memory.write(status_at, &[status as u8])?;
+                self.ring.give_back(head, written);
+                return Ok(Offer::Served);
+            }
+        };
+        self.free.pop();
+        let user = self.slots[usize::from(number)].user.wrapping_add(1);
+        self.slots[usize::from(number)] = Slot {
+            work,
+            status_at,
+            skip: data.skip,
+            writable: written,
+            parts,
+            taken: 0,
+            outstanding: 0,
+            first: data.first,
+            end: data.end,
+            head,
+            user,
+            table: self.table,
+            status: DONE,
+        };
+        self.tables[usize::from(self.table)].requests += 1;
+        self.under_way += 1;
+        self.current = Some(number);
+        self.offer_current(number, limits)
+    }
+
+    fn offer_current(&mut self, number: u16, limits: &Limits) -> Result<Offer, Broken> {
+        let slot = &self.slots[usize::from(number)];
+        if slot.status != DONE {
+            // A part has failed: the rest need not be tried.
+            self.current = None;
+            self.end_if_over(number)?;
+            return Ok(Offer::Served);
+        }
+        let place = Place { slot: number, part: slot.taken as u16, user: slot.user };
+        let (op, range) = match slot.work {
+            Work::Data { op, range } => (op, Some(part_of(range, slot.taken).0)),
+            Work::Flush => (Op::Flush, None),
+            Work::Ranges { what } => match what.parse(&self.range(number, slot.taken), limits) {
+                Ok(Some((op, range))) => (op, Some(range)),
+                // It was well when the request began; the disk has shrunk.
+                Ok(None) | Err(_) => {
+                    self.refused(Status::Failed)?;
+                    return Ok(Offer::Served);
+                }
+            },
+        };
+        Ok(Offer::Part(place, op, range))
+    }
+
+    fn range(&self, slot: u16, part: u32) -> [u8; RANGE_BYTES] {
+        let [low, high] = self.pieces[usize::from(slot) * MAX_PIECES + part as usize];
+        let mut bytes = [0; RANGE_BYTES];
+        bytes[..8].copy_from_slice(&low.to_le_bytes());
+        bytes[8..].copy_from_slice(&high.to_le_bytes());
+        bytes
+    }
+
+    /// The path took the part that was offered last.
+    pub(crate) fn took(&mut self) {
+        let Some(number) = self.current else { return };
+        let slot = &mut self.slots[usize::from(number)];
+        slot.taken += 1;
+        slot.outstanding += 1;
+        if slot.taken == slot.parts {
+            self.current = None;
+        }
+    }
+
+    /// The part that was offered last will not be taken: the request fails
+    /// when the parts that were have ended.
+    pub(crate) fn refused(&mut self, status: Status) -> Result<(), Broken> {
+        let Some(number) = self.current.take() else { return Ok(()) };
+        self.fail(number, status as u8);
+        self.end_if_over(number)
+    }
+
+    fn fail(&mut self, number: u16, status: u8) {
+        let first = &mut self.slots[usize::from(number)].status;
+        if *first == DONE {
+            *first = status;
+        }
+    }
+
+    fn find(&self, place: Place) -> Option<&Slot> {
+        let slot = self.slots.get(usize::from(place.slot))?;
+        (slot.user == place.user && slot.outstanding > 0).then_some(slot)
+    }
+
+    /// Where the data of a part is: its memory, pieces, and bytes before it.
+    fn data(&self, place: Place, slot: &Slot) -> Option<(&GuestMemory, &[Piece], u64, u64)> {
+        let Work::Data { range, .. } = slot.work else { return None };
+        let (part, offset) = part_of(range, u32::from(place.part));
+        let base = usize::from(place.slot) * MAX_PIECES;
+        let pieces = &self.pieces[base + usize::from(slot.first)..base + usize::from(slot.end)];
+        let memory = &self.tables[usize::from(slot.table)].memory;
+        Some((memory, pieces, slot.skip + offset, part.bytes()))
+    }
+
+    /// Copies the data of the part that is being offered.
+    pub(crate) fn fetch(&self, place: Place, into: &mut [u8]) -> Result<(), NotThere> {
+        let slot = self.slots.get(usize::from(place.slot)).ok_or(NotThere)?;
+        let (memory, pieces, skip, bytes) = self.data(place, slot).ok_or(NotThere)?;
+        if slot.user != place.user || into.len() as u64 > bytes {
+            return Err(NotThere);
+        }
+        chain::read(memory, pieces, skip, into)
+    }
+
+    /// Copies data of a part into guest memory, `offset` bytes into the part.
+    pub(crate) fn put(&self, place: Place, offset: usize, data: &[u8]) -> Result<(), NotThere> {
+        let Some(slot) = self.find(place) else { return Ok(()) };
+        let (memory, pieces, skip, bytes) = self.data(place, slot).ok_or(NotThere)?;
+        let end = (offset as u64).checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > bytes) {
+            return Err(NotThere);
+        }
+        chain::write(memory, pieces, skip + offset as u64, data)
+    }
+
+    /// A part has ended.
+    pub(crate) fn complete(
+        &mut self,
+        place: Place,
+        outcome: Result<(), BlockError>,
+    ) -> Result<(), Broken> {
+        debug_assert!(self.find(place).is_some(), "a part ends once");
+        if self.find(place).is_none() {
+            return Ok(());
+        }
+        self.slots[usize::from(place.slot)].outstanding -= 1;
+        if let Err(error) = outcome {
+            self.fail(place.slot, Status::from(error) as u8);
+        }
+        self.end_if_over(place.slot)
+    }
+
+    fn end_if_over(&mut self, number: u16) -> Result<(), Broken> {
+        let slot = self.slots[usize::from(number)];
+        if slot.outstanding > 0 || self.current == Some(number) {
+            return Ok(());
+        }
+        let table = &mut self.tables[usize::from(slot.table)];
+        table.requests -= 1;
+        self.under_way -= 1;
+        self.free.push(number);
+        table.memory.write(slot.status_at, &[slot.status])?;
+        self.ring.give_back(slot.head, slot.writable);
+        Ok(())
+    }
+
+    /// Shows the driver what has ended, and calls it if it wants that.
+    pub(crate) fn publish(&mut self) -> Result<(), Broken> {
+        let wanted = self.ring.publish();
+        if self.ring.memory().has_failed() {
+            return Err(Broken::MemoryLost);
+        }
+        if wanted && let Some(call) = &self.call {
+            // The counter can be full only if nobody reads it; then the call
+            // that is pending is enough.
+            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
+        }
+        Ok(())
+    }
+}
+
+impl From<BlockError> for Status {
+    fn from(error: BlockError) -> Self {
+        match error {
+            BlockError::Unsupported => Self::Unsupported,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Where a request's data is among its pieces.
+struct Data {
+    first: u16,
+    end: u16,
+    skip: u64,
+}
+
+enum Prepared {
+    Done,
+    Parts { work: Work, parts: u32, data: Data },
+}
+
+/// Reads the header and does what needs no path. The chain has a status byte.
+fn serve(
+    memory: &GuestMemory,
+    pieces: &mut [Piece],
+    chain: &Walked,
+    limits: &Limits,
+    id: &[u8; ID_BYTES],
+) -> Result<Result<Prepared, Status>, NotThere> {
+    if chain.lied || chain.readable_bytes < HEADER_BYTES as u64 {
+        return Ok(Err(Status::Failed));
+    }
+    let (readable, writable) = pieces[..chain.pieces].split_at_mut(chain.readable);
+    let mut header = [0; HEADER_BYTES];
+    chain::read(memory, readable, 0, &mut header)?;
+    let command = match Command::parse(&header, chain, limits) {
+        Ok(command) => command,
+        Err(status) => return Ok(Err(status)),
+    };
+    let outgoing = Data { first: 0, end: chain.readable as u16, skip: HEADER_BYTES as u64 };
+    let incoming = Data { first: chain.readable as u16, end: chain.pieces as u16, skip: 0 };
+    let none = Data { first: 0, end: 0, skip: 0 };
+    Ok(Ok(match command {
+        Command::Transfer { op, range } => Prepared::Parts {
+            work: Work::Data { op, range },
+            parts: parts_of(range),
+            data: if op.carries_data() { outgoing } else { incoming },
+        },
+        Command::Flush => Prepared::Parts { work: Work::Flush, parts: 1, data: none },
+        Command::Identify => {
+            let room = (chain.writable_bytes - 1).min(ID_BYTES as u64) as usize;
+            chain::write(memory, writable, 0, &id[..room])?;
+            Prepared::Done
+        }
+        Command::Ranges { what, count } => {
+            let mut bytes = [0; MAX_RANGES as usize * RANGE_BYTES];
+            let bytes = &mut bytes[..count * RANGE_BYTES];
+            chain::read(memory, readable, outgoing.skip, bytes)?;
+            match keep_ranges(what, bytes, limits, pieces) {
+                Ok(0) => Prepared::Done,
+                Ok(parts) => Prepared::Parts { work: Work::Ranges { what }, parts, data: none },
+                Err(status) => return Ok(Err(status)),
+            }
+        }
+    }))
+}
+
+/// Checks all ranges before any is swept, and keeps those that are not empty
+/// in the place of the pieces, which nobody needs any more. Returns how many.
+fn keep_ranges(
+    what: Sweep,
+    bytes: &[u8],
+    limits: &Limits,
+    pieces: &mut [Piece],
+) -> Result<u32, Status> {
+    let mut kept = 0;
+    let (ranges, _) = bytes.as_chunks::<RANGE_BYTES>();
+    for range in ranges {
+        if what.parse(range, limits)?.is_none() {
+            continue;
+        }
+        let ([low, high], _) = range.as_chunks::<8>() else { continue };
+        pieces[kept] = [u64::from_le_bytes(*low), u64::from_le_bytes(*high)];
+        kept += 1;
+    }
+    Ok(kept as u32)
+}
+
+const _: () = assert!(MAX_RANGES as usize <= MAX_PIECES);
+const _: () = assert!(MAX_QUEUE_SIZE as usize * MAX_PIECES <= u32::MAX as usize);
+
+/// Sectors in a request's first part: as many as fit, up to where a block
+/// begins, so that no block belongs to two parts.
+fn sectors_of_first(range: SectorRange) -> u32 {
+    ((MAX_REQUEST_BYTES - range.offset_in_block()) / SECTOR_SIZE) as u32
+}
+
+/// How many parts a request is cut into.
+fn parts_of(range: SectorRange) -> u32 {
+    let rest = range.count().saturating_sub(sectors_of_first(range));
+    1 + rest.div_ceil(block_core::unit::MAX_REQUEST_SECTORS)
+}
+
+/// A part of a request, and the bytes of data before it.
+fn part_of(range: SectorRange, part: u32) -> (SectorRange, u64) {
+    const WHOLE: u32 = block_core::unit::MAX_REQUEST_SECTORS;
+    let first = sectors_of_first(range);
+    let (before, most) = match part {
+        0 => (0, first),
+        _ => (first + (part - 1) * WHOLE, WHOLE),
+    };
+    let count = range.count().saturating_sub(before).min(most);
+    let cut = SectorRange::new(range.start() + u64::from(before), count);
+    (cut.expect("a part lies within its request"), u64::from(before) * SECTOR_SIZE as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A request that is cut must come out whole: a gap is a read that
+        /// returns old memory, an overlap a block written by two parts.
+        #[test]
+        fn the_parts_of_a_request_follow_each_other_without_sharing_a_block(
+            start in 0u64..1 << 50,
+            count in 1u32..1 << 23,
+        ) {
+            let range = SectorRange::new(start, count).expect("fits");
+            let mut next = start;
+            let parts = parts_of(range);
+            for part in 0..parts {
+                let (cut, offset) = part_of(range, part);
+                prop_assert_eq!(cut.start(), next);
+                prop_assert_eq!(offset, (next - start) * SECTOR_SIZE as u64);
+                prop_assert!(cut.bytes() <= MAX_REQUEST_BYTES as u64);
+                next = cut.end();
+                prop_assert!(part + 1 == parts || next.is_multiple_of(8));
+            }
+            prop_assert_eq!(next, range.end());
+            prop_assert!(u16::try_from(parts - 1).is_ok(), "a part's number fits its token");
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! A split virtqueue (virtio 1.2, section 2.7), seen from the device.
+//!
+//! What the driver writes is read once and believed only within bounds; how
+//! far it has come is the one thing that can make the ring as a whole a lie.
+
+use std::sync::atomic::{Ordering, fence};
+
+use thiserror::Error;
+use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, Le16, Le32};
+
+use crate::guest_memory::{GuestMemory, Window};
+
+/// Largest queue that is served: QEMU's limit.
+pub(crate) const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Bytes of a descriptor (2.7.5).
+pub(crate) const DESCRIPTOR_BYTES: usize = 16;
+
+/// Bytes before the entries of both the available and the used ring: flags
+/// and index (2.7.6, 2.7.8).
+const RING_HEADER: usize = 4;
+const AVAILABLE_ENTRY: usize = 2;
+const USED_ENTRY: usize = 8;
+/// `avail_event` and `used_event`, at the end of each ring.
+const EVENT: usize = 2;
+
+const INDEX_AT: usize = 2;
+const INSIDE: &str = "the window was made as large as the ring";
+
+/// Where the three parts of a ring are in the front-end's process
+/// (`SET_VRING_ADDR`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RingAddresses {
+    pub(crate) descriptors: u64,
+    pub(crate) available: u64,
+    pub(crate) used: u64,
+}
+
+/// Why a ring cannot be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum RingError {
+    #[error("a ring of {0} entries: the size must be a power of two up to {MAX_QUEUE_SIZE}")]
+    Size(u32),
+    #[error("a ring's {0} is not aligned")]
+    Alignment(&'static str),
+    #[error("a ring's {0} lies outside of the guest's memory")]
+    Outside(&'static str),
+}
+
+/// A ring's size, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RingSize(u16);
+
+impl RingSize {
+    pub(crate) fn new(entries: u32) -> Result<Self, RingError> {
+        match u16::try_from(entries) {
+            Ok(size) if size.is_power_of_two() && size <= MAX_QUEUE_SIZE => Ok(Self(size)),
+            _ => Err(RingError::Size(entries)),
+        }
+    }
+
+    pub(crate) const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// A ring's three parts, found in guest memory.
+#[derive(Debug)]
+pub(crate) struct RingMemory {
+    size: RingSize,
+    descriptors: Window,
+    available: Window,
+    used: Window,
+}
+
+impl RingMemory {
+    /// Finds the parts; alignment by 2.7, table of "virtqueue parts".
+    pub(crate) fn locate(
+        memory: &GuestMemory,
+        size: RingSize,
+        at: RingAddresses,
+    ) -> Result<Self, RingError> {
+        let entries = usize::from(size.get());
+        let find = |name, address: u64, align, bytes| {
+            if !address.is_multiple_of(align) {
+                return Err(RingError::Alignment(name));
+            }
+            let window = memory.window(address, bytes).ok_or(RingError::Outside(name))?;
+            // The front-end's addresses say nothing about ours.
+            let aligned = (window.slice().ptr_guard().as_ptr().addr() as u64).is_multiple_of(align);
+            if aligned { Ok(window) } else { Err(RingError::Alignment(name)) }
+        };
+        let ring = |entry| RING_HEADER + entry * entries + EVENT;
+        Ok(Self {
+            size,
+            descriptors: find("table", at.descriptors, 16, DESCRIPTOR_BYTES * entries)?,
+            available: find("available ring", at.available, 2, ring(AVAILABLE_ENTRY))?,
+            used: find("used ring", at.used, 4, ring(USED_ENTRY))?,
+        })
+    }
+
+    pub(crate) const fn size(&self) -> u16 {
+        self.size.get()
+    }
+
+    /// A copy of a descriptor; the driver may change the original meanwhile.
+    pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
+        let raw: RawDescriptor = self
+            .descriptors
+            .slice()
+            .read_obj(usize::from(index % self.size()) * DESCRIPTOR_BYTES)
+            .expect(INSIDE);
+        raw.into()
+    }
+
+    /// Whether any part was taken away.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.descriptors.has_failed() || self.available.has_failed() || self.used.has_failed()
+    }
+
+    fn available_u16(&self, offset: usize, order: Ordering) -> u16 {
+        u16::from_le(self.available.slice().load(offset, order).expect(INSIDE))
+    }
+
+    fn set_used_u16(&self, offset: usize, value: u16, order: Ordering) {
+        self.used.slice().store(value.to_le(), offset, order).expect(INSIDE);
+    }
+
+    fn used_index(&self) -> u16 {
+        u16::from_le(self.used.slice().load(INDEX_AT, Ordering::Relaxed).expect(INSIDE))
+    }
+
+    fn put_used(&self, position: u16, head: u16, len: u32) {
+        let at = RING_HEADER + usize::from(position % self.size()) * USED_ENTRY;
+        let slice = self.used.slice();
+        slice.store(u32::from(head).to_le(), at, Ordering::Relaxed).expect(INSIDE);
+        slice.store(len.to_le(), at + 4, Ordering::Relaxed).expect(INSIDE);
+    }
+}
+
+const _: () = assert!(size_of::<RawDescriptor>() == DESCRIPTOR_BYTES);
+const _: () = assert!(size_of::<Le16>() == AVAILABLE_ENTRY && 2 * size_of::<Le32>() == USED_ENTRY);
+
+/// The driver claims more available entries than the ring has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overrun;
+
+/// A running ring and how far both sides have come.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    memory: RingMemory,
+    /// The next available entry to take.
+    next: u16,
+    /// How far the driver had come when we last looked.
+    seen: u16,
+    /// The next used entry to fill.
+    used: u16,
+    /// The used index that the driver has been shown.
+    published: u16,
+    /// Whether `VIRTIO_F_EVENT_IDX` was negotiated (2.7.7, 2.7.10).
+    event_index: bool,
+    /// Whether the driver was told to kick.
+    announced: bool,
+    /// Nothing is known about what the driver was last told: call it once.
+    first_call: bool,
+}
+
+impl Ring {
+    /// A ring that goes on at available entry `base` (`SET_VRING_BASE`); the
+    /// used index is in memory.
+    pub(crate) fn start(memory: RingMemory, base: u16, event_index: bool) -> Self {
+        let used = memory.used_index();
+        Self {
+            memory,
+            next: base,
+            seen: base,
+            used,
+            published: used,
+            event_index,
+            announced: false,
+            first_call: true,
+        }
+    }
+
+    /// The same ring after the front-end has changed its memory table.
+    pub(crate) fn relocate(&mut self, memory: RingMemory) {
+        self.memory = memory;
+    }
+
+    pub(crate) const fn memory(&self) -> &RingMemory {
+        &self.memory
+    }
+
+    /// The next available entry: what `GET_VRING_BASE` asks for.
+    pub(crate) const fn base(&self) -> u16 {
+        self.next
+    }
+
+    /// Whether the driver has made an entry available that was not taken.
+    pub(crate) fn look(&mut self) -> Result<bool, Overrun> {
+        if self.seen == self.next {
+            let seen = self.memory.available_u16(INDEX_AT, Ordering::Acquire);
+            if seen.wrapping_sub(self.next) > self.memory.size() {
+                return Err(Overrun);
+            }
+            self.seen = seen;
+        }
+        Ok(self.seen != self.next)
+    }
+
+    /// Takes the next available entry: the head of a chain, not yet believed.
+    /// Only after [`Ring::look`] has said that there is one.
+    pub(crate) fn take(&mut self) -> u16 {
+        debug_assert_ne!(self.seen, self.next);
+        let position = usize::from(self.next % self.memory.size());
+        let at = RING_HEADER + position * AVAILABLE_ENTRY;
+        self.next = self.next.wrapping_add(1);
+        self.memory.available_u16(at, Ordering::Relaxed)
+    }
+
+    /// Puts a chain into the used ring; the driver sees it after
+    /// [`Ring::publish`].
+    pub(crate) fn give_back(&mut self, head: u16, written: u32) {
+        self.memory.put_used(self.used, head, written);
+        self.used = self.used.wrapping_add(1);
+    }
+
+    /// Shows the driver what was given back and says whether it wants to be
+    /// called (2.7.7.2, 2.7.10).
+    pub(crate) fn publish(&mut self) -> bool {
+        let (old, new) = (self.published, self.used);
+        if old == new {
+            return false;
+        }
+        self.memory.set_used_u16(INDEX_AT, new, Ordering::Release);
+        self.published = new;
+        // The index must be visible before we read whether a call is wanted:
+        // the driver writes its wish first and then looks at the index.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_index {
+            let event = RING_HEADER + usize::from(self.memory.size()) * AVAILABLE_ENTRY;
+            passed(self.memory.available_u16(event, Ordering::Relaxed), new, old)
+        } else {
+            let flags = self.memory.available_u16(0, Ordering::Relaxed);
+            flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
+        };
+        std::mem::take(&mut self.first_call) || wanted
+    }
+
+    /// Asks the driver to kick at its next entry. The caller puts a full fence
+    /// after it and looks once more.
+    pub(crate) fn announce(&mut self) {
+        if std::mem::replace(&mut self.announced, true) {
+            return;
+        }
+        if self.event_index {
+            let event = RING_HEADER + usize::from(self.memory.size()) * USED_ENTRY;
+            self.memory.set_used_u16(event, self.next, Ordering::Relaxed);
+        } else {
+            self.memory.set_used_u16(0, 0, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the driver that kicks are not needed: the ring is polled. With
+    /// event indices, one that lies behind says so by itself.
+    pub(crate) fn conceal(&mut self) {
+        if std::mem::replace(&mut self.announced, false) && !self.event_index {
+            self.memory.set_used_u16(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the driver was told to kick.
+    pub(crate) const fn is_announced(&self) -> bool {
+        self.announced
+    }
+}
+
+/// Whether moving an index from `old` to `new` passes `event` (2.7.10,
+/// `vring_need_event`).
+const fn passed(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_passed_also_across_the_wrap() {
+        assert!(passed(0, 1, 0));
+        assert!(!passed(1, 1, 0));
+        assert!(passed(u16::MAX, 0, u16::MAX));
+        assert!(passed(u16::MAX, 3, u16::MAX - 2));
+        assert!(!passed(3, 3, u16::MAX));
+        assert!(!passed(5, 9, 6));
+    }
+}

@@ -1,0 +1,34 @@
+//! The unsafe part of the tests: handing addresses to the driver.
+#![allow(unsafe_code)]
+
+use std::io;
+
+use virtio_driver::{VirtioBlkQueue, iovec};
+use vm_memory::MmapRegion;
+
+/// Asks for a read or a write of `pieces` (offset and size) of `memory`.
+pub fn transfer(
+    queue: &mut VirtioBlkQueue<'_, usize>,
+    write: bool,
+    at: u64,
+    memory: &MmapRegion<()>,
+    pieces: &[(usize, usize)],
+    context: usize,
+) -> io::Result<()> {
+    let vector: Vec<iovec> = pieces
+        .iter()
+        .map(|&(offset, len)| {
+            assert!(offset + len <= memory.size());
+            iovec { iov_base: memory.as_ptr().wrapping_add(offset).cast(), iov_len: len }
+        })
+        .collect();
+    // SAFETY: the vector is whole and its pieces lie within the region, which
+    // the caller keeps until the request has ended; the tests look at it only
+    // through volatile slices.
+    unsafe {
+        match write {
+            true => queue.writev(at, vector.as_ptr(), vector.len(), context),
+            false => queue.readv(at, vector.as_ptr(), vector.len(), context),
+        }
+    }
+}
