@@ -48,7 +48,7 @@ write_files() { # FOLDER
 # From the disk, not from the guest's memory.
 check_files() { # FOLDER
     echo 3 >/proc/sys/vm/drop_caches
-    (cd "$1/files" && sha256sum -c -s "$1/sums")
+    (cd "$1/files" && sha256sum -c "$1/sums")
     fact "files=$(wc -l <"$1/sums")"
 }
 
