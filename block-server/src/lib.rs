@@ -5,11 +5,19 @@
 //! are met at start-up and by people only.
 #![forbid(unsafe_code)]
 
+pub mod local;
+
+pub mod worker;
+
+pub mod session;
+
 pub mod hold;
 
 pub mod volume;
 
 pub mod range_lock;
+
+pub mod engine;
 
 pub mod store;
 
@@ -18,8 +26,23 @@ pub mod catalog;
 pub mod layout;
 pub mod space;
 
+pub mod directory;
+
+pub mod errand;
+pub mod mailbox;
+
+pub mod api;
 pub mod chance;
 pub mod size;
 
 #[cfg(test)]
 mod tests;
+
+pub use chance::Chance;
+pub use directory::{Directory, WorkerIndex};
+pub use engine::{Engine, NvmeEngine};
+pub use errand::Errand;
+pub use local::LocalPath;
+pub use mailbox::Mailbox;
+pub use size::Size;
+pub use worker::{Limits, Owned, Place, Worker};

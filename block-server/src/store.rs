@@ -122,6 +122,13 @@ impl<D> Volume<D> {
         self.record.borrow().clone()
     }
 
+    /// Whether a session of `front` holds it now.
+    #[must_use]
+    pub fn is_held_by(&self, front: FrontId) -> bool {
+        let holds = self.holds.borrow();
+        holds.iter().any(|hold| hold.front() == front && !hold.is_revoked())
+    }
+
     /// Ends a session's hold without asking the front: the session is over.
     /// What is stored stays.
     pub fn forget(&self, hold: &Rc<Hold>) {
@@ -204,6 +211,13 @@ impl<D: Device> Store<D> {
             Place::Free | Place::Reserved(_) => None,
         });
         taken.collect()
+    }
+
+    /// Whether that volume is one of these.
+    #[must_use]
+    pub fn has(&self, volume: &Rc<Volume<D>>) -> bool {
+        let places = self.places.borrow();
+        matches!(&places[volume.place], Place::Taken(taken) if Rc::ptr_eq(taken, volume))
     }
 
     /// The volume of that name.

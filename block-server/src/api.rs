@@ -1,0 +1,133 @@
+//! What the control socket speaks: the bodies of its requests and answers, for
+//! the server and for its clients.
+
+use serde::{Deserialize, Serialize};
+
+use crate::size::Size;
+
+/// `GET /server`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// The server's version.
+    pub version: String,
+    /// Its polling threads.
+    pub workers: Vec<WorkerInfo>,
+    /// Its devices.
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// A polling thread of the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Where fronts reach it.
+    pub address: String,
+    /// The core it is pinned to.
+    pub cpu: Option<usize>,
+    /// What it does when it has nothing to do.
+    pub idle: String,
+}
+
+/// A device of the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The worker that owns it, counted from 0.
+    pub worker: usize,
+    /// Its size.
+    pub size: Size,
+    /// What no volume uses.
+    pub free: Size,
+    /// How many volumes lie on it.
+    pub volumes: usize,
+}
+
+/// `POST /volumes`; the answer is a [`VolumeInfo`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size: a number of bytes or a text such as "10G".
+    pub size: Size,
+    /// Which device to put it on; may be left out when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Whether nobody may change it.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// `PATCH /volumes/NAME`; the answer is a [`VolumeInfo`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// Its new size.
+    pub size: Size,
+    /// Whether it may lose its end.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// `POST /volumes/NAME/detach`; the answer is a [`VolumeInfo`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachVolume {
+    /// Which front, as [`AttachmentInfo::front`] says it; everybody if left
+    /// out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<String>,
+    /// Whether to take it away without asking them.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `GET /volumes` answers a list of these, `GET /volumes/NAME` one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub id: String,
+    /// The device it lies on.
+    pub device: String,
+    /// Its size.
+    pub size: Size,
+    /// Whether nobody may change it.
+    pub read_only: bool,
+    /// Raised by a forced detach.
+    pub generation: u64,
+    /// In how many pieces it lies on the device.
+    pub extents: usize,
+    /// Who has it.
+    pub attachments: Vec<AttachmentInfo>,
+}
+
+/// A front that has a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentInfo {
+    /// The front's identity.
+    pub front: String,
+    /// What it may do.
+    pub access: AccessInfo,
+    /// Whether the front has a session now.
+    pub connected: bool,
+}
+
+/// What a front may do with a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessInfo {
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
+}
+
+/// The answer to a request that did not work, with an HTTP status that is not
+/// 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong and what to do, in one sentence.
+    pub error: String,
+}

@@ -1,0 +1,215 @@
+//! What other threads ask of a worker, and how it is done: one task each,
+//! beside the slots.
+
+use std::rc::Rc;
+
+use block_core::Device;
+use link::{Access, FrontId, VolumeName};
+use tokio::sync::oneshot;
+
+use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, VolumeInfo};
+use crate::session::{Located, Room};
+use crate::size::Size;
+use crate::store::{Store, StoreError, Volume};
+
+/// Where the outcome of an errand goes.
+pub type Answer<T> = oneshot::Sender<Result<T, Failed>>;
+
+/// Why an errand did not work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    /// The volumes do not allow it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The worker has no such device.
+    #[error("there is no device '{0}'; `vrio server` was configured without it")]
+    NoDevice(String),
+}
+
+/// Something that a worker is asked to do.
+#[derive(Debug)]
+pub enum Errand {
+    /// Say what devices there are.
+    Devices(Answer<Vec<DeviceInfo>>),
+    /// Say what volumes there are.
+    Volumes(Answer<Vec<VolumeInfo>>),
+    /// Say what there is to say about a volume.
+    Show {
+        /// Which one.
+        name: VolumeName,
+        /// Where to.
+        answer: Answer<VolumeInfo>,
+    },
+    /// Make a volume.
+    Create {
+        /// On which device.
+        device: String,
+        /// Its name.
+        name: VolumeName,
+        /// Its size.
+        size: Size,
+        /// Whether nobody may change it.
+        read_only: bool,
+        /// Where to.
+        answer: Answer<VolumeInfo>,
+    },
+    /// Give a volume another size.
+    Resize {
+        /// Which one.
+        name: VolumeName,
+        /// Its new size.
+        size: Size,
+        /// Whether it may lose its end.
+        shrink: bool,
+        /// Where to.
+        answer: Answer<VolumeInfo>,
+    },
+    /// Delete a volume.
+    Delete {
+        /// Which one.
+        name: VolumeName,
+        /// Where to.
+        answer: Answer<()>,
+    },
+    /// Take a volume away.
+    Detach {
+        /// Which one.
+        name: VolumeName,
+        /// From whom; from everybody if not said.
+        front: Option<FrontId>,
+        /// Where to.
+        answer: Answer<VolumeInfo>,
+    },
+    /// End the worker's loop.
+    Stop,
+}
+
+/// Does an errand and answers it. Whoever asked may be gone: then nobody
+/// hears the answer.
+pub async fn run<D: Device>(room: Rc<Room<D>>, errand: Errand) {
+    match errand {
+        Errand::Devices(answer) => {
+            let _ = answer.send(Ok(room.devices()));
+        }
+        Errand::Volumes(answer) => {
+            let _ = answer.send(Ok(room.volumes()));
+        }
+        Errand::Show { name, answer } => {
+            let _ = answer.send(room.show(&name));
+        }
+        Errand::Create { device, name, size, read_only, answer } => {
+            let _ = answer.send(room.create(&device, name, size, read_only).await);
+        }
+        Errand::Resize { name, size, shrink, answer } => {
+            let _ = answer.send(room.resize(&name, size, shrink).await);
+        }
+        Errand::Delete { name, answer } => {
+            let _ = answer.send(room.delete(&name).await);
+        }
+        Errand::Detach { name, front, answer } => {
+            let _ = answer.send(room.force_detach(&name, front).await);
+        }
+        Errand::Stop => {}
+    }
+}
+
+impl<D: Device> Room<D> {
+    fn devices(&self) -> Vec<DeviceInfo> {
+        let device = |(name, store): &(String, Store<D>)| DeviceInfo {
+            name: name.clone(),
+            worker: self.worker.0,
+            size: Size(store.blocks().bytes()),
+            free: Size(store.free().bytes()),
+            volumes: store.volumes().len(),
+        };
+        self.stores.iter().map(device).collect()
+    }
+
+    fn volumes(&self) -> Vec<VolumeInfo> {
+        let each = self.stores.iter().flat_map(|(device, store)| {
+            store.volumes().into_iter().map(move |volume| describe(device, &volume))
+        });
+        each.collect()
+    }
+
+    fn show(&self, name: &VolumeName) -> Result<VolumeInfo, Failed> {
+        let Located { device, volume, .. } = self.existing(name)?;
+        Ok(describe(device, &volume))
+    }
+
+    async fn create(
+        &self,
+        device: &str,
+        name: VolumeName,
+        size: Size,
+        read_only: bool,
+    ) -> Result<VolumeInfo, Failed> {
+        let on = self.stores.iter().find(|(name, _)| name == device);
+        let (device, store) = on.ok_or_else(|| Failed::NoDevice(device.to_owned()))?;
+        if !self.directory.claim(&name, self.worker) {
+            return Err(StoreError::Exists(name).into());
+        }
+        match store.create(name.clone(), size, read_only).await {
+            Ok(volume) => Ok(describe(device, &volume)),
+            Err(error) => {
+                self.directory.release(&name);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn resize(
+        &self,
+        name: &VolumeName,
+        size: Size,
+        shrink: bool,
+    ) -> Result<VolumeInfo, Failed> {
+        let Located { device, store, .. } = self.existing(name)?;
+        let volume = store.resize(name, size, shrink).await?;
+        Ok(describe(device, &volume))
+    }
+
+    async fn delete(&self, name: &VolumeName) -> Result<(), Failed> {
+        let Located { store, .. } = self.existing(name)?;
+        store.delete(name).await?;
+        self.directory.release(name);
+        Ok(())
+    }
+
+    async fn force_detach(
+        &self,
+        name: &VolumeName,
+        front: Option<FrontId>,
+    ) -> Result<VolumeInfo, Failed> {
+        let Located { device, store, .. } = self.existing(name)?;
+        let volume = store.force_detach(name, front).await?;
+        Ok(describe(device, &volume))
+    }
+
+    fn existing(&self, name: &VolumeName) -> Result<Located<'_, D>, Failed> {
+        self.find(name).ok_or_else(|| StoreError::Unknown(name.clone()).into())
+    }
+}
+
+fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInfo {
+    let record = volume.record();
+    let attachments = record.attachments.iter().map(|(access, attachment)| AttachmentInfo {
+        front: attachment.front.to_string(),
+        access: match access {
+            Access::Read => AccessInfo::Read,
+            Access::Write => AccessInfo::Write,
+        },
+        connected: volume.is_held_by(attachment.front),
+    });
+    VolumeInfo {
+        name: record.name.to_string(),
+        // Printed as a front's identity is: both are UUIDs.
+        id: FrontId(record.id.0).to_string(),
+        device: device.to_owned(),
+        size: Size(record.blocks.bytes()),
+        read_only: record.read_only,
+        generation: record.generation,
+        extents: record.extents.len(),
+        attachments: attachments.collect(),
+    }
+}

@@ -1,0 +1,266 @@
+//! A front's session: its handles, and a task for each of its slots.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use block_core::{BlockError, Device, Request};
+use link::{
+    Access, AttachReply, AttachRequest, Attached, FrontId, Refused, Reply, SlotRef, VolumeHandle,
+    VolumeName, Work,
+};
+use tracing::warn;
+
+use crate::directory::{Directory, WorkerIndex};
+use crate::hold::{Hold, Running};
+use crate::store::{Store, Volume};
+
+/// Most volumes that one session has at a time, and handles that it has been
+/// given and lost.
+pub const MAX_HANDLES: usize = 1024;
+
+/// What all tasks of a worker share.
+#[derive(Debug)]
+pub struct Room<D> {
+    /// The devices with their volumes, by name.
+    pub stores: Vec<(String, Store<D>)>,
+    /// The volumes of all workers.
+    pub directory: Arc<Directory>,
+    /// Which worker this is.
+    pub worker: WorkerIndex,
+    /// Answers that wait to be collected.
+    pub replies: RefCell<VecDeque<(SlotRef, Reply)>>,
+}
+
+/// A volume, and where it is.
+#[derive(Debug)]
+pub struct Located<'a, D> {
+    /// The name of its device.
+    pub device: &'a str,
+    /// The device's volumes.
+    pub store: &'a Store<D>,
+    /// The volume.
+    pub volume: Rc<Volume<D>>,
+}
+
+impl<D: Device> Room<D> {
+    /// The volume of that name, if this worker has it.
+    #[must_use]
+    pub fn find(&self, name: &VolumeName) -> Option<Located<'_, D>> {
+        self.stores.iter().find_map(|(device, store)| {
+            let volume = store.volume(name).ok()?;
+            Some(Located { device, store, volume })
+        })
+    }
+
+    fn store_of(&self, volume: &Rc<Volume<D>>) -> Option<&Store<D>> {
+        let mut stores = self.stores.iter().map(|(_, store)| store);
+        stores.find(|store| store.has(volume))
+    }
+}
+
+/// One slot: where the worker puts work, and its task finds it.
+#[derive(Default)]
+pub struct Slot {
+    job: Cell<Option<Job>>,
+}
+
+/// What a slot's task does next.
+#[derive(Debug)]
+pub enum Job {
+    /// This, and answer.
+    Serve(Work),
+    /// End: the session is over.
+    End,
+}
+
+impl Slot {
+    /// Leaves a job; the caller wakes the task.
+    pub fn put(&self, job: Job) {
+        self.job.set(Some(job));
+    }
+
+    async fn next(&self) -> Job {
+        poll_fn(|_| match self.job.take() {
+            Some(job) => Poll::Ready(job),
+            None => Poll::Pending,
+        })
+        .await
+    }
+}
+
+/// A front's session with this worker.
+#[derive(Debug)]
+pub struct Session<D> {
+    front: FrontId,
+    slots: u16,
+    handles: RefCell<Vec<Option<Handle<D>>>>,
+    /// One attach or detach at a time: a repeated attach must find what the
+    /// first one got.
+    changing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Handle<D> {
+    volume: Rc<Volume<D>>,
+    hold: Rc<Hold>,
+}
+
+impl<D> Clone for Handle<D> {
+    fn clone(&self) -> Self {
+        Self { volume: Rc::clone(&self.volume), hold: Rc::clone(&self.hold) }
+    }
+}
+
+impl<D: Device> Session<D> {
+    /// A session of `front` without volumes.
+    #[must_use]
+    pub fn new(front: FrontId, slots: u16) -> Self {
+        let (handles, changing) = (RefCell::default(), tokio::sync::Mutex::new(()));
+        Self { front, slots, handles, changing }
+    }
+
+    /// Gives up what the session holds. The front keeps its volumes.
+    pub fn close(&self) {
+        for handle in self.handles.borrow_mut().drain(..).flatten() {
+            handle.volume.forget(&handle.hold);
+        }
+    }
+
+    async fn serve(&self, handle: VolumeHandle, request: Request) -> Reply {
+        match self.begin(handle, &request) {
+            Ok((volume, running)) => {
+                let served = volume.raw.serve(request).await;
+                drop(running);
+                let (outcome, word, buffer) = (served.outcome, served.word, served.buffer);
+                Reply { outcome, word, buffer, attach: None }
+            }
+            Err(error) => {
+                Reply { outcome: Err(error), word: 0, buffer: request.buffer, attach: None }
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        handle: VolumeHandle,
+        request: &Request,
+    ) -> Result<(Rc<Volume<D>>, Running), BlockError> {
+        let handles = self.handles.borrow();
+        let entry = handles.get(usize::from(handle.0)).and_then(Option::as_ref);
+        let entry = entry.ok_or(BlockError::NotAttached)?;
+        let running = entry.hold.begin().ok_or(BlockError::NotAttached)?;
+        if request.op.changes() && entry.hold.access() == Access::Read {
+            return Err(BlockError::ReadOnly);
+        }
+        Ok((Rc::clone(&entry.volume), running))
+    }
+
+    async fn attach(&self, room: &Room<D>, request: AttachRequest) -> AttachReply {
+        let _changing = self.changing.lock().await;
+        let Some(Located { store, volume, .. }) = room.find(&request.name) else {
+            return match room.directory.elsewhere(&request.name, room.worker) {
+                Some(port) => AttachReply::Elsewhere { port },
+                None => AttachReply::Refused(Refused::Unknown),
+            };
+        };
+        let own = self.handle_of(&volume);
+        let Some(place) = own.as_ref().map(|(place, _)| *place).or_else(|| self.free_place())
+        else {
+            return AttachReply::Refused(Refused::Full);
+        };
+        let own = own.map(|(_, handle)| handle.hold);
+        match store.attach(&volume, self.front, request.access, own.as_ref()).await {
+            Ok(hold) => {
+                volume.raw.reserve(usize::from(self.slots));
+                let same = own.is_some_and(|own| Rc::ptr_eq(&own, &hold));
+                self.attached(if same { Some(place) } else { None }, volume, hold)
+            }
+            Err(refused) => AttachReply::Refused(refused),
+        }
+    }
+
+    /// The answer to an attach that worked. A new hold gets a number that has
+    /// named no other volume, unless the front gave that one back: what it
+    /// sent for a volume that was taken away must not reach another one.
+    fn attached(&self, place: Option<usize>, volume: Rc<Volume<D>>, hold: Rc<Hold>) -> AttachReply {
+        let Some(place) = place.or_else(|| self.free_place()) else {
+            volume.forget(&hold);
+            return AttachReply::Refused(Refused::Full);
+        };
+        let record = volume.record();
+        let reply = AttachReply::Attached(Attached {
+            handle: VolumeHandle(place as u16),
+            volume_id: record.id.0,
+            generation: record.generation,
+            verifier: volume.raw.verifier(),
+            sectors: record.blocks.sectors(),
+            read_only: record.read_only || hold.access() == Access::Read,
+        });
+        let mut handles = self.handles.borrow_mut();
+        if place == handles.len() {
+            handles.push(None);
+        }
+        handles[place] = Some(Handle { volume, hold });
+        reply
+    }
+
+    fn handle_of(&self, volume: &Rc<Volume<D>>) -> Option<(usize, Handle<D>)> {
+        let handles = self.handles.borrow();
+        let mut numbered = handles.iter().enumerate();
+        numbered.find_map(|(place, handle)| {
+            let handle = handle.as_ref()?;
+            let here = Rc::ptr_eq(&handle.volume, volume) && !handle.hold.is_revoked();
+            here.then(|| (place, handle.clone()))
+        })
+    }
+
+    fn free_place(&self) -> Option<usize> {
+        let handles = self.handles.borrow();
+        let place = handles.iter().position(Option::is_none).unwrap_or(handles.len());
+        (place < MAX_HANDLES).then_some(place)
+    }
+
+    async fn detach(&self, room: &Room<D>, handle: VolumeHandle) -> Reply {
+        let _changing = self.changing.lock().await;
+        let place = usize::from(handle.0);
+        let entry = self.handles.borrow().get(place).cloned();
+        let Some(entry) = entry else {
+            return Reply::plain(Err(BlockError::NotAttached), 0);
+        };
+        // A hold that was taken away is not the front's any more: it may have
+        // the volume again, by another handle or session.
+        if let Some(Handle { volume, hold }) = entry.filter(|entry| !entry.hold.is_revoked())
+            && let Some(store) = room.store_of(&volume)
+            && let Err(error) = store.detach(&volume, hold.front()).await
+        {
+            warn!("a detach could not be stored: {error}");
+            return Reply::plain(Err(BlockError::Medium), 0);
+        }
+        self.handles.borrow_mut()[place] = None;
+        Reply::plain(Ok(()), 0)
+    }
+}
+
+/// The life of a slot: take its work, do it, answer it.
+pub async fn serve_slot<D: Device>(
+    room: Rc<Room<D>>,
+    session: Rc<Session<D>>,
+    slot: Rc<Slot>,
+    at: SlotRef,
+) {
+    while let Job::Serve(work) = slot.next().await {
+        let reply = match work {
+            Work::Block { volume, request } => session.serve(volume, request).await,
+            Work::Attach(request) => {
+                let reply = session.attach(&room, request).await;
+                Reply { attach: Some(reply), ..Reply::plain(Ok(()), 0) }
+            }
+            Work::Detach(handle) => session.detach(&room, handle).await,
+        };
+        room.replies.borrow_mut().push_back((at, reply));
+    }
+}

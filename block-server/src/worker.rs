@@ -1,0 +1,359 @@
+//! A worker: one thread's world of sessions, volumes and devices.
+//!
+//! It does not own the thread. Whoever does calls [`Worker::run`] once a turn
+//! and moves work and replies between it and a wire ([`Host`]) or, fused, a
+//! front.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
+use block_core::{Buffer, Pool};
+use link::{FrontId, Host, Reply, SessionIndex, SlotRef, Work};
+use thiserror::Error;
+use tracing::warn;
+use turn::{Executor, TaskId};
+
+use crate::catalog::{DESK_BYTES, Formatting, OpenError};
+use crate::chance::Chance;
+use crate::directory::{Directory, WorkerIndex};
+use crate::engine::Engine;
+use crate::errand::{self, Errand};
+use crate::mailbox::Mailbox;
+use crate::session::{Job, Room, Session, Slot, serve_slot};
+use crate::store::Store;
+
+/// A small buffer: 8 KiB that begin inside of a block, and a block to merge
+/// in (see [`RawVolume::serve`](crate::volume::RawVolume::serve)).
+const SMALL_BYTES: usize = (2 + 1 + 1) * BLOCK_SIZE;
+
+/// A large buffer: the largest request, and a block to merge in.
+const LARGE_BYTES: usize = (MAX_REQUEST_BLOCKS + 1) * BLOCK_SIZE;
+
+/// Most errands that are done at the same time.
+const ERRANDS: usize = 64;
+
+/// Most errands that one turn begins.
+const ERRAND_BURST: usize = 4;
+
+/// How much a worker makes room for at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most sessions at a time.
+    pub sessions: usize,
+    /// Most slots of all sessions together.
+    pub slots: usize,
+    /// Buffers for requests of up to 8 KiB.
+    pub small_buffers: usize,
+    /// Buffers for requests of up to 128 KiB.
+    pub large_buffers: usize,
+}
+
+impl Default for Limits {
+    /// 16 MiB of small buffers and 34 MiB of large ones.
+    fn default() -> Self {
+        Self { sessions: 256, slots: 8192, small_buffers: 1024, large_buffers: 256 }
+    }
+}
+
+/// A device that a worker shall own.
+#[derive(Debug)]
+pub struct Owned<D> {
+    /// Its name in the configuration.
+    pub name: String,
+    /// The device.
+    pub device: D,
+    /// Whether it may be formatted.
+    pub formatting: Formatting,
+}
+
+/// What a worker is told about the server that it is a part of.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Which of its workers this is.
+    pub worker: WorkerIndex,
+    /// What all of them share.
+    pub directory: Arc<Directory>,
+    /// Where others leave errands for it.
+    pub mailbox: Arc<Mailbox>,
+    /// Where its random numbers come from.
+    pub chance: Chance,
+}
+
+/// Why a worker could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// One of its devices cannot be used.
+    #[error("device '{name}': {why}")]
+    Device {
+        /// Which one.
+        name: String,
+        /// Why.
+        why: OpenError,
+    },
+    /// Two devices have a volume of the same name.
+    #[error(
+        "device '{device}': volume '{name}' exists on another device too; leave one of the two \
+         devices out of the configuration and delete it on the other"
+    )]
+    Twice {
+        /// On which device.
+        device: String,
+        /// Which one.
+        name: link::VolumeName,
+    },
+    /// There is no memory.
+    #[error("no memory for the buffers of {what}: {why}; lower the worker's limits")]
+    Memory {
+        /// What they are for.
+        what: &'static str,
+        /// The kernel's reason.
+        why: io::Error,
+    },
+}
+
+/// Sessions, volumes and devices of one thread.
+pub struct Worker<E: Engine> {
+    /// Declared first: its tasks borrow from everything below.
+    executor: Executor,
+    sessions: Vec<Option<Seat<E::Device>>>,
+    room: Rc<Room<E::Device>>,
+    small: Pool,
+    large: Pool,
+    mailbox: Arc<Mailbox>,
+    engine: E,
+    limits: Limits,
+    slots: usize,
+    turns: usize,
+    stopped: bool,
+}
+
+/// A session and the tasks of its slots.
+struct Seat<D> {
+    session: Rc<Session<D>>,
+    slots: Vec<(Rc<Slot>, TaskId)>,
+}
+
+impl<E: Engine> Worker<E> {
+    /// Opens the devices, formats those that may be, and makes all buffers.
+    ///
+    /// # Errors
+    /// A sentence about what is in the way.
+    pub fn start(
+        mut engine: E,
+        devices: Vec<Owned<E::Device>>,
+        place: Place,
+        limits: Limits,
+    ) -> Result<Self, StartError> {
+        let memory = |what| move |why| StartError::Memory { what, why };
+        let small = engine.pool(limits.small_buffers, SMALL_BYTES).map_err(memory("requests"))?;
+        let large = engine.pool(limits.large_buffers, LARGE_BYTES).map_err(memory("requests"))?;
+        let count = devices.len().max(1);
+        let desks = engine.pool(count, DESK_BYTES).map_err(memory("the catalog"))?;
+        let scratch = engine.pool(1, BLOCK_SIZE).map_err(memory("partial blocks"))?.take();
+        let scratch = Rc::new(tokio::sync::Mutex::new(scratch));
+        let mut stores = Vec::with_capacity(count);
+        for Owned { name, device, formatting } in devices {
+            let desk = desks.take().expect("a desk for each device");
+            let (scratch, chance) = (Rc::clone(&scratch), place.chance.clone());
+            let opening = Store::open(Rc::new(device), desk, scratch, formatting, chance);
+            match complete(&mut engine, opening) {
+                Ok(store) => stores.push((name, store)),
+                Err(why) => return Err(StartError::Device { name, why }),
+            }
+        }
+        for (device, store) in &stores {
+            for volume in store.volumes() {
+                let name = volume.record().name;
+                if !place.directory.claim(&name, place.worker) {
+                    return Err(StartError::Twice { device: device.clone(), name });
+                }
+            }
+        }
+        let room = Room {
+            stores,
+            directory: place.directory,
+            worker: place.worker,
+            replies: std::cell::RefCell::default(),
+        };
+        Ok(Self {
+            executor: Executor::new(limits.slots + ERRANDS),
+            sessions: std::iter::repeat_with(|| None).take(limits.sessions).collect(),
+            room: Rc::new(room),
+            small,
+            large,
+            mailbox: place.mailbox,
+            engine,
+            limits,
+            slots: 0,
+            turns: 0,
+            stopped: false,
+        })
+    }
+
+    /// One turn of everything below the wire: takes errands, takes what the
+    /// devices have answered, runs who can go on, hands commands down, and
+    /// takes what was answered at once. Returns whether anything moved.
+    pub fn run(&mut self) -> bool {
+        self.turns = self.turns.wrapping_add(1);
+        let mut moved = usize::from(self.take_errands());
+        moved += self.step();
+        // A controller of this thread answers at once: look again.
+        if self.engine.work() > 0 {
+            moved += 1 + self.step();
+        }
+        moved > 0
+    }
+
+    fn step(&mut self) -> usize {
+        let reaped = self.engine.reap();
+        let ran = self.executor.run(self.turns);
+        self.engine.ring();
+        reaped + ran
+    }
+
+    fn take_errands(&mut self) -> bool {
+        for begun in 0..ERRAND_BURST {
+            match self.mailbox.take() {
+                None => return begun > 0,
+                Some(Errand::Stop) => self.stopped = true,
+                Some(errand) => {
+                    // Without a place its answer is dropped, and whoever asked
+                    // is told that the server is busy.
+                    if self.executor.spawn(errand::run(Rc::clone(&self.room), errand)).is_none() {
+                        warn!("too many errands at a time; one was not done");
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// What a slot has answered, the oldest first.
+    pub fn next_reply(&mut self) -> Option<(SlotRef, Reply)> {
+        self.room.replies.borrow_mut().pop_front()
+    }
+
+    /// Whether a turn would move something, or something is under way that
+    /// only turning will find: then the thread must not sleep.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.executor.is_runnable()
+            || self.mailbox.has_news()
+            || self.engine.is_busy()
+            || !self.room.replies.borrow().is_empty()
+    }
+
+    /// Readable when an errand has come; to be waited for edge-triggered.
+    #[must_use]
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.mailbox.bell()
+    }
+
+    /// Whether somebody asked the worker to stop.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// What moves the devices.
+    #[must_use]
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    fn seat(&self, session: SessionIndex) -> Option<&Seat<E::Device>> {
+        self.sessions.get(usize::from(session.0))?.as_ref()
+    }
+}
+
+impl<E: Engine> Host for Worker<E> {
+    fn buffer(&mut self, bytes: usize) -> Option<Buffer> {
+        let bytes = bytes + BLOCK_SIZE;
+        debug_assert!(bytes <= LARGE_BYTES);
+        let small = if bytes <= SMALL_BYTES { self.small.take() } else { None };
+        small.or_else(|| self.large.take())
+    }
+
+    fn opened(&mut self, session: SessionIndex, front: FrontId, slots: u16) {
+        self.closed(session);
+        let state = Rc::new(Session::new(front, slots));
+        let mut seat = Seat { session: Rc::clone(&state), slots: Vec::new() };
+        for number in 0..slots {
+            let (slot, at) = (Rc::new(Slot::default()), SlotRef { session, slot: number });
+            let life = serve_slot(Rc::clone(&self.room), Rc::clone(&state), Rc::clone(&slot), at);
+            let room = self.slots < self.limits.slots;
+            let Some(task) = room.then(|| self.executor.spawn(life)).flatten() else {
+                warn!(%front, slots, "no room for all slots of a session; raise the worker's limit");
+                break;
+            };
+            self.slots += 1;
+            seat.slots.push((slot, task));
+        }
+        let mut replies = self.room.replies.borrow_mut();
+        let missing = self.slots.saturating_sub(replies.len());
+        replies.reserve(missing);
+        drop(replies);
+        match self.sessions.get_mut(usize::from(session.0)) {
+            Some(place) => *place = Some(seat),
+            None => warn!(%front, "no room for a session; raise the worker's limit"),
+        }
+    }
+
+    fn start(&mut self, at: SlotRef, work: Work) {
+        let seat = self.seat(at.session).and_then(|seat| seat.slots.get(usize::from(at.slot)));
+        if let Some((slot, task)) = seat {
+            slot.put(Job::Serve(work));
+            self.executor.wake(*task);
+            return;
+        }
+        // There was no room for it (`opened` has said so).
+        self.room.replies.borrow_mut().push_back((at, refuse(work)));
+    }
+
+    fn closed(&mut self, session: SessionIndex) {
+        let place = self.sessions.get_mut(usize::from(session.0));
+        let Some(seat) = place.and_then(Option::take) else { return };
+        seat.session.close();
+        self.slots -= seat.slots.len();
+        for (slot, task) in seat.slots {
+            slot.put(Job::End);
+            self.executor.wake(task);
+        }
+    }
+}
+
+fn refuse(work: Work) -> Reply {
+    match work {
+        Work::Block { request, .. } => Reply {
+            buffer: request.buffer,
+            ..Reply::plain(Err(block_core::BlockError::NotAttached), 0)
+        },
+        Work::Attach(_) => Reply {
+            attach: Some(link::AttachReply::Refused(link::Refused::Full)),
+            ..Reply::plain(Ok(()), 0)
+        },
+        Work::Detach(_) => Reply::plain(Ok(()), 0),
+    }
+}
+
+/// Turns the engine until a future of one of its devices is ready: at
+/// start-up, when there is nothing else to do.
+fn complete<E: Engine, T>(engine: &mut E, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    loop {
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Ready(ready) = future.as_mut().poll(&mut context) {
+            return ready;
+        }
+        engine.ring();
+        if engine.work() + engine.reap() == 0 {
+            std::hint::spin_loop();
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A fused worker on a soft NVMe controller, from the guest's side.
+
+mod support;
+
+use block_core::{BlockError, Op, Time};
+use block_server::{Errand, LocalPath};
+use link::{Access, AttachReply, AttachRequest, Guest, Part, Path, Refusal, Refused, Token};
+use support::{
+    SoftPath, VecGuest, attach, create, errand, file_worker, front, io, memory_worker, name,
+};
+
+fn turned(path: &mut SoftPath) -> impl FnMut() {
+    || {
+        path.turn(Time::ZERO, &mut VecGuest::default());
+    }
+}
+
+#[test]
+fn data_and_the_attachment_are_there_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("disk");
+    let first = {
+        let (worker, mailbox) = file_worker(&file);
+        let mut path = LocalPath::new(worker, front(1), 8);
+        create(&mailbox, turned(&mut path), "vm", 8 << 20).expect("created");
+        let attached = attach(&mut path, "vm", Access::Write).expect("free");
+        assert_eq!(attached.sectors, 16_384);
+        io(&mut path, attached.handle, Op::WriteThrough, 3, vec![7; 131_072]).expect("written");
+        attached
+    };
+    {
+        // The writer was killed: it has the volume until it says otherwise.
+        let (worker, _) = file_worker(&file);
+        let mut path = LocalPath::new(worker, front(2), 8);
+        let refused = attach(&mut path, "vm", Access::Read);
+        assert_eq!(refused, Err(Refused::HasWriter(front(1))));
+    }
+    let (worker, _) = file_worker(&file);
+    let mut path = LocalPath::new(worker, front(1), 8);
+    let again = attach(&mut path, "vm", Access::Write).expect("its own");
+    assert_eq!(again.volume_id, first.volume_id);
+    assert_eq!(again.generation, first.generation);
+    assert_ne!(again.verifier, first.verifier, "the server is another one");
+    let data = io(&mut path, again.handle, Op::Read, 0, vec![0xff; 132_096 - 512 * 2]);
+    let data = data.expect("read");
+    assert!(data[..1536].iter().all(|&byte| byte == 0));
+    assert!(data[1536..].iter().all(|&byte| byte == 7));
+    path.detach(again.handle).expect("stored");
+    drop(path);
+    let (worker, _) = file_worker(&file);
+    let mut path = LocalPath::new(worker, front(2), 8);
+    attach(&mut path, "vm", Access::Write).expect("it was given back");
+}
+
+#[test]
+fn a_reader_reads_and_changes_nothing() {
+    let (worker, mailbox) = memory_worker();
+    let mut path = LocalPath::new(worker, front(1), 8);
+    create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+    let reader = attach(&mut path, "vm", Access::Read).expect("free");
+    assert!(reader.read_only);
+    assert_eq!(io(&mut path, reader.handle, Op::Read, 0, vec![1; 512]), Ok(vec![0; 512]));
+    for op in [Op::Write, Op::WriteThrough, Op::Discard, Op::WriteZeroes, Op::WriteZeroesUnmap] {
+        let refused = io(&mut path, reader.handle, op, 0, vec![1; 4096]);
+        assert_eq!(refused, Err(BlockError::ReadOnly), "{op:?}");
+    }
+    let unknown = link::VolumeHandle(900);
+    assert_eq!(io(&mut path, unknown, Op::Read, 0, vec![0; 512]), Err(BlockError::NotAttached));
+}
+
+/// What a front sends for a volume that was taken away must fail, and must not
+/// reach a volume that it gets later.
+#[test]
+fn a_volume_taken_away_by_force_is_gone_for_the_front_that_had_it() {
+    let (worker, mailbox) = memory_worker();
+    let mut path = LocalPath::new(worker, front(1), 8);
+    create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+    create(&mailbox, turned(&mut path), "other", 1 << 20).expect("created");
+    let had = attach(&mut path, "vm", Access::Write).expect("free");
+    let same = attach(&mut path, "vm", Access::Write).expect("its own");
+    assert_eq!(same, had, "asking again changes nothing");
+
+    let delete = |answer| Errand::Delete { name: name("vm"), answer };
+    let refused = errand(&mailbox, turned(&mut path), delete).expect_err("it is attached");
+    let writer = format!("writer {}", front(1));
+    assert!(refused.to_string().contains(&writer), "{refused}");
+
+    let detach = |answer| Errand::Detach { name: name("vm"), front: None, answer };
+    let info = errand(&mailbox, turned(&mut path), detach).expect("taken away");
+    assert_eq!((info.generation, info.attachments.len()), (had.generation + 1, 0));
+    let write = |path: &mut SoftPath| io(path, had.handle, Op::Write, 0, vec![9; 512]);
+    assert_eq!(write(&mut path), Err(BlockError::NotAttached));
+    let other = attach(&mut path, "other", Access::Write).expect("free");
+    assert_ne!(other.handle, had.handle);
+    assert_eq!(write(&mut path), Err(BlockError::NotAttached));
+    assert_eq!(io(&mut path, other.handle, Op::Read, 0, vec![1; 512]), Ok(vec![0; 512]));
+    errand(&mailbox, turned(&mut path), delete).expect("nobody has it now");
+    let gone = path.attach(AttachRequest { name: name("vm"), access: Access::Write });
+    assert_eq!(gone, AttachReply::Refused(Refused::Unknown));
+}
+
+#[test]
+fn a_deleted_volumes_data_is_not_in_the_next_one() {
+    let (worker, mailbox) = memory_worker();
+    let mut path = LocalPath::new(worker, front(1), 8);
+    let whole = 48 << 20;
+    create(&mailbox, turned(&mut path), "first", whole).expect("created");
+    let first = attach(&mut path, "first", Access::Write).expect("free");
+    for at in (0..whole / 512).step_by(4096) {
+        io(&mut path, first.handle, Op::Write, at, vec![0x5e; 65_536]).expect("written");
+    }
+    path.detach(first.handle).expect("stored");
+    let delete = |answer| Errand::Delete { name: name("first"), answer };
+    errand(&mailbox, turned(&mut path), delete).expect("deleted");
+    create(&mailbox, turned(&mut path), "second", whole).expect("the space is free again");
+    let second = attach(&mut path, "second", Access::Read).expect("free");
+    for at in (0..whole / 512).step_by(256) {
+        let data = io(&mut path, second.handle, Op::Read, at, vec![1; 131_072]).expect("read");
+        assert!(data.iter().all(|&byte| byte == 0), "sector {at}");
+    }
+}
+
+#[test]
+fn an_abandoned_part_ends_once_and_its_slot_serves_again() {
+    let (worker, mailbox) = memory_worker();
+    let mut path = LocalPath::new(worker, front(1), 2);
+    create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+    let volume = attach(&mut path, "vm", Access::Write).expect("free").handle;
+    let mut guest = VecGuest { data: vec![vec![3; 4096]; 3], ended: Vec::new() };
+    let part = |token| Part {
+        token: Token(token),
+        volume,
+        op: Op::Write,
+        range: block_core::SectorRange::new(8 * token, 8),
+    };
+    path.submit(Time::ZERO, part(0), &mut guest).expect("a slot");
+    path.submit(Time::ZERO, part(1), &mut guest).expect("a slot");
+    assert_eq!(path.submit(Time::ZERO, part(2), &mut guest), Err(Refusal::Busy));
+    path.abandon(volume, &mut guest);
+    let unreachable = Err(BlockError::Unreachable);
+    assert_eq!(guest.ended, [(0, unreachable), (1, unreachable)]);
+    while path.has_work() {
+        path.turn(Time::ZERO, &mut guest);
+    }
+    assert_eq!(guest.ended.len(), 2);
+    path.submit(Time::ZERO, part(2), &mut guest).expect("a slot");
+    while guest.ended.len() < 3 {
+        path.turn(Time::ZERO, &mut guest);
+    }
+    assert_eq!(guest.ended[2], (2, Ok(())));
+}
+
+/// A guest whose memory was taken away: the part is not sent, and nothing of
+/// the path's stays taken.
+#[test]
+fn a_part_whose_data_cannot_be_fetched_takes_nothing() {
+    struct Gone;
+    impl Guest for Gone {
+        fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {
+            Err(BlockError::Malformed)
+        }
+        fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
+        fn complete(&mut self, _: Token, _: Result<(), BlockError>) {
+            panic!("it was never submitted");
+        }
+    }
+    let (worker, mailbox) = memory_worker();
+    let mut path = LocalPath::new(worker, front(1), 2);
+    create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+    let volume = attach(&mut path, "vm", Access::Write).expect("free").handle;
+    let range = block_core::SectorRange::new(0, 8);
+    for _ in 0..1000 {
+        let part = Part { token: Token(0), volume, op: Op::Write, range };
+        let refused = path.submit(Time::ZERO, part, &mut Gone);
+        assert_eq!(refused, Err(Refusal::Failed(BlockError::Malformed)));
+    }
+    assert_eq!(io(&mut path, volume, Op::Write, 0, vec![1; 512]), Ok(vec![1; 512]));
+}
