@@ -1,5 +1,8 @@
 //! How much driver and soft controller cost together: random reads and writes
 //! of 4 KiB, 32 at a time, in one thread. Run it with `--release`.
+//!
+//! With a number of requests as argument it does one short run of reads, for
+//! a tool that counts instructions.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,9 +21,15 @@ const ROUNDS: usize = 5;
 const SIZES: [u64; 2] = [32 << 20, 1 << 30];
 
 fn main() {
+    if let Some(requests) = std::env::args().nth(1) {
+        let requests = requests.parse().expect("a number of requests");
+        println!("{:.0} ns", measure(1 << 20, false, requests));
+        return;
+    }
     for bytes in SIZES {
         for writes in [false, true] {
-            let mut nanos: Vec<f64> = (0..ROUNDS).map(|_| measure(bytes, writes)).collect();
+            let mut nanos: Vec<f64> =
+                (0..ROUNDS).map(|_| measure(bytes, writes, REQUESTS)).collect();
             nanos.sort_by(f64::total_cmp);
             let name = if writes { "write" } else { "read" };
             let (best, median) = (nanos[0], nanos[ROUNDS / 2]);
@@ -29,7 +38,7 @@ fn main() {
     }
 }
 
-fn measure(bytes: u64, writes: bool) -> f64 {
+fn measure(bytes: u64, writes: bool, requests: u64) -> f64 {
     let namespace = SoftNamespace::memory(bytes, LbaSize::B4096).expect("memory");
     let soft = SoftController::new(SoftOptions::default(), vec![namespace]);
     let clock = Clock::start();
@@ -70,7 +79,7 @@ fn measure(bytes: u64, writes: bool) -> f64 {
         (0..DEPTH).map(|_| Box::pin(request(pool.take().expect("free"), next()))).collect();
     let start = Instant::now();
     let mut done = 0;
-    while done < REQUESTS {
+    while done < requests {
         for slot in &mut slots {
             if let Poll::Ready((buffer, outcome)) = slot.as_mut().poll(&mut context) {
                 outcome.expect("no error");

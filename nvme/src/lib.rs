@@ -6,6 +6,34 @@
 //! block request meets them: a [`Namespace`] cuts it into commands, a
 //! [`QueuePair`] keeps each command and its buffer until the controller has
 //! answered.
+//!
+//! A worker's turn drives both sides:
+//!
+//! ```
+//! use std::future::Future;
+//! use std::sync::Arc;
+//! use std::task::{Context, Waker};
+//!
+//! use block_core::{Device, Pba, time::Clock};
+//! use nvme::{Controller, LbaSize, Namespace, SoftController, SoftNamespace, SoftOptions};
+//!
+//! let disk = SoftNamespace::memory(1 << 20, LbaSize::B4096)?;
+//! let soft = SoftController::new(SoftOptions::default(), vec![disk]);
+//! let clock = Clock::start();
+//! let controller = Controller::start(soft.bus(), Arc::new(move || clock.now()))?;
+//! let queue = controller.create_queue_pair(32)?;
+//! let namespace = Namespace::new(queue.clone(), &controller.namespace(1)?);
+//! let pool = controller.pool(1, 4096)?;
+//!
+//! let mut read = Box::pin(namespace.read(Pba(0), pool.take().expect("free"), 0..1));
+//! let mut context = Context::from_waker(Waker::noop());
+//! while read.as_mut().poll(&mut context).is_pending() {
+//!     queue.ring();
+//!     soft.work();
+//!     queue.reap();
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod namespace;
 pub mod queue_pair;

@@ -197,7 +197,7 @@ impl QueuePair {
     /// The future of a command: waits for a place, then for the completion.
     /// Dropping it abandons the command, not the buffer.
     pub(crate) fn submit(&self, command: Command, payload: Payload) -> Submission<'_> {
-        Submission { queue: self, stage: Stage::New { command, payload } }
+        Submission { queue: self, command, payload, stage: Stage::New }
     }
 
     /// The controller has been stopped and touches nothing: ends everything.
@@ -290,7 +290,14 @@ impl State {
         self.line.get(position).map(|waiter| waiter.waker.clone())
     }
 
-    fn issue(&mut self, command: Command, payload: Payload, waker: &Waker) -> u16 {
+    /// Where in the line a waiter is. Numbers rise along the line, and whoever
+    /// may go is near its front.
+    fn position(&self, number: u64) -> usize {
+        let position = self.line.iter().position(|waiter| waiter.number == number);
+        position.expect("who waits is in line until it leaves")
+    }
+
+    fn issue(&mut self, command: &Command, payload: Payload, waker: &Waker) -> u16 {
         let (place, id, (prp1, prp2)) = self.table.occupy(payload, waker.clone());
         self.submission.push(&command.with_id(id).with_data(prp1, prp2));
         self.counters.submitted += 1;
@@ -315,12 +322,16 @@ impl Wakers {
 /// A command on its way; see [`QueuePair::submit`].
 pub(crate) struct Submission<'a> {
     queue: &'a QueuePair,
+    command: Command,
+    /// Leaves for the table when the command is issued.
+    payload: Payload,
     stage: Stage,
 }
 
+#[derive(Clone, Copy)]
 enum Stage {
-    New { command: Command, payload: Payload },
-    InLine { command: Command, payload: Payload, number: u64 },
+    New,
+    InLine { number: u64 },
     Issued { place: u16 },
     Over,
 }
@@ -330,73 +341,62 @@ impl Future for Submission<'_> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let waker = context.waker();
-        let stale = this.queue.is_stale();
-        match std::mem::replace(&mut this.stage, Stage::Over) {
-            Stage::New { payload, .. } if stale => {
-                Poll::Ready((payload.into_buffer(), Err(BlockError::Medium)))
-            }
-            Stage::InLine { payload, number, .. } if stale => {
-                this.queue.with(|state| state.line.retain(|waiter| waiter.number != number));
-                Poll::Ready((payload.into_buffer(), Err(BlockError::Medium)))
-            }
-            Stage::New { command, payload } => {
-                this.stage = this.queue.with(|state| {
-                    if state.table.free() > state.line.len() {
-                        return Stage::Issued { place: state.issue(command, payload, waker) };
-                    }
-                    let number = state.next_number;
-                    state.next_number += 1;
-                    state.line.push_back(Waiter { number, waker: waker.clone() });
-                    Stage::InLine { command, payload, number }
-                });
-                Poll::Pending
-            }
-            Stage::InLine { command, payload, number } => {
-                this.stage = this.queue.with(|state| {
-                    // Numbers rise along the line and whoever goes is near its
-                    // front, so this ends early.
-                    let position = state.line.iter().position(|waiter| waiter.number == number);
-                    let position = position.expect("in line until it leaves");
-                    if state.table.free() > position {
-                        state.line.remove(position);
-                        return Stage::Issued { place: state.issue(command, payload, waker) };
-                    }
-                    let waiter = &mut state.line[position];
-                    if !waiter.waker.will_wake(waker) {
-                        waiter.waker = waker.clone();
-                    }
-                    Stage::InLine { command, payload, number }
-                });
-                Poll::Pending
-            }
-            Stage::Issued { place } => {
-                let fetched = this.queue.with(|state| {
-                    let outcome = state.table.fetch(place, waker)?;
-                    Some((outcome, state.entitled()))
-                });
-                let Some(((buffer, ending), next)) = fetched else {
-                    this.stage = Stage::Issued { place };
-                    return Poll::Pending;
-                };
-                next.into_iter().for_each(Waker::wake);
-                let outcome = match ending {
-                    Ending::Completed(status) => status.outcome(),
-                    Ending::Reset => Err(BlockError::Medium),
-                };
-                Poll::Ready((buffer, outcome))
-            }
-            Stage::Over => panic!("polled after it was ready"),
+        let (queue, waker) = (this.queue, context.waker());
+        if let Stage::Issued { place } = this.stage {
+            let fetched = queue.with(|state| {
+                let outcome = state.table.fetch(place, waker)?;
+                Some((outcome, state.entitled()))
+            });
+            let Some(((buffer, ending), next)) = fetched else { return Poll::Pending };
+            this.stage = Stage::Over;
+            next.into_iter().for_each(Waker::wake);
+            let outcome = match ending {
+                Ending::Completed(status) => status.outcome(),
+                Ending::Reset => Err(BlockError::Medium),
+            };
+            return Poll::Ready((buffer, outcome));
         }
+        let epoch = queue.core.epoch();
+        let refused = queue.with(|state| {
+            let stale = state.epoch != epoch;
+            let position = match this.stage {
+                Stage::New => state.line.len(),
+                Stage::InLine { number } => state.position(number),
+                Stage::Issued { .. } | Stage::Over => panic!("polled after it was ready"),
+            };
+            if stale || state.table.free() > position {
+                state.line.remove(position);
+                if stale {
+                    return true;
+                }
+                let payload = std::mem::replace(&mut this.payload, Payload::Nothing);
+                this.stage = Stage::Issued { place: state.issue(&this.command, payload, waker) };
+            } else if let Some(waiter) = state.line.get_mut(position) {
+                waiter.waker.clone_from(waker);
+            } else {
+                let number = state.next_number;
+                state.next_number += 1;
+                state.line.push_back(Waiter { number, waker: waker.clone() });
+                this.stage = Stage::InLine { number };
+            }
+            false
+        });
+        if refused {
+            this.stage = Stage::Over;
+            let payload = std::mem::replace(&mut this.payload, Payload::Nothing);
+            return Poll::Ready((payload.into_buffer(), Err(BlockError::Medium)));
+        }
+        Poll::Pending
     }
 }
 
 impl Drop for Submission<'_> {
     fn drop(&mut self) {
         let next = match self.stage {
-            Stage::New { .. } | Stage::Over => None,
-            Stage::InLine { number, .. } => self.queue.with(|state| {
-                state.line.retain(|waiter| waiter.number != number);
+            Stage::New | Stage::Over => None,
+            Stage::InLine { number } => self.queue.with(|state| {
+                let position = state.position(number);
+                state.line.remove(position);
                 state.entitled()
             }),
             Stage::Issued { place } => self

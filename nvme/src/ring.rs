@@ -31,9 +31,7 @@ impl SubmissionRing {
     /// Writes the command at the tail; the controller is not told yet.
     pub(crate) fn push(&mut self, command: &Command) {
         let base = self.tail as usize * COMMAND_WORDS;
-        for (index, &word) in command.words().iter().enumerate() {
-            self.words.store(base + index, word, Ordering::Relaxed);
-        }
+        self.words.store_all(base, command.words());
         self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
     }
 

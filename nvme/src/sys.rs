@@ -47,11 +47,34 @@ impl Words {
         self.word(index).store(value.to_le(), ordering);
     }
 
+    /// The values of consecutive words. Whoever handed them over did so with
+    /// an ordered store of something else.
+    pub(crate) fn load_all<const N: usize>(&self, first: usize) -> [u64; N] {
+        assert!(first.checked_add(N).is_some_and(|end| end <= self.count));
+        std::array::from_fn(|index| u64::from_le(self.at(first + index).load(Ordering::Relaxed)))
+    }
+
+    /// Changes consecutive words; an ordered store of something else hands
+    /// them over.
+    pub(crate) fn store_all<const N: usize>(&self, first: usize, values: &[u64; N]) {
+        assert!(first.checked_add(N).is_some_and(|end| end <= self.count));
+        for (index, value) in values.iter().enumerate() {
+            self.at(first + index).store(value.to_le(), Ordering::Relaxed);
+        }
+    }
+
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.count);
-        // SAFETY: `new` and `all` have checked that the words lie within the
-        // memory, which `self` keeps mapped, and are aligned (mappings begin
-        // at a page). Threads of this process touch rings, lists and answers
+        self.at(index)
+    }
+
+    /// A word that the caller has checked to exist.
+    fn at(&self, index: usize) -> &AtomicU64 {
+        debug_assert!(index < self.count);
+        // SAFETY: the three callers, all of this type, have checked the index.
+        // `new` and `all` have checked that the words lie within the memory,
+        // which `self` keeps mapped, and are aligned (mappings begin at a
+        // page). Threads of this process touch rings, lists and answers
         // at the same time only through this function, that is, atomically.
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(self.start + index * WORD).cast()) }
     }

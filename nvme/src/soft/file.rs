@@ -97,10 +97,13 @@ impl FileDisk {
         let mut size = metadata.len();
         if let (0, Some(bytes)) = (size, options.create) {
             // Made just now, or by a start that was killed between two steps.
-            if let Err(error) = file.set_len(bytes) {
+            if let Err(error) = grow(&file, &path, bytes) {
                 return Err(OpenError::Grow { path, bytes, error });
             }
             size = bytes;
+        }
+        if options.create.is_some_and(|wanted| wanted != size) {
+            tracing::warn!(path = %path.display(), size, "the file was there before and keeps its size");
         }
         let bytes = size / PAGE as u64 * PAGE as u64;
         if bytes == 0 {
@@ -308,6 +311,14 @@ fn open_or_create(path: &Path, create: Option<u64>) -> Result<File, OpenError> {
         io::ErrorKind::IsADirectory => OpenError::NotAFile { path: path.to_owned() },
         _ => OpenError::Open { path: path.to_owned(), error },
     })
+}
+
+/// Gives an empty file its size, so that it is still there after a power cut.
+fn grow(file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+    file.set_len(bytes)?;
+    file.sync_all()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn chunks(range: &Range<u64>) -> Range<u64> {

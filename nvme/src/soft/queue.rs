@@ -29,11 +29,8 @@ impl SubmissionQueue {
             return None;
         }
         let base = self.head as usize * COMMAND_WORDS;
-        let mut words = [0; COMMAND_WORDS];
-        for (index, word) in words.iter_mut().enumerate() {
-            // The tail was loaded with Acquire, so the entry is all there.
-            *word = self.words.load(base + index, Ordering::Relaxed);
-        }
+        // The tail was loaded with Acquire, so the entry is all there.
+        let words = self.words.load_all::<COMMAND_WORDS>(base);
         self.head = if self.head + 1 == self.entries { 0 } else { self.head + 1 };
         Some(Command::from_words(words))
     }
