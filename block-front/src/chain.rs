@@ -213,3 +213,6 @@ pub(crate) fn write(
         Ok(())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use block_core::{BlockError, Time};
 use link::path::Refusal;
-use link::{Guest, Part, Path, Token};
+use link::{Guest, Part, Path, Token, VolumeHandle};
 use rustix::event::epoll;
 use rustix::net::Shutdown;
 
@@ -57,6 +57,8 @@ struct Core {
     dirty: Vec<u16>,
     /// How many queues are stopping.
     stopping: usize,
+    /// Nothing new is taken from any ring.
+    quiescing: bool,
 }
 
 #[derive(Debug)]
@@ -102,6 +104,7 @@ impl Front {
                 running: Vec::new(),
                 dirty: Vec::new(),
                 stopping: 0,
+                quiescing: false,
             },
             mailbox,
             epoll,
@@ -199,10 +202,10 @@ impl Front {
         if self.mailbox.is_filled() {
             return true;
         }
-        let Core { running, queues, disks, .. } = &mut self.core;
+        let Core { running, queues, disks, quiescing, .. } = &mut self.core;
         running.iter().any(|&queue| {
             let place = &mut queues[usize::from(queue)];
-            let waits = disks[place.disk].broken || place.stop.is_some();
+            let waits = *quiescing || disks[place.disk].broken || place.stop.is_some();
             !waits && place.queue.as_mut().is_some_and(|queue| queue.has_work())
         })
     }
@@ -231,6 +234,24 @@ impl Front {
             disk.limits.sectors = sectors;
             keeper.resized(sectors);
         }
+    }
+
+    /// Takes nothing new from any ring from now on. What guests add stays in
+    /// their rings for a front that comes later.
+    pub fn quiesce(&mut self) {
+        self.core.quiescing = true;
+    }
+
+    /// Whether nothing that was taken from a ring is under way.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let mut queues = self.core.queues.iter().filter_map(|place| place.queue.as_ref());
+        queues.all(|queue| queue.is_idle())
+    }
+
+    /// The volumes of the disks, in the order of [`Front::new`].
+    pub fn volumes(&self) -> impl Iterator<Item = VolumeHandle> {
+        self.core.disks.iter().map(|disk| disk.spec.volume())
     }
 
     fn take_mail(&mut self, now: Time) -> bool {
@@ -416,7 +437,7 @@ impl Core {
         if queue.quiet > QUIET && !(number ^ turn).is_multiple_of(QUIET_STRIDE) {
             return Ok(Offer::Nothing);
         }
-        let drain = place.stop.is_some() || disk.broken;
+        let drain = place.stop.is_some() || disk.broken || self.quiescing;
         let offer = queue.offer(&disk.limits, &disk.id, drain)?;
         queue.quiet = if offer == Offer::Nothing { queue.quiet.saturating_add(1) } else { 0 };
         Ok(offer)

@@ -2,12 +2,15 @@
 //! thread turns.
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod front_end;
 pub mod sys;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use block_core::time::Clock;
 use block_core::{BlockError, Op, SECTOR_SIZE, Time};
@@ -43,6 +46,8 @@ pub struct Switches {
     pub stalled: AtomicBool,
     /// Every part fails.
     pub failing: AtomicBool,
+    /// How far the front's clock goes before the real one, in nanoseconds.
+    pub ahead: AtomicU64,
     /// Parts in the order in which they were taken, when a test wants them.
     pub log: Mutex<Option<Vec<(Op, u64, u32)>>>,
 }
@@ -172,11 +177,13 @@ pub enum Idle {
     Sleep,
 }
 
+type Request = Box<dyn FnOnce(&mut Front) + Send>;
+
 /// A front with some disks of equal size, turned by a thread.
 pub struct World {
     pub sockets: Vec<PathBuf>,
     pub switches: Arc<Switches>,
-    requests: std::sync::mpsc::Sender<Box<dyn FnOnce(&mut Front) + Send>>,
+    requests: Sender<Request>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<MemoryPath>>,
     directory: tempfile::TempDir,
@@ -204,14 +211,15 @@ impl World {
         let mut path = MemoryPath::new(&vec![sectors; disks], manners, Arc::clone(&switches));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let (requests, asked) = std::sync::mpsc::channel::<Box<dyn FnOnce(&mut Front) + Send>>();
+        let (requests, asked) = channel::<Request>();
         let thread = std::thread::spawn(move || {
             let clock = Clock::start();
             while !stopped.load(Ordering::Relaxed) {
                 while let Ok(request) = asked.try_recv() {
                     request(&mut front);
                 }
-                if front.turn(clock.now(), &mut path) {
+                let ahead = Duration::from_nanos(path.switches.ahead.load(Ordering::Relaxed));
+                if front.turn(clock.now() + ahead, &mut path) {
                     continue;
                 }
                 match idle {

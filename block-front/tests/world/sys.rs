@@ -1,10 +1,11 @@
 //! The unsafe part of the tests: handing addresses to the driver.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 
 use virtio_driver::{VirtioBlkQueue, iovec};
-use vm_memory::MmapRegion;
+use vm_memory::{FileOffset, MmapRegion};
 
 /// Asks for a read or a write of `pieces` (offset and size) of `memory`.
 pub fn transfer(
@@ -31,4 +32,11 @@ pub fn transfer(
             false => queue.readv(at, vector.as_ptr(), vector.len(), context),
         }
     }
+}
+
+/// A private mapping of a file, as QEMU makes it without share=on.
+pub fn map_privately(file: &File, bytes: usize) -> MmapRegion<()> {
+    let file = FileOffset::new(file.try_clone().expect("clone"), 0);
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+    MmapRegion::build(Some(file), bytes, protection, flags).expect("map")
 }
