@@ -77,6 +77,8 @@ pub enum Errand {
         name: VolumeName,
         /// From whom; from everybody if not said.
         front: Option<FrontId>,
+        /// Whether also from those who have not given it back.
+        force: bool,
         /// Where to.
         answer: Answer<VolumeInfo>,
     },
@@ -106,8 +108,8 @@ pub async fn run<D: Device>(room: Rc<Room<D>>, errand: Errand) {
         Errand::Delete { name, answer } => {
             let _ = answer.send(room.delete(&name).await);
         }
-        Errand::Detach { name, front, answer } => {
-            let _ = answer.send(room.force_detach(&name, front).await);
+        Errand::Detach { name, front, force, answer } => {
+            let _ = answer.send(room.detach(&name, front, force).await);
         }
         Errand::Stop => {}
     }
@@ -176,13 +178,25 @@ impl<D: Device> Room<D> {
         Ok(())
     }
 
-    async fn force_detach(
+    async fn detach(
         &self,
         name: &VolumeName,
         front: Option<FrontId>,
+        force: bool,
     ) -> Result<VolumeInfo, Failed> {
-        let Located { device, store, .. } = self.existing(name)?;
-        let volume = store.force_detach(name, front).await?;
+        let Located { device, store, volume } = self.existing(name)?;
+        if force {
+            let volume = store.force_detach(name, front).await?;
+            return Ok(describe(device, &volume));
+        }
+        let record = volume.record();
+        let has_it = front.is_none_or(|front| record.attachments.has(front));
+        if has_it {
+            record.check_detached(
+                "stop that front; if it will not come back, use `--force`: what it has not flushed \
+                 is lost then",
+            )?;
+        }
         Ok(describe(device, &volume))
     }
 

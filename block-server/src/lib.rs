@@ -7,6 +7,8 @@
 
 pub mod local;
 
+pub mod station;
+
 pub mod worker;
 
 pub mod session;
@@ -31,7 +33,14 @@ pub mod directory;
 pub mod errand;
 pub mod mailbox;
 
+pub mod client;
+
 pub mod api;
+
+pub mod control;
+
+pub mod config;
+
 pub mod chance;
 pub mod size;
 
@@ -39,10 +48,14 @@ pub mod size;
 mod tests;
 
 pub use chance::Chance;
+pub use client::Client;
+pub use config::ServerConfig;
+pub use control::{Control, Office};
 pub use directory::{Directory, WorkerIndex};
 pub use engine::{Engine, NvmeEngine};
 pub use errand::Errand;
 pub use local::LocalPath;
 pub use mailbox::Mailbox;
 pub use size::Size;
+pub use station::WorkerStation;
 pub use worker::{Limits, Owned, Place, Worker};

@@ -348,7 +348,7 @@ impl<D: Device> Store<D> {
         to: BlockCount,
     ) -> Result<(), StoreError> {
         let remedy = "detach it before it is made smaller";
-        self.check_detached(&old, remedy)?;
+        old.check_detached(remedy)?;
         volume.revoke(|_| true).await;
         let mut keep = to.0.div_ceil(UNIT_BLOCKS) * UNIT_BLOCKS;
         let (mut extents, mut gone) = (Vec::new(), Vec::new());
@@ -377,7 +377,7 @@ impl<D: Device> Store<D> {
         let _change = volume.change.lock().await;
         let record = self.existing(&volume)?;
         let remedy = "stop that front, or detach it by force, before the volume is deleted";
-        self.check_detached(&record, remedy)?;
+        record.check_detached(remedy)?;
         volume.revoke(|_| true).await;
         self.catalog.commit(volume.place, None).await?;
         volume.deleted.set(true);
@@ -478,25 +478,6 @@ impl<D: Device> Store<D> {
         if volume.deleted.get() { Err(StoreError::Unknown(record.name)) } else { Ok(record) }
     }
 
-    fn check_detached(
-        &self,
-        record: &VolumeRecord,
-        remedy: &'static str,
-    ) -> Result<(), StoreError> {
-        if record.attachments.is_empty() {
-            return Ok(());
-        }
-        let who: Vec<String> = record
-            .attachments
-            .iter()
-            .map(|(access, attachment)| match access {
-                Access::Read => format!("reader {}", attachment.front),
-                Access::Write => format!("writer {}", attachment.front),
-            })
-            .collect();
-        Err(StoreError::Attached { name: record.name.clone(), who: who.join(", "), remedy })
-    }
-
     /// Stores a volume's changed record and serves accordingly.
     async fn commit(&self, volume: &Volume<D>, record: VolumeRecord) -> Result<(), CommitError> {
         self.catalog.commit(volume.place, Some(record.clone())).await?;
@@ -570,6 +551,27 @@ impl<D: Device> Volume<D> {
             has_epoch: Cell::new(false),
             holds: RefCell::new(Vec::new()),
         }
+    }
+}
+
+impl VolumeRecord {
+    /// Whether nobody has the volume; else who has it, and what to do.
+    ///
+    /// # Errors
+    /// [`StoreError::Attached`].
+    pub fn check_detached(&self, remedy: &'static str) -> Result<(), StoreError> {
+        if self.attachments.is_empty() {
+            return Ok(());
+        }
+        let who: Vec<String> = self
+            .attachments
+            .iter()
+            .map(|(access, attachment)| match access {
+                Access::Read => format!("reader {}", attachment.front),
+                Access::Write => format!("writer {}", attachment.front),
+            })
+            .collect();
+        Err(StoreError::Attached { name: self.name.clone(), who: who.join(", "), remedy })
     }
 }
 

@@ -85,7 +85,7 @@ fn a_volume_taken_away_by_force_is_gone_for_the_front_that_had_it() {
     let writer = format!("writer {}", front(1));
     assert!(refused.to_string().contains(&writer), "{refused}");
 
-    let detach = |answer| Errand::Detach { name: name("vm"), front: None, answer };
+    let detach = |answer| Errand::Detach { name: name("vm"), front: None, force: true, answer };
     let info = errand(&mailbox, turned(&mut path), detach).expect("taken away");
     assert_eq!((info.generation, info.attachments.len()), (had.generation + 1, 0));
     let write = |path: &mut SoftPath| io(path, had.handle, Op::Write, 0, vec![9; 512]);

@@ -1,0 +1,383 @@
+//! The control socket: HTTP and JSON over a UNIX socket, in a thread of its
+//! own. It leaves errands with the workers; they never wait for it.
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use link::{FrontId, VolumeName};
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixSocket};
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use crate::api::{
+    CreateVolume, DetachVolume, DeviceInfo, Problem, ResizeVolume, ServerInfo, VolumeInfo,
+    WorkerInfo,
+};
+use crate::catalog::CommitError;
+use crate::directory::{Directory, WorkerIndex};
+use crate::errand::{Answer, Errand, Failed};
+use crate::mailbox::Mailbox;
+use crate::size::Size;
+use crate::store::StoreError;
+
+/// Most bytes of a request's body.
+const BODY_BYTES: usize = 64 * 1024;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 64;
+
+/// What the control socket knows of the server.
+#[derive(Debug)]
+pub struct Office {
+    /// The server's version.
+    pub version: String,
+    /// The workers, by index: what they are like and where errands go.
+    pub workers: Vec<(WorkerInfo, Arc<Mailbox>)>,
+    /// Which worker owns which device.
+    pub devices: Vec<(String, WorkerIndex)>,
+    /// Which worker has which volume.
+    pub directory: Arc<Directory>,
+}
+
+/// Why there is no control socket.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// There is a server already.
+    #[error(
+        "another vrio server is running on {0}; stop that one, or give this one another `control` \
+         socket"
+    )]
+    Running(PathBuf),
+    /// Something else is there.
+    #[error(
+        "{0} exists and is not a socket; remove it, or give the server another `control` socket"
+    )]
+    NotASocket(PathBuf),
+    /// It cannot be made.
+    #[error(
+        "the control socket {path} cannot be made: {error}; choose another `control` path or correct the folder's mode"
+    )]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// The kernel's reason.
+        error: io::Error,
+    },
+}
+
+/// The control socket's thread. When it is dropped, requests that run are
+/// answered, and the socket is gone.
+#[derive(Debug)]
+pub struct Control {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    socket: PathBuf,
+    /// Held as long as the server lives.
+    _lock: File,
+}
+
+impl Control {
+    /// Serves `office` on a socket at `path` that only its owner may use.
+    ///
+    /// # Errors
+    /// A sentence about the socket.
+    pub fn start(path: &Path, office: Office) -> Result<Self, ControlError> {
+        let failed = |error| ControlError::Socket { path: path.to_owned(), error };
+        let lock = take_lock(path)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let runtime = runtime.map_err(failed)?;
+        let listener = {
+            let _inside = runtime.enter();
+            listen(path).map_err(failed)?
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serve = async move {
+            let router = router(Arc::new(office));
+            let ended = axum::serve(listener, router).with_graceful_shutdown(async {
+                // Sent or dropped: both mean stop.
+                let _ = stopped.await;
+            });
+            if let Err(error) = ended.await {
+                error!("the control socket has failed: {error}");
+            }
+        };
+        let thread = std::thread::Builder::new().name("vrio-control".to_owned());
+        let thread = thread.spawn(move || runtime.block_on(serve)).map_err(failed)?;
+        info!(socket = %path.display(), "control socket ready");
+        let socket = path.to_owned();
+        Ok(Self { stop: Some(stop), thread: Some(thread), socket, _lock: lock })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.socket);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the control socket's thread has panicked");
+        }
+    }
+}
+
+/// A lock beside the socket says whether its server lives: a socket without
+/// one was left behind by a server that was killed, and is replaced.
+fn take_lock(path: &Path) -> Result<File, ControlError> {
+    let failed = |error| ControlError::Socket { path: path.to_owned(), error };
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let file = File::options().create(true).append(true).open(beside).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            return Err(ControlError::Running(path.to_owned()));
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(ControlError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(file)
+}
+
+/// Nobody can connect before the socket listens, so its mode is never wider.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    socket.bind(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    socket.listen(BACKLOG)
+}
+
+fn router(office: Arc<Office>) -> Router {
+    Router::new()
+        .route("/server", get(server))
+        .route("/volumes", get(list).post(create))
+        .route("/volumes/{name}", get(show).patch(resize).delete(delete))
+        .route("/volumes/{name}/detach", post(detach))
+        .fallback(no_such_place)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .with_state(office)
+}
+
+/// A request that did not work.
+#[derive(Debug)]
+struct Refusal {
+    status: StatusCode,
+    sentence: String,
+}
+
+type Outcome<T> = Result<T, Refusal>;
+
+impl Refusal {
+    fn new(status: StatusCode, sentence: impl ToString) -> Self {
+        Self { status, sentence: sentence.to_string() }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.status, axum::Json(Problem { error: self.sentence })).into_response()
+    }
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        let status = match &failed {
+            Failed::NoDevice(_) => StatusCode::NOT_FOUND,
+            Failed::Store(error) => match error {
+                StoreError::Unknown(_) | StoreError::NotAttached { .. } => StatusCode::NOT_FOUND,
+                StoreError::BadSize(_) => StatusCode::BAD_REQUEST,
+                StoreError::Exists(_)
+                | StoreError::Attached { .. }
+                | StoreError::WouldShrink { .. } => StatusCode::CONFLICT,
+                StoreError::TooMany | StoreError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
+                StoreError::Device(_)
+                | StoreError::Commit(CommitError::Unchanged(_) | CommitError::Unknown(_)) => {
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+            },
+        };
+        Self::new(status, failed)
+    }
+}
+
+impl Office {
+    /// Leaves an errand with a worker and waits for its answer.
+    async fn ask<T>(
+        &self,
+        worker: WorkerIndex,
+        errand: impl FnOnce(Answer<T>) -> Errand,
+    ) -> Outcome<T> {
+        let gone = || {
+            let sentence = "the worker is stopping or has too much to do; try again";
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, sentence)
+        };
+        let (_, mailbox) = self.workers.get(worker.0).ok_or_else(gone)?;
+        let (answer, outcome) = oneshot::channel();
+        mailbox.send(errand(answer));
+        Ok(outcome.await.map_err(|_| gone())??)
+    }
+
+    /// Asks all workers, and puts their answers in a row.
+    async fn ask_all<T>(&self, errand: impl Fn(Answer<Vec<T>>) -> Errand) -> Outcome<Vec<T>> {
+        let mut all = Vec::new();
+        for worker in 0..self.workers.len() {
+            all.append(&mut self.ask(WorkerIndex(worker), &errand).await?);
+        }
+        Ok(all)
+    }
+
+    fn worker_of(&self, name: &VolumeName) -> Outcome<WorkerIndex> {
+        let unknown = || Failed::from(StoreError::Unknown(name.clone())).into();
+        self.directory.worker_of(name).ok_or_else(unknown)
+    }
+
+    /// The device that was named, or the only one.
+    fn device(&self, named: Option<&str>) -> Outcome<(String, WorkerIndex)> {
+        match (named, &self.devices[..]) {
+            (None, [only]) => Ok(only.clone()),
+            (None, several) => {
+                let names: Vec<&str> = several.iter().map(|(name, _)| &name[..]).collect();
+                let names = names.join(", ");
+                let sentence = format!("the server has the devices {names}; say which one");
+                Err(Refusal::new(StatusCode::BAD_REQUEST, sentence))
+            }
+            (Some(named), devices) => {
+                let found = devices.iter().find(|(name, _)| name == named).cloned();
+                found.ok_or_else(|| Failed::NoDevice(named.to_owned()).into())
+            }
+        }
+    }
+}
+
+type Shared = State<Arc<Office>>;
+
+type Body = Result<Bytes, BytesRejection>;
+
+async fn server(State(office): Shared) -> Outcome<axum::Json<ServerInfo>> {
+    let devices: Vec<DeviceInfo> = office.ask_all(Errand::Devices).await?;
+    let workers = office.workers.iter().map(|(info, _)| info.clone()).collect();
+    let version = office.version.clone();
+    Ok(axum::Json(ServerInfo { version, workers, devices }))
+}
+
+async fn list(State(office): Shared) -> Outcome<axum::Json<Vec<VolumeInfo>>> {
+    let mut volumes: Vec<VolumeInfo> = office.ask_all(Errand::Volumes).await?;
+    volumes.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(axum::Json(volumes))
+}
+
+async fn create(
+    State(office): Shared,
+    body: Body,
+) -> Outcome<(StatusCode, axum::Json<VolumeInfo>)> {
+    let CreateVolume { name, size, device, read_only } = parse_body(body)?;
+    let name = parse_name(&name)?;
+    let (device, worker) = office.device(device.as_deref())?;
+    let errand = |answer| Errand::Create { device, name, size, read_only, answer };
+    let volume = office.ask(worker, errand).await?;
+    Ok((StatusCode::CREATED, axum::Json(volume)))
+}
+
+async fn show(
+    State(office): Shared,
+    UrlPath(name): UrlPath<String>,
+) -> Outcome<axum::Json<VolumeInfo>> {
+    let name = parse_name(&name)?;
+    let worker = office.worker_of(&name)?;
+    Ok(axum::Json(office.ask(worker, |answer| Errand::Show { name, answer }).await?))
+}
+
+async fn resize(
+    State(office): Shared,
+    UrlPath(name): UrlPath<String>,
+    body: Body,
+) -> Outcome<axum::Json<VolumeInfo>> {
+    let name = parse_name(&name)?;
+    let ResizeVolume { size, shrink } = parse_body(body)?;
+    let worker = office.worker_of(&name)?;
+    let errand = |answer| Errand::Resize { name, size, shrink, answer };
+    Ok(axum::Json(office.ask(worker, errand).await?))
+}
+
+async fn delete(State(office): Shared, UrlPath(name): UrlPath<String>) -> Outcome<StatusCode> {
+    let name = parse_name(&name)?;
+    let worker = office.worker_of(&name)?;
+    office.ask(worker, |answer| Errand::Delete { name, answer }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn detach(
+    State(office): Shared,
+    UrlPath(name): UrlPath<String>,
+    body: Body,
+) -> Outcome<axum::Json<VolumeInfo>> {
+    let name = parse_name(&name)?;
+    let DetachVolume { front, force } = parse_body(body)?;
+    let front = front.as_deref().map(parse_front).transpose()?;
+    let worker = office.worker_of(&name)?;
+    let errand = |answer| Errand::Detach { name, front, force, answer };
+    Ok(axum::Json(office.ask(worker, errand).await?))
+}
+
+async fn no_such_place(uri: Uri) -> Refusal {
+    let sentence = format!("there is nothing at {}; see `vrio volume --help`", uri.path());
+    Refusal::new(StatusCode::NOT_FOUND, sentence)
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Refusal {
+    let sentence = format!("{} does not know {method}", uri.path());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)
+}
+
+/// A body, whatever it calls itself. None at all is an empty object.
+fn parse_body<T: DeserializeOwned>(body: Body) -> Outcome<T> {
+    let body = body.map_err(|rejected| match rejected.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let most = Size(BODY_BYTES as u64);
+            let sentence = format!("the request's body has at most {most} bytes");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
+        }
+        status => Refusal::new(status, "the request's body did not arrive as a whole"),
+    })?;
+    let body = if body.is_empty() { b"{}" } else { &body[..] };
+    serde_json::from_slice(body).map_err(|error| {
+        Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is wrong: {error}"))
+    })
+}
+
+fn parse_name(name: &str) -> Outcome<VolumeName> {
+    VolumeName::new(name).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))
+}
+
+fn parse_front(text: &str) -> Outcome<FrontId> {
+    let id = uuid::Uuid::parse_str(text).map(|id| FrontId(id.into_bytes()));
+    id.map_err(|_| {
+        let sentence = format!("'{}' is not a front's identity (a UUID)", text.escape_debug());
+        Refusal::new(StatusCode::BAD_REQUEST, sentence)
+    })
+}
