@@ -16,22 +16,25 @@ pub struct WorkerStation<E: Engine, W: Wire> {
     wire: W,
     server: Server<W::Peer>,
     worker: Worker<E>,
+    /// The wire has failed for good: there is nothing left to turn for.
+    broken: bool,
 }
 
 impl<E: Engine, W: Wire> WorkerStation<E, W> {
     /// Joins the three.
     #[must_use]
     pub fn new(wire: W, server: Server<W::Peer>, worker: Worker<E>) -> Self {
-        Self { wire, server, worker }
+        Self { wire, server, worker, broken: false }
     }
 
     /// Takes a bounded burst of frames.
     fn receive(&mut self, now: Time) -> usize {
-        let Self { wire, server, worker } = self;
+        let Self { wire, server, worker, broken } = self;
         let received =
             wire.receive(&mut |from, bytes| server.handle_frame(now, from, bytes, worker));
         received.unwrap_or_else(|error| {
-            tracing::error!(%error, "the link's socket is broken");
+            tracing::error!(%error, "the link's wire is broken, so this worker stops");
+            *broken = true;
             0
         })
     }
@@ -73,6 +76,6 @@ impl<E: Engine, W: Wire> Station for WorkerStation<E, W> {
     }
 
     fn is_stopped(&self) -> bool {
-        self.worker.is_stopped()
+        self.broken || self.worker.is_stopped()
     }
 }

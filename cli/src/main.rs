@@ -1,12 +1,25 @@
 //! `vrio`: the one binary. Each subcommand lives in a module of its name.
 
 mod bench;
+mod config;
+mod front;
+mod local;
+mod server;
+mod stop;
+mod thread;
+mod volume;
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 /// A remote block service for virtual machines.
+///
+/// `vrio server` runs on the IOhost, which has the NVMe devices; `vrio front`
+/// on each VMhost, where it gives QEMU vhost-user-blk disks. VRIO_LOG sets what
+/// is logged to stderr (error, warn, info, debug, trace).
 #[derive(Parser)]
 #[command(name = "vrio", version)]
 struct Cli {
@@ -16,11 +29,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Server(server::ServerArgs),
+    Front(front::FrontArgs),
+    Local(local::LocalArgs),
+    Volume(volume::VolumeArgs),
     Bench(Box<bench::BenchArgs>),
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = Cli::parse();
+    start_logging();
+    let done = match cli.command {
+        Command::Server(args) => server::run(&args),
+        Command::Front(args) => front::run(&args),
+        Command::Local(args) => local::run(&args),
+        Command::Volume(args) => volume::run(args),
         Command::Bench(args) => bench::run(*args),
     };
     match done {
@@ -30,4 +53,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn start_logging() {
+    let filter = EnvFilter::try_from_env("VRIO_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }

@@ -82,6 +82,18 @@ impl Loop {
         Self { poller, idle, clock }
     }
 
+    /// What the loop sleeps in, to register more sources.
+    #[must_use]
+    pub fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
+    /// The moment it is.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.clock.now()
+    }
+
     /// Runs the station on this thread.
     ///
     /// # Errors

@@ -165,7 +165,7 @@ impl<W: Wire> Station for GivingBack<'_, W> {
 }
 
 /// The guest of a client that serves none yet, or none any more.
-struct NoGuest;
+pub(crate) struct NoGuest;
 
 impl Guest for NoGuest {
     fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {

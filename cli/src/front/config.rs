@@ -10,7 +10,7 @@ use serde::Deserialize;
 use turn::Idle;
 
 /// What a newcomer could write.
-const EXAMPLE: &str = r#"    state_dir = "/var/lib/vrio/front"
+const EXAMPLE: &str = r#"    state = "/var/lib/vrio/front"
 
     [[disk]]
     volume = "vm1"
@@ -22,7 +22,7 @@ const EXAMPLE: &str = r#"    state_dir = "/var/lib/vrio/front"
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
-    state_dir: PathBuf,
+    state: PathBuf,
     /// The server of disks that name none.
     server: Option<String>,
     #[serde(default)]
@@ -31,27 +31,14 @@ struct RawConfig {
     connect_timeout_seconds: Option<u64>,
     least_timeout_us: Option<u64>,
     #[serde(default)]
-    disk: Vec<RawServedDisk>,
+    disk: Vec<RawDisk>,
 }
 
-/// A `[[disk]]` with the server that has its volume.
+/// A `[[disk]]`, as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawServedDisk {
+struct RawDisk {
     server: Option<String>,
-    volume: String,
-    socket: PathBuf,
-    #[serde(default)]
-    read_only: bool,
-    logical_block_size: Option<u32>,
-    serial: Option<String>,
-    queues: Option<u16>,
-}
-
-/// A `[[disk]]` of a configuration that needs no server.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RawDisk {
     volume: String,
     socket: PathBuf,
     #[serde(default)]
@@ -65,7 +52,7 @@ pub(crate) struct RawDisk {
 #[derive(Debug)]
 pub(super) struct FrontConfig {
     /// Where the front's identity is kept.
-    pub(super) state_dir: PathBuf,
+    pub(super) state: PathBuf,
     pub(super) idle: Idle,
     pub(super) cpu: Option<usize>,
     /// How long to wait for servers at start; `None` is for ever.
@@ -101,12 +88,13 @@ impl FrontConfig {
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
         check_distinct(&disks)?;
         let connect = raw.connect_timeout_seconds.unwrap_or(10);
-        let least = raw.least_timeout_us.map_or(ClientSettings::LEAST_TIMEOUT, Duration::from_micros);
+        let least =
+            raw.least_timeout_us.map_or(ClientSettings::LEAST_TIMEOUT, Duration::from_micros);
         if least.is_zero() || least > Duration::from_millis(250) {
             bail!("least_timeout_us must be between 1 and 250000");
         }
         Ok(Self {
-            state_dir: raw.state_dir,
+            state: raw.state,
             idle: raw.idle,
             cpu: raw.cpu,
             connect_timeout: (connect > 0).then(|| Duration::from_secs(connect)),
@@ -131,22 +119,13 @@ pub(crate) fn check_distinct(disks: &[Disk]) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl RawServedDisk {
+impl RawDisk {
     fn check(self, server: Option<&str>) -> anyhow::Result<Disk> {
         let Some(server) = self.server.as_deref().or(server) else {
             bail!("disk {} names no server, and there is none for all disks", self.volume);
         };
-        let server = crate::config::udp_address(server)?;
-        let Self { volume, socket, read_only, logical_block_size, serial, queues, .. } = self;
-        RawDisk { volume, socket, read_only, logical_block_size, serial, queues }.check(server)
-    }
-}
-
-impl RawDisk {
-    /// The disk, when its volume is at `server`.
-    pub(crate) fn check(self, server: SocketAddr) -> anyhow::Result<Disk> {
         Ok(Disk {
-            server,
+            server: crate::config::udp_address(server)?,
             volume: VolumeName::new(&self.volume)?,
             socket: self.socket,
             read_only: self.read_only,
@@ -181,13 +160,13 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let cases = [
-            ("state_dir = '/s'", "names no disk"),
-            (&format!("state_dir = '/s'\nspeed = 3\n{DISK}"), "speed"),
-            (&format!("state_dir = '/s'\n{DISK}{DISK}"), "two disks have the socket /run/a.sock"),
-            (&format!("state_dir = '/s'\n{}", DISK.replace("udp", "tcp")), "udp://HOST:PORT"),
-            (&format!("state_dir = '/s'\n{}", DISK.replace("'a'", "'a b'")), "not a volume name"),
-            (&format!("state_dir = '/s'\nidle = 'lazy'\n{DISK}"), "lazy"),
-            (DISK, "state_dir"),
+            ("state = '/s'", "names no disk"),
+            (&format!("state = '/s'\nspeed = 3\n{DISK}"), "speed"),
+            (&format!("state = '/s'\n{DISK}{DISK}"), "two disks have the socket /run/a.sock"),
+            (&format!("state = '/s'\n{}", DISK.replace("udp", "tcp")), "udp://HOST:PORT"),
+            (&format!("state = '/s'\n{}", DISK.replace("'a'", "'a b'")), "not a volume name"),
+            (&format!("state = '/s'\nidle = 'lazy'\n{DISK}"), "lazy"),
+            (DISK, "state"),
         ];
         for (text, named) in cases {
             let sentence = check(text).expect_err("refused");

@@ -16,19 +16,20 @@ const FILE: &str = "front";
 
 /// A front's identity; the state directory is locked as long as it lives.
 #[derive(Debug)]
-pub(super) struct Identity {
-    pub(super) front: FrontId,
+pub(crate) struct Identity {
+    pub(crate) front: FrontId,
     /// Rises each time the front starts.
-    pub(super) incarnation: u64,
+    pub(crate) incarnation: u64,
     _lock: File,
 }
 
 impl Identity {
     /// Reads the identity, or makes one, and counts this start. The count is
     /// durable before it is used: a front must never fall behind itself.
-    pub(super) fn open(state_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let dir = state_dir.display();
-        fs::create_dir_all(state_dir).with_context(|| format!("cannot make the state directory {dir}"))?;
+        fs::create_dir_all(state_dir)
+            .with_context(|| format!("cannot make the state directory {dir}"))?;
         let path = state_dir.join(FILE);
         let mut file = OpenOptions::new()
             .read(true)
@@ -42,7 +43,8 @@ impl Identity {
             bail!("another vrio front runs with the state directory {dir}; give each its own");
         }
         let mut text = String::new();
-        file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+        file.read_to_string(&mut text)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let (front, last) = parse(&text).with_context(|| {
             format!("{} is damaged; remove it to become a new front", path.display())
         })?;

@@ -18,9 +18,10 @@ use link::{Client, ClientSettings};
 use turn::{Loop, Poller};
 
 use crate::stop::Stop;
-pub(crate) use config::{Disk, RawDisk};
+pub(crate) use attaching::NoGuest;
 use config::FrontConfig;
-use identity::Identity;
+pub(crate) use config::{Disk, check_distinct};
+pub(crate) use identity::Identity;
 use station::FrontStation;
 
 /// Where the configuration is looked for.
@@ -45,7 +46,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     if let Some(cpu) = config.cpu {
         crate::thread::pin(cpu)?;
     }
-    let identity = Identity::open(&config.state_dir)?;
+    let identity = Identity::open(&config.state)?;
     let clock = Clock::start();
     let poller = Poller::new().context("cannot make an epoll")?;
     let wire = bind(&config.disks)?;
@@ -91,8 +92,7 @@ pub(crate) fn disk_spec(
     attached: &link::Attached,
 ) -> anyhow::Result<DiskSpec> {
     let name = disk.volume.as_str();
-    let mut options =
-        block_front::DiskOptions::new(name, &disk.socket, volume, attached.sectors);
+    let mut options = block_front::DiskOptions::new(name, &disk.socket, volume, attached.sectors);
     options.read_only = attached.read_only || disk.read_only;
     options.logical_block_size = disk.logical_block_size;
     if let Some(serial) = &disk.serial {

@@ -1,0 +1,241 @@
+//! `vrio local`: front and worker fused, in one thread of one process. No
+//! link, no frames: what the paper compares with as Elvis.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use block_core::Time;
+use block_core::time::Clock;
+use block_front::Front;
+use block_server::api::WorkerInfo;
+use block_server::config::{DeviceConfig, ServerConfig};
+use block_server::control::{Control, Office};
+use block_server::errand::Failed;
+use block_server::store::StoreError;
+use block_server::{Directory, Errand, LocalPath, Mailbox, NvmeEngine, Size, WorkerIndex};
+use clap::Args;
+use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
+use tokio::sync::oneshot::error::TryRecvError;
+use turn::{Loop, Poller, Station};
+
+use crate::front::{Disk, Identity, NoGuest, disk_spec};
+use crate::server::{DEFAULT_CONFIG, SLOTS, Seat, limits, start};
+use crate::stop::Stop;
+
+/// Serve volumes to QEMU on the same machine, without a link
+///
+/// Takes the server's configuration; its `listen` is not used. Volumes are
+/// managed through the control socket, as those of a server. A volume must
+/// exist before its disk can be served.
+#[derive(Debug, Args)]
+pub(crate) struct LocalArgs {
+    /// The server's configuration file
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// Serve this volume on this socket; may be given several times
+    #[arg(long = "disk", value_name = "VOLUME=SOCKET", value_parser = parse_disk)]
+    disks: Vec<(VolumeName, PathBuf)>,
+    /// Make a volume that does not exist, with this size
+    #[arg(long, value_name = "SIZE")]
+    create: Option<Size>,
+    /// Number of queues of each disk
+    #[arg(long, value_name = "N")]
+    queues: Option<u16>,
+    /// Bytes in a logical block: 512, or 4096
+    #[arg(long, value_name = "BYTES", default_value_t = 512)]
+    logical_block_size: u32,
+}
+
+fn parse_disk(text: &str) -> Result<(VolumeName, PathBuf), String> {
+    let (volume, socket) = text.split_once('=').ok_or("write VOLUME=SOCKET")?;
+    let volume = VolumeName::new(volume).map_err(|error| error.to_string())?;
+    Ok((volume, socket.into()))
+}
+
+/// Runs front and worker until told to stop.
+pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
+    let config = ServerConfig::read(&args.config)?;
+    let [settings] = &config.workers[..] else {
+        bail!("front and worker share one thread here: the configuration must say `workers = 1`");
+    };
+    let disks = args.disks()?;
+    let stop = Stop::listen()?;
+    if let Some(cpu) = settings.cpu {
+        crate::thread::pin(cpu)?;
+    }
+    let identity = Identity::open(&config.state.join("local"))?;
+    let clock = Clock::start();
+    let directory = Arc::<Directory>::default();
+    let mailbox = Mailbox::new().context("cannot make a mailbox")?;
+    let seat = Seat {
+        worker: WorkerIndex(0),
+        devices: config.devices.clone(),
+        directory: Arc::clone(&directory),
+        mailbox: Arc::clone(&mailbox),
+        clock,
+    };
+    let mut path = LocalPath::new(start(seat, limits())?, identity.front, SLOTS - 1);
+    if let Some(size) = args.create {
+        create_missing(&mut path, &mailbox, &config.devices, &disks, size)?;
+    }
+    let info = WorkerInfo {
+        address: "local".to_owned(),
+        cpu: settings.cpu,
+        idle: format!("{:?}", settings.idle).to_lowercase(),
+    };
+    let office = Office {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        workers: vec![(info, Arc::clone(&mailbox))],
+        devices: config.devices.iter().map(|device| (device.name.clone(), device.worker)).collect(),
+        directory,
+    };
+    let control = Control::start(&config.control, office)?;
+    let poller = Poller::new().context("cannot make an epoll")?;
+    poller.registrar().add(stop.bell()).context("cannot wait for signals")?;
+    poller.registrar().add(mailbox.bell()).context("cannot wait for errands")?;
+    let turns = Loop::new(poller, settings.idle, clock);
+    let mut station =
+        LocalStation { front: None, path, volumes: Vec::new(), stop: &stop, until: None };
+    let served = serve(&mut station, &turns, &disks);
+    station.give_back();
+    drop(control);
+    served
+}
+
+impl LocalArgs {
+    fn disks(&self) -> anyhow::Result<Vec<Disk>> {
+        if self.disks.is_empty() {
+            bail!("no disk to serve; name one with --disk VOLUME=SOCKET");
+        }
+        let disk = |(volume, socket): &(VolumeName, PathBuf)| Disk {
+            // Nobody is called: front and worker are one.
+            server: ([127, 0, 0, 1], 0).into(),
+            volume: volume.clone(),
+            socket: socket.clone(),
+            read_only: false,
+            logical_block_size: self.logical_block_size,
+            serial: None,
+            queues: self.queues,
+        };
+        let disks: Vec<Disk> = self.disks.iter().map(disk).collect();
+        crate::front::check_distinct(&disks)?;
+        Ok(disks)
+    }
+}
+
+/// Makes the volumes that do not exist, on the first device.
+fn create_missing(
+    path: &mut LocalPath<NvmeEngine>,
+    mailbox: &Mailbox,
+    devices: &[DeviceConfig],
+    disks: &[Disk],
+    size: Size,
+) -> anyhow::Result<()> {
+    let Some(device) = devices.first() else { bail!("the configuration names no device") };
+    for disk in disks {
+        let (answer, mut outcome) = tokio::sync::oneshot::channel();
+        let (name, device) = (disk.volume.clone(), device.name.clone());
+        mailbox.send(Errand::Create { device, name, size, read_only: false, answer });
+        let created = loop {
+            path.turn(Time::ZERO, &mut NoGuest);
+            match outcome.try_recv() {
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Closed) => bail!("the worker did not make {}", disk.volume),
+                Ok(created) => break created,
+            }
+        };
+        match created {
+            Ok(_) => tracing::info!(volume = %disk.volume, %size, "created"),
+            Err(Failed::Store(StoreError::Exists(_))) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Attaches the volumes and turns front and worker until told to stop.
+fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: &[Disk]) -> anyhow::Result<()> {
+    let mut specs = Vec::with_capacity(disks.len());
+    for disk in disks {
+        let access = if disk.read_only { Access::Read } else { Access::Write };
+        let request = AttachRequest { name: disk.volume.clone(), access };
+        match station.path.attach(request) {
+            AttachReply::Attached(attached) => {
+                station.volumes.push(attached.handle);
+                specs.push(disk_spec(disk, attached.handle, &attached)?);
+            }
+            AttachReply::Refused(refused) => bail!("volume {}: {refused}", disk.volume),
+            AttachReply::Elsewhere { .. } => bail!("volume {} has another worker", disk.volume),
+        }
+    }
+    let front = Front::new(specs)?;
+    turns.poller().registrar().add(front.wait_fd()).context("cannot wait for guests")?;
+    for disk in disks {
+        tracing::info!(volume = %disk.volume, socket = %disk.socket.display(), "ready");
+    }
+    station.front = Some(front);
+    turns.run(station).context("the thread cannot wait for work")
+}
+
+/// How long a stopping front waits for what guests have under way.
+const DRAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Front and worker, turned together.
+struct LocalStation<'a> {
+    /// Once the volumes are attached.
+    front: Option<Front>,
+    path: LocalPath<NvmeEngine>,
+    volumes: Vec<VolumeHandle>,
+    stop: &'a Stop,
+    /// Until when requests under way are waited for, and whether that is over.
+    until: Option<(Time, bool)>,
+}
+
+impl LocalStation<'_> {
+    fn give_back(&mut self) {
+        self.front = None;
+        for volume in self.volumes.drain(..) {
+            if let Err(error) = self.path.detach(volume) {
+                tracing::warn!("a volume stays attached to this front: {error}");
+            }
+        }
+    }
+}
+
+impl Station for LocalStation<'_> {
+    fn turn(&mut self, now: Time) -> bool {
+        let Some(front) = &mut self.front else { return false };
+        match &mut self.until {
+            None if self.stop.is_asked() => {
+                tracing::info!("told to stop: finishing what is under way");
+                front.quiesce();
+                self.until = Some((now + DRAIN, false));
+            }
+            None => {}
+            Some((until, over)) => *over = now >= *until,
+        }
+        front.turn(now, &mut self.path)
+    }
+
+    fn announce_sleep(&mut self) {
+        self.front.iter_mut().for_each(Front::announce_sleep);
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.path.has_work() || self.front.iter_mut().any(Front::has_work)
+    }
+
+    fn retract_sleep(&mut self) {
+        self.front.iter_mut().for_each(Front::retract_sleep);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let ours = self.front.iter().filter_map(Front::deadline);
+        ours.chain(self.until.map(|(until, _)| until)).chain(self.path.deadline()).min()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.until.is_some_and(|(_, over)| over || self.front.iter().all(Front::is_quiet))
+    }
+}

@@ -1,0 +1,68 @@
+//! What a worker is made of: its devices, and a soft controller to drive them.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use block_core::time::Clock;
+use block_server::config::{DeviceConfig, DeviceSource};
+use block_server::{
+    Chance, Directory, Limits, Mailbox, NvmeEngine, Owned, Place, Worker, WorkerIndex,
+};
+use nvme::soft::FileOptions;
+use nvme::{LbaSize, SoftNamespace, SoftOptions};
+
+/// Fronts that one worker serves at most.
+pub(crate) const SESSIONS: u16 = 64;
+
+/// Slots of each session: more requests at a time than a soft device answers
+/// faster, and one for attach and detach.
+pub(crate) const SLOTS: u16 = 128;
+
+/// Where a worker sits: what it owns and what it shares.
+pub(crate) struct Seat {
+    pub(crate) worker: WorkerIndex,
+    /// All devices of the server; the worker takes its own.
+    pub(crate) devices: Vec<DeviceConfig>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) clock: Clock,
+}
+
+/// Room for every session to use all its slots.
+pub(crate) fn limits() -> Limits {
+    Limits {
+        sessions: usize::from(SESSIONS),
+        slots: usize::from(SESSIONS) * usize::from(SLOTS),
+        ..Limits::default()
+    }
+}
+
+/// Opens the worker's devices, in its own thread.
+pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEngine>> {
+    let mine: Vec<DeviceConfig> =
+        seat.devices.into_iter().filter(|device| device.worker == seat.worker).collect();
+    let namespaces = mine.iter().map(open).collect::<anyhow::Result<Vec<SoftNamespace>>>()?;
+    let clock = seat.clock;
+    let clock: nvme::Clock = Arc::new(move || clock.now());
+    let (engine, devices) = NvmeEngine::soft(SoftOptions::default(), namespaces, clock)
+        .context("the soft NVMe controller does not start")?;
+    let owned = mine.into_iter().zip(devices).map(|(config, device)| Owned {
+        name: config.name,
+        device,
+        formatting: config.formatting,
+    });
+    let place = Place {
+        worker: seat.worker,
+        directory: seat.directory,
+        mailbox: seat.mailbox,
+        chance: Chance::new(rand::random),
+    };
+    Ok(Worker::start(engine, owned.collect(), place, limits)?)
+}
+
+fn open(device: &DeviceConfig) -> anyhow::Result<SoftNamespace> {
+    let DeviceSource::Soft { path, size, lba } = &device.source;
+    let options = FileOptions { path: path.clone(), create: size.map(block_server::Size::bytes) };
+    let lba = if *lba == 512 { LbaSize::B512 } else { LbaSize::B4096 };
+    SoftNamespace::file(&options, lba).with_context(|| format!("device '{}'", device.name))
+}

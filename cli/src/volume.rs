@@ -1,0 +1,207 @@
+//! `vrio volume`: what the control socket of a server is asked.
+
+use std::path::PathBuf;
+
+use block_server::Size;
+use block_server::api::{AccessInfo, CreateVolume, DetachVolume, ResizeVolume, VolumeInfo};
+use block_server::client::Client;
+use block_server::config::DEFAULT_CONTROL;
+use clap::{Args, Subcommand};
+
+/// Create, list, resize and delete volumes: run this on the IOhost
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    command: Command,
+    /// The server's control socket
+    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
+    control: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a volume, which reads as zero
+    Create {
+        /// 1 to 63 letters, digits, '.', '_' or '-'
+        name: String,
+        /// For example 512M, 20G or 1.5T
+        #[arg(long)]
+        size: Size,
+        /// The device to put it on; may be left out if there is one
+        #[arg(long)]
+        device: Option<String>,
+        /// Nobody may change it
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Show all volumes, a line each
+    List,
+    /// Show one volume and who has it
+    Show {
+        /// Which one
+        name: String,
+    },
+    /// Give a volume another size; new space reads as zero
+    Resize {
+        /// Which one
+        name: String,
+        /// For example 512M, 20G or 1.5T
+        #[arg(long)]
+        size: Size,
+        /// Cut off what lies past a smaller size
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Delete a volume that no front has attached
+    Delete {
+        /// Which one
+        name: String,
+    },
+    /// Take a volume away from a front that will not come back
+    Detach {
+        /// Which one
+        name: String,
+        /// Only from this front (its id; see `show`)
+        #[arg(long)]
+        front: Option<String>,
+        /// Do it although the front may still use it; what it has not flushed is lost
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Asks the server and prints its answer.
+pub(crate) fn run(args: VolumeArgs) -> anyhow::Result<()> {
+    let client = Client::new(&args.control);
+    let volumes = match args.command {
+        Command::Create { name, size, device, read_only } => {
+            vec![client.create(&CreateVolume { name, size, device, read_only })?]
+        }
+        Command::List => {
+            let volumes = client.volumes()?;
+            print_list(&volumes, args.json)?;
+            return Ok(());
+        }
+        Command::Show { name } => vec![client.volume(&name)?],
+        Command::Resize { name, size, shrink } => {
+            vec![client.resize(&name, &ResizeVolume { size, shrink })?]
+        }
+        Command::Delete { name } => {
+            client.delete(&name)?;
+            println!("volume {name} is deleted");
+            return Ok(());
+        }
+        Command::Detach { name, front, force } => {
+            vec![client.detach(&name, &DetachVolume { front, force })?]
+        }
+    };
+    for volume in &volumes {
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(volume)?);
+        } else {
+            print!("{}", describe(volume));
+        }
+    }
+    Ok(())
+}
+
+fn print_list(volumes: &[VolumeInfo], json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(volumes)?);
+    } else if volumes.is_empty() {
+        println!("no volumes; make one with `vrio volume create NAME --size SIZE`");
+    } else {
+        print!("{}", table(volumes));
+    }
+    Ok(())
+}
+
+/// A line for each volume, in columns as wide as they need to be.
+fn table(volumes: &[VolumeInfo]) -> String {
+    let head = ["NAME", "SIZE", "DEVICE", "ACCESS", "ATTACHED"].map(str::to_owned);
+    let row = |volume: &VolumeInfo| {
+        let access = if volume.read_only { "read-only" } else { "read-write" };
+        [
+            volume.name.clone(),
+            volume.size.to_string(),
+            volume.device.clone(),
+            access.to_owned(),
+            attached(volume),
+        ]
+    };
+    let rows: Vec<[String; 5]> = std::iter::once(head).chain(volumes.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2), width(3)];
+    let line = |row: &[String; 5]| {
+        let [name, size, device, access, attached] = row;
+        let [a, b, c, d] = widths;
+        format!("{name:a$}  {size:>b$}  {device:c$}  {access:d$}  {attached}\n")
+    };
+    rows.iter().map(line).collect()
+}
+
+fn attached(volume: &VolumeInfo) -> String {
+    match &volume.attachments[..] {
+        [] => "no".to_owned(),
+        [one] if one.access == AccessInfo::Write => format!("by {}", one.front),
+        readers => format!("by {} readers", readers.len()),
+    }
+}
+
+fn describe(volume: &VolumeInfo) -> String {
+    let VolumeInfo { name, id, device, size, read_only, generation, extents, attachments } = volume;
+    let mut text = format!(
+        "name        {name}\nid          {id}\nsize        {size}\ndevice      {device}, in {extents} \
+         piece{}\naccess      {}\ngeneration  {generation}\nlink        in the clear, with checksums\n",
+        if *extents == 1 { "" } else { "s" },
+        if *read_only { "read-only" } else { "read-write" },
+    );
+    if attachments.is_empty() {
+        text += "attached    no\n";
+    }
+    for one in attachments {
+        let access = match one.access {
+            AccessInfo::Read => "to read",
+            AccessInfo::Write => "to write",
+        };
+        let connected = if one.connected { "connected" } else { "away" };
+        text += &format!("attached    {access} by front {} ({connected})\n", one.front);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use block_server::api::AttachmentInfo;
+
+    use super::*;
+
+    fn volume(name: &str, attachments: Vec<AttachmentInfo>) -> VolumeInfo {
+        VolumeInfo {
+            name: name.to_owned(),
+            id: "2b0f".to_owned(),
+            device: "disk0".to_owned(),
+            size: Size(20 << 30),
+            read_only: false,
+            generation: 3,
+            extents: 1,
+            attachments,
+        }
+    }
+
+    #[test]
+    fn columns_line_up_whatever_the_names() {
+        let writer =
+            AttachmentInfo { front: "9f".to_owned(), access: AccessInfo::Write, connected: false };
+        let text = table(&[volume("a", vec![]), volume("a-long-name", vec![writer.clone()])]);
+        let places: Vec<_> =
+            text.lines().map(|line| line.find("disk0").or(line.find("DEVICE"))).collect();
+        assert_eq!(places[0], places[1]);
+        assert_eq!(places[1], places[2]);
+        assert!(text.ends_with("by 9f\n"));
+        assert!(describe(&volume("a", vec![writer])).contains("to write by front 9f (away)"));
+    }
+}
