@@ -129,6 +129,7 @@ proptest! {
             let after = queue.counters();
             let ended = after.ended - before.ended;
             prop_assert_eq!(ended + after.unexpected - before.unexpected, 1);
+            prop_assert!(lie.queue == queue.id() || ended == 0, "another queue's entry");
             true_ones += ended;
             let mut done = 0;
             requests.retain_mut(|request| match request.as_mut().poll(&mut context) {

@@ -5,7 +5,9 @@ mod harness;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake};
 
 use block_core::device::{Device, Durability};
 use block_core::{BlockError, Buffer, Pba};
@@ -99,6 +101,59 @@ fn who_waits_in_line_gets_a_place_when_an_abandoned_command_ends() {
         rig.turn();
     }
     assert_eq!(pool.available(), 5);
+}
+
+/// Remembers that it was woken.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Tasks that sleep: whoever waits is woken for the completion, for the place
+/// in line, and when the controller was reset, and not before.
+#[test]
+fn a_sleeping_task_is_woken_when_its_turn_comes() {
+    let rig = Rig::with_depth(SoftOptions::default(), vec![memory(16)], Drive::Here, 1);
+    let pool = rig.pool(3, BLOCK);
+    let namespace = rig.namespace(1);
+    let start = || -> (Write<'_>, Arc<Flag>) {
+        let mut read: Write<'_> = Box::pin(namespace.read(Pba(0), filled(&pool, 0), 0..1));
+        let flag = Arc::new(Flag::default());
+        let waker = Arc::clone(&flag).into();
+        assert!(read.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        (read, flag)
+    };
+    let woken = |flag: &Flag| flag.0.swap(false, Ordering::Relaxed);
+    let finish = || while rig.turn() > 0 {};
+
+    let ((mut first, of_first), (second, of_second)) = (start(), start());
+    finish();
+    assert!(woken(&of_first) && !woken(&of_second), "the first has not fetched its outcome");
+    assert!(poll(first.as_mut()).is_ready());
+    assert!(woken(&of_second), "the place is free");
+    // It does not take the place: the next in line does.
+    let (third, of_third) = start();
+    drop(second);
+    assert!(woken(&of_third));
+    drop((first, third));
+
+    let ((first, _), (second, of_second)) = (start(), start());
+    drop(first);
+    assert!(!woken(&of_second), "the controller still has the first");
+    finish();
+    assert!(woken(&of_second), "the abandoned one has ended");
+    drop(second);
+
+    rig.soft.inject(Fault::Stick { count: 1 });
+    let ((_first, of_first), (_second, of_second)) = (start(), start());
+    finish();
+    rig.controller.reset().expect("a reset");
+    rig.queue.reap();
+    assert!(woken(&of_first) && woken(&of_second));
 }
 
 /// A thousand resets under load. Every request ends exactly once, and each

@@ -225,7 +225,10 @@ impl FileDisk {
                 // Without reservation a full file system ends as a failed
                 // namespace and not as a lost process.
                 Err(Errno::OPNOTSUPP) => {}
-                Err(Errno::NOSPC | Errno::DQUOT) => return Err(Status::CAPACITY_EXCEEDED),
+                Err(Errno::NOSPC | Errno::DQUOT) => {
+                    self.reserve_pages(&part(range, chunk))?;
+                    continue;
+                }
                 Err(error) => {
                     self.fail(&format!("no space could be reserved: {error}"));
                     return Err(Status::WRITE_FAULT);
@@ -234,6 +237,15 @@ impl FileDisk {
             self.reserved[(chunk / 64) as usize] |= 1 << (chunk % 64);
         }
         Ok(())
+    }
+
+    /// Not enough space for a chunk: there may be some for the pages that are
+    /// written now.
+    fn reserve_pages(&self, range: &Range<u64>) -> Result<(), Status> {
+        let start = range.start / PAGE as u64 * PAGE as u64;
+        let len = range.end.next_multiple_of(PAGE as u64) - start;
+        fallocate(&self.file, FallocateFlags::KEEP_SIZE, start, len)
+            .map_err(|_| Status::CAPACITY_EXCEEDED)
     }
 
     /// Makes whole pages a hole; false if the file system has none.
