@@ -12,6 +12,7 @@ use std::time::Instant;
 use block_core::device::{Device, Durability};
 use block_core::time::Clock;
 use block_core::{Buffer, Pba};
+use nvme::soft::FileOptions;
 use nvme::{Controller, LbaSize, Namespace, SoftController, SoftNamespace, SoftOptions};
 
 const DEPTH: usize = 32;
@@ -23,23 +24,35 @@ const SIZES: [u64; 2] = [32 << 20, 1 << 30];
 fn main() {
     if let Some(requests) = std::env::args().nth(1) {
         let requests = requests.parse().expect("a number of requests");
-        println!("{:.0} ns", measure(1 << 20, false, requests));
+        println!("{:.0} ns", measure(memory(1 << 20), false, requests));
         return;
     }
     for bytes in SIZES {
-        for writes in [false, true] {
-            let mut nanos: Vec<f64> =
-                (0..ROUNDS).map(|_| measure(bytes, writes, REQUESTS)).collect();
-            nanos.sort_by(f64::total_cmp);
-            let name = if writes { "write" } else { "read" };
-            let (best, median) = (nanos[0], nanos[ROUNDS / 2]);
-            println!("{} MiB, {name}: best {best:.0} ns, median {median:.0} ns", bytes >> 20);
-        }
+        report(&format!("{} MiB of memory", bytes >> 20), || memory(bytes));
+    }
+    // A mapped file where there is a tmpfs, so that no disk is measured.
+    if let Ok(folder) = tempfile::tempdir_in("/dev/shm") {
+        let options = FileOptions { path: folder.path().join("disk"), create: Some(SIZES[0]) };
+        let open = || SoftNamespace::file(&options, LbaSize::B4096).expect("a namespace");
+        report(&format!("{} MiB of a file", SIZES[0] >> 20), open);
     }
 }
 
-fn measure(bytes: u64, writes: bool, requests: u64) -> f64 {
-    let namespace = SoftNamespace::memory(bytes, LbaSize::B4096).expect("memory");
+fn report(name: &str, namespace: impl Fn() -> SoftNamespace) {
+    for (kind, writes) in [("read", false), ("write", true)] {
+        let mut nanos: Vec<f64> =
+            (0..ROUNDS).map(|_| measure(namespace(), writes, REQUESTS)).collect();
+        nanos.sort_by(f64::total_cmp);
+        let (best, median) = (nanos[0], nanos[ROUNDS / 2]);
+        println!("{name}, {kind}: best {best:.0} ns, median {median:.0} ns");
+    }
+}
+
+fn memory(bytes: u64) -> SoftNamespace {
+    SoftNamespace::memory(bytes, LbaSize::B4096).expect("memory")
+}
+
+fn measure(namespace: SoftNamespace, writes: bool, requests: u64) -> f64 {
     let soft = SoftController::new(SoftOptions::default(), vec![namespace]);
     let clock = Clock::start();
     let controller = Controller::start(soft.bus(), Arc::new(move || clock.now()));
