@@ -30,4 +30,5 @@ lint:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 
 compare:
-	benches/compare
+	$(CARGO) build --release -p vrio -p benches
+	$(CARGO) run --release --quiet -p benches --bin compare
