@@ -20,9 +20,30 @@ const BITS: usize = u64::BITS as usize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TaskId(usize);
 
-/// Which tasks can go on: a bit each.
+/// Which tasks can go on: a bit each, and above them a bit for each word that
+/// is not zero, so that a turn of a worker with ten thousand slots looks at
+/// three words and not at all of them.
 struct Ready {
     words: Box<[AtomicU64]>,
+    groups: Box<[AtomicU64]>,
+}
+
+impl Ready {
+    fn new(capacity: usize) -> Self {
+        let zeroes = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
+        let words = capacity.div_ceil(BITS);
+        Self { words: zeroes(words), groups: zeroes(words.div_ceil(BITS)) }
+    }
+
+    fn set(&self, task: usize) {
+        let word = task / BITS;
+        // Release: what was done before the wake is seen by the task that runs
+        // because of it. Whoever finds the word zero answers for its bit above;
+        // the executor clears that bit before it takes the word.
+        if self.words[word].fetch_or(1 << (task % BITS), Ordering::Release) == 0 {
+            self.groups[word / BITS].fetch_or(1 << (word % BITS), Ordering::Release);
+        }
+    }
 }
 
 struct TaskWaker {
@@ -36,9 +57,7 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // Release: what was done before the wake is seen by the task that runs
-        // because of it.
-        self.ready.words[self.task / BITS].fetch_or(1 << (self.task % BITS), Ordering::Release);
+        self.ready.set(self.task);
     }
 }
 
@@ -59,8 +78,7 @@ impl Executor {
     /// An executor with room for `capacity` tasks.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let words = (0..capacity.div_ceil(BITS)).map(|_| AtomicU64::new(0)).collect();
-        Self { tasks: Vec::with_capacity(capacity), ready: Arc::new(Ready { words }) }
+        Self { tasks: Vec::with_capacity(capacity), ready: Arc::new(Ready::new(capacity)) }
     }
 
     /// Adds a task, which runs in the next [`Executor::run`]. `None` when all
@@ -94,19 +112,20 @@ impl Executor {
     /// Whether some task can go on.
     #[must_use]
     pub fn is_runnable(&self) -> bool {
-        self.ready.words.iter().any(|word| word.load(Ordering::Acquire) != 0)
+        self.ready.groups.iter().any(|word| word.load(Ordering::Acquire) != 0)
     }
 
     /// Runs what can go on, each task at most a few times, beginning at the
     /// word of the bitmap that `start` names, so that nobody is always last.
     /// Returns how often a task ran.
     pub fn run(&mut self, start: usize) -> usize {
+        let (words, groups) = (self.ready.words.len(), self.ready.groups.len());
+        let first = start.checked_rem(words).unwrap_or(0);
         let mut runs = 0;
         for _ in 0..RUNS_PER_TURN {
             let before = runs;
-            let words = self.ready.words.len();
-            for step in 0..words {
-                runs += self.run_word((start + step) % words, start);
+            for group in (first / BITS..groups).chain(0..first / BITS) {
+                runs += self.run_group(group, (first % BITS) as u32, start);
             }
             if runs == before {
                 break;
@@ -115,11 +134,22 @@ impl Executor {
         runs
     }
 
-    fn run_word(&mut self, word: usize, start: usize) -> usize {
-        // A load first: an empty word, the usual case, is not written to.
-        if self.ready.words[word].load(Ordering::Relaxed) == 0 {
+    fn run_group(&mut self, group: usize, shift: u32, start: usize) -> usize {
+        // A load first: an empty group, the usual case, is not written to.
+        if self.ready.groups[group].load(Ordering::Relaxed) == 0 {
             return 0;
         }
+        let mut words = self.ready.groups[group].swap(0, Ordering::Acquire).rotate_right(shift);
+        let mut runs = 0;
+        while words != 0 {
+            let word = (words.trailing_zeros() + shift) as usize % BITS;
+            words &= words - 1;
+            runs += self.run_word(group * BITS + word, start);
+        }
+        runs
+    }
+
+    fn run_word(&mut self, word: usize, start: usize) -> usize {
         let shift = (start % BITS) as u32;
         let mut bits = self.ready.words[word].swap(0, Ordering::Acquire).rotate_right(shift);
         let runs = bits.count_ones() as usize;
