@@ -6,6 +6,7 @@
 mod cpu;
 mod interrupt;
 mod options;
+mod ours;
 mod peer;
 mod process;
 mod report;
@@ -151,7 +152,7 @@ fn set_up(
         eprintln!("starting {}", subject.name());
         let folder = stage.join(format!("{subject:?}"));
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let site = Site { folder, cpu, disk_bytes: DISK_BYTES };
+        let site = Site { vrio: client.vrio.to_owned(), folder, cpu, disk_bytes: DISK_BYTES };
         let mut service = subject.start(&site, client.interrupt).context(subject.name())?;
         let filled = client.fill(&service);
         // Its last words say more than the client's complaint.

@@ -115,7 +115,8 @@ impl Options {
                 binary.display()
             );
         }
-        Ok(binary)
+        // Subjects start in folders of their own.
+        binary.canonicalize().with_context(|| format!("cannot find {}", binary.display()))
     }
 }
 

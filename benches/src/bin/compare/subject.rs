@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::interrupt::Interrupt;
+use crate::ours;
 use crate::peer;
 use crate::service::Service;
 
@@ -16,11 +17,17 @@ pub(crate) enum Subject {
     Nbdkit,
     /// qemu-storage-daemon, NBD over TCP, qemu-nbd
     QemuNbd,
+    /// `vrio server` and `vrio front` over UDP
+    Vrio,
+    /// `vrio local`: both in one thread
+    Local,
 }
 
 /// Where a subject is set up.
 #[derive(Debug)]
 pub(crate) struct Site {
+    /// The vrio binary, with an absolute path.
+    pub(crate) vrio: PathBuf,
     /// A folder of its own.
     pub(crate) folder: PathBuf,
     /// The core for all its processes.
@@ -44,7 +51,7 @@ const TASKSET: Tool = Tool { program: "taskset", package: "util-linux" };
 const SETPRIV: Tool = Tool { program: "setpriv", package: "util-linux" };
 
 impl Subject {
-    pub(crate) const DEFAULT: [Self; 2] = [Self::Qsd, Self::Nbdkit];
+    pub(crate) const DEFAULT: [Self; 4] = [Self::Qsd, Self::Nbdkit, Self::Vrio, Self::Local];
 
     /// The subjects that others are set in relation to.
     pub(crate) const BASELINES: [Self; 2] = [Self::Qsd, Self::Nbdkit];
@@ -54,6 +61,8 @@ impl Subject {
             Self::Qsd => "qsd",
             Self::Nbdkit => "qsd over nbdkit",
             Self::QemuNbd => "qsd over qemu-nbd",
+            Self::Vrio => "vrio",
+            Self::Local => "vrio local",
         }
     }
 
@@ -62,6 +71,7 @@ impl Subject {
             Self::Qsd => &[SETPRIV, TASKSET, QEMU_STORAGE_DAEMON],
             Self::Nbdkit => &[SETPRIV, TASKSET, QEMU_STORAGE_DAEMON, NBDKIT],
             Self::QemuNbd => &[SETPRIV, TASKSET, QEMU_STORAGE_DAEMON, QEMU_NBD],
+            Self::Vrio | Self::Local => &[SETPRIV, TASKSET],
         }
     }
 
@@ -77,6 +87,8 @@ impl Subject {
             Self::Qsd => peer::storage_daemon(site, interrupt),
             Self::Nbdkit => peer::over_nbdkit(site, interrupt),
             Self::QemuNbd => peer::over_qemu_nbd(site, interrupt),
+            Self::Vrio => ours::apart(site, interrupt),
+            Self::Local => ours::fused(site, interrupt),
         }
     }
 }
