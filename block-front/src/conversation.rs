@@ -98,6 +98,15 @@ struct Setup {
     runs: bool,
 }
 
+impl Setup {
+    fn lies_in(&self, region: &RegionSpec) -> bool {
+        self.addresses.is_some_and(|RingAddresses { descriptors, available, used }| {
+            let inside = |at: u64| at.wrapping_sub(region.user) < region.len;
+            inside(descriptors) || inside(available) || inside(used)
+        })
+    }
+}
+
 /// The state of a conversation.
 #[derive(Debug)]
 pub(crate) struct Conversation<'a> {
@@ -107,6 +116,9 @@ pub(crate) struct Conversation<'a> {
     features: u64,
     writeback: bool,
     regions: Vec<Arc<Region>>,
+    /// Removed, but a ring that runs lies there. QEMU removes before it adds
+    /// when it cuts memory anew; requests must not fall into the gap.
+    leaving: Vec<Arc<Region>>,
     memory: Arc<GuestMemory>,
     /// Tables that requests may still use: dropped here, never by the worker.
     retired: Vec<Arc<GuestMemory>>,
@@ -137,6 +149,7 @@ impl<'a> Conversation<'a> {
             features: 0,
             writeback: true,
             regions: Vec::new(),
+            leaving: Vec::new(),
             memory: Arc::default(),
             retired: Vec::new(),
             rings: (0..place.spec.queues()).map(|_| Setup::default()).collect(),
@@ -210,7 +223,8 @@ impl<'a> Conversation<'a> {
                 return Ok(Answer::Bytes(self.config(offset, size, flags, sectors)));
             }
             Message::GetVringBase { index } => return self.stop_ring(index),
-            Message::SetOwner | Message::SetVringErr => {}
+            // RESET_OWNER is old and may be ignored, says the specification.
+            Message::SetOwner | Message::ResetOwner | Message::SetVringErr => {}
             Message::SetFeatures(features) => self.set_features(features)?,
             Message::SetProtocolFeatures(features) => {
                 if features & !config_space::protocol_features().bits() != 0 {
@@ -292,7 +306,7 @@ impl<'a> Conversation<'a> {
     fn set_memory_table(&mut self, table: Vec<(RegionSpec, File)>) -> Result<(), Refused> {
         let regions: Result<_, _> =
             table.iter().map(|(spec, file)| self.map(*spec, file)).collect();
-        self.set_regions(regions?)
+        self.set_regions(regions?, Vec::new())
     }
 
     fn add_region(&mut self, spec: RegionSpec, file: File) -> Result<(), Refused> {
@@ -301,7 +315,9 @@ impl<'a> Conversation<'a> {
         }
         let mut regions = self.regions.clone();
         regions.push(self.map(spec, &file)?);
-        self.set_regions(regions)
+        let mut leaving = self.leaving.clone();
+        leaving.retain(|region| !region.spec().overlaps(&spec));
+        self.set_regions(regions, leaving)
     }
 
     fn remove_region(&mut self, spec: RegionSpec) -> Result<(), Refused> {
@@ -311,26 +327,44 @@ impl<'a> Conversation<'a> {
         };
         let place = self.regions.iter().position(same).ok_or(RegionError::Unknown)?;
         let mut regions = self.regions.clone();
-        regions.remove(place);
-        self.set_regions(regions)
+        let removed = regions.remove(place);
+        let mut leaving = self.leaving.clone();
+        if self.rings.iter().any(|ring| ring.runs && ring.lies_in(&removed.spec())) {
+            leaving.push(removed);
+        }
+        self.set_regions(regions, leaving)
     }
 
     /// Makes a table of the regions and tells the worker where the running
     /// rings are in it. On an error nothing has changed.
-    fn set_regions(&mut self, regions: Vec<Arc<Region>>) -> Result<(), Refused> {
-        let memory = Arc::new(GuestMemory::new(&regions)?);
-        let mut rings = Vec::new();
-        for (queue, setup) in self.rings.iter().enumerate().filter(|(_, setup)| setup.runs) {
-            let ring = locate(queue, setup, &memory)?;
-            rings.push((self.place.first_queue + queue, ring));
-        }
+    fn set_regions(
+        &mut self,
+        regions: Vec<Arc<Region>>,
+        leaving: Vec<Arc<Region>>,
+    ) -> Result<(), Refused> {
+        let all: Vec<_> = regions.iter().chain(&leaving).map(Arc::clone).collect();
+        let memory = Arc::new(GuestMemory::new(&all)?);
+        let running = self.rings.iter().enumerate().filter(|(_, setup)| setup.runs);
+        let rings: Vec<_> = running
+            .map(|(queue, setup)| {
+                (self.place.first_queue + queue, locate(queue, setup, &memory).ok())
+            })
+            .collect();
         if !rings.is_empty() {
             let memory = Arc::clone(&memory);
             self.place.mailbox.post(Mail::Memory { disk: self.place.disk, memory, rings })?;
         }
-        self.regions = regions;
+        (self.regions, self.leaving) = (regions, leaving);
         self.retired.push(std::mem::replace(&mut self.memory, memory));
         Ok(())
+    }
+
+    /// Forgets what was removed, as soon as no ring runs.
+    fn purge(&mut self) -> Result<(), Refused> {
+        if self.leaving.is_empty() || self.rings.iter().any(|ring| ring.runs) {
+            return Ok(());
+        }
+        self.set_regions(self.regions.clone(), Vec::new())
     }
 
     fn set_addresses(&mut self, index: u32, addresses: RingAddresses) -> Result<(), Refused> {
@@ -407,6 +441,7 @@ impl<'a> Conversation<'a> {
         if let Some((queue, answer)) = self.begin_stop(queue) {
             self.end_stop(queue, &answer);
         }
+        self.purge()?;
         let base = u32::from(self.rings[queue].base);
         Ok(Answer::Bytes(words([index, base]).to_vec()))
     }

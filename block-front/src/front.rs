@@ -26,10 +26,10 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Most parts that one ring hands over in a turn.
 const BURST: usize = 32;
 
-/// A ring that was empty this many times is looked at in one turn of
-/// [`QUIET_STRIDE`] only: a machine has many rings and few are busy.
-const QUIET: u32 = 256;
-const QUIET_STRIDE: usize = 16;
+/// A machine has many rings and few are busy: of those that were empty for
+/// [`QUIET`], about this many are looked at in a turn.
+const QUIET_PER_TURN: usize = 32;
+const QUIET: Duration = Duration::from_millis(1);
 
 /// All disks of one machine: takes requests from the guests' rings, hands
 /// them to a [`Path`], gives the answers back.
@@ -53,6 +53,9 @@ struct Core {
     queues: Vec<Berth>,
     /// The queues that run, in no order.
     running: Vec<u16>,
+    /// A quiet queue is looked at when these bits of its number are the
+    /// turn's.
+    quiet_mask: usize,
     /// The queues that have something to publish; each stands here once.
     dirty: Vec<u16>,
     /// How many queues are stopping.
@@ -102,6 +105,7 @@ impl Front {
                 disks: Vec::with_capacity(disks.len()),
                 queues: Vec::new(),
                 running: Vec::new(),
+                quiet_mask: 0,
                 dirty: Vec::new(),
                 stopping: 0,
                 quiescing: false,
@@ -218,11 +222,6 @@ impl Front {
         let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         // Which descriptor has news does not matter: the turn looks at all.
         while epoll::wait(&*self.epoll, &mut events[..], Some(&at_once)) == Ok(events.len()) {}
-        for &queue in &self.core.running {
-            if let Some(queue) = &mut self.core.queues[usize::from(queue)].queue {
-                queue.quiet = 0;
-            }
-        }
     }
 
     /// The volume of disk `disk` (its place in [`Front::new`]) has another
@@ -302,12 +301,12 @@ impl Core {
                 place.queue = Some(running);
                 self.disks[place.disk].given_up_until = Time::ZERO;
                 self.running.push(queue as u16);
+                self.set_quiet_mask();
             }
             Mail::Stop { queue, answer } => self.stop(queue, now, answer),
             Mail::Enable { queue, on } => {
                 if let Some(queue) = &mut self.queues[queue].queue {
                     queue.enabled = on;
-                    queue.quiet = 0;
                 }
             }
             Mail::Call { queue, call } => {
@@ -342,6 +341,10 @@ impl Core {
         disk.drain_by = Some(by.min(now + grace));
     }
 
+    fn set_quiet_mask(&mut self) {
+        self.quiet_mask = (self.running.len() / QUIET_PER_TURN).next_power_of_two() - 1;
+    }
+
     /// Answers the stops whose rings have drained; gives up those that have
     /// waited long enough.
     fn finish_stops(&mut self, now: Time, path: &mut impl Path) -> bool {
@@ -362,6 +365,7 @@ impl Core {
             }
             let (answer, queue) = (place.stop.take(), place.queue.take());
             self.running.swap_remove(at);
+            self.set_quiet_mask();
             self.stopping -= 1;
             moved = true;
             if let Some(answer) = answer {
@@ -409,7 +413,7 @@ impl Core {
     fn serve(&mut self, number: usize, turn: usize, now: Time, path: &mut impl Path) -> bool {
         let mut moved = false;
         for _ in 0..BURST {
-            match self.offer(number, turn) {
+            match self.offer(number, turn, now) {
                 Ok(Offer::Nothing) => break,
                 Ok(Offer::Served) => self.mark_dirty(number),
                 Ok(Offer::Part(place, op, range)) => {
@@ -430,16 +434,18 @@ impl Core {
         moved
     }
 
-    fn offer(&mut self, number: usize, turn: usize) -> Result<Offer, Broken> {
+    fn offer(&mut self, number: usize, turn: usize, now: Time) -> Result<Offer, Broken> {
         let place = &mut self.queues[number];
         let disk = &self.disks[place.disk];
         let Some(queue) = &mut place.queue else { return Ok(Offer::Nothing) };
-        if queue.quiet > QUIET && !(number ^ turn).is_multiple_of(QUIET_STRIDE) {
+        if (number ^ turn) & self.quiet_mask != 0 && now - queue.last_busy > QUIET {
             return Ok(Offer::Nothing);
         }
         let drain = place.stop.is_some() || disk.broken || self.quiescing;
         let offer = queue.offer(&disk.limits, &disk.id, drain)?;
-        queue.quiet = if offer == Offer::Nothing { queue.quiet.saturating_add(1) } else { 0 };
+        if offer != Offer::Nothing || !queue.is_idle() {
+            queue.last_busy = now;
+        }
         Ok(offer)
     }
 

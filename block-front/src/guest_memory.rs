@@ -6,15 +6,15 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use block_core::Mapping;
 use rustix::fs::{FsWord, fstat, fstatfs};
 use thiserror::Error;
-use vm_memory::VolatileSlice;
 
-use crate::sys;
+use crate::sys::Span;
 
 /// Most regions that one disk's memory has (`GET_MAX_MEM_SLOTS`); QEMU's
 /// machines plug at most 32 memory devices by default, and the table of
@@ -46,6 +46,14 @@ pub(crate) struct RegionSpec {
     pub(crate) offset: u64,
 }
 
+impl RegionSpec {
+    /// Whether both have a guest address in common. The ends are numbers.
+    pub(crate) const fn overlaps(&self, other: &Self) -> bool {
+        self.guest < other.guest.saturating_add(other.len)
+            && other.guest < self.guest.saturating_add(self.len)
+    }
+}
+
 /// Why a region cannot be mapped.
 #[derive(Debug, Error)]
 pub(crate) enum RegionError {
@@ -72,11 +80,8 @@ pub(crate) enum RegionError {
 /// A mapped region.
 #[derive(Debug)]
 pub(crate) struct Region {
-    mapping: Mapping,
+    span: Span,
     spec: RegionSpec,
-    /// Where the region begins in the mapping: files of huge pages are mapped
-    /// from a huge page's start.
-    skip: usize,
 }
 
 impl Region {
@@ -98,48 +103,28 @@ impl Region {
             HUGETLBFS => (system.f_bsize as u64).max(PAGE),
             _ => PAGE,
         };
+        // Files of huge pages are mapped from a huge page's start.
         let skip = offset % page;
         let bytes = (skip + len).next_multiple_of(page);
         let mapping = Mapping::of_file(file, offset - skip, bytes as usize, true)
             .map_err(RegionError::Map)?;
-        Ok(Self { mapping, spec, skip: skip as usize })
+        let span = Span::new(Arc::new(mapping), skip as usize, len as usize);
+        Ok(Self { span: span.ok_or(RegionError::Range { guest, len })?, spec })
     }
 
     /// What the front-end said about the region.
     pub(crate) const fn spec(&self) -> RegionSpec {
         self.spec
     }
-
-    fn slice(&self) -> VolatileSlice<'_> {
-        sys::slice(&self.mapping, self.skip, self.spec.len as usize)
-    }
-}
-
-/// A piece of a region that is kept at hand: a ring.
-#[derive(Clone, Debug)]
-pub(crate) struct Window {
-    region: Arc<Region>,
-    offset: usize,
-    len: usize,
-}
-
-impl Window {
-    pub(crate) fn slice(&self) -> VolatileSlice<'_> {
-        sys::slice(&self.region.mapping, self.region.skip + self.offset, self.len)
-    }
-
-    /// Whether the region was cut under us.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.region.mapping.has_failed()
-    }
 }
 
 /// A table of regions, sorted by guest address.
 #[derive(Debug, Default)]
 pub(crate) struct GuestMemory {
-    /// Address and size stand beside the pointer: a search touches no region
-    /// that it does not need.
-    entries: Vec<(u64, u64, Arc<Region>)>,
+    /// Guest address, size and what is there: a search touches no region.
+    entries: Vec<(u64, u64, Span)>,
+    /// By address in the front-end's process; for rings.
+    users: Vec<(u64, Span)>,
 }
 
 impl GuestMemory {
@@ -149,28 +134,29 @@ impl GuestMemory {
         }
         let mut entries: Vec<_> = regions
             .iter()
-            .map(|region| (region.spec.guest, region.spec.len, Arc::clone(region)))
+            .map(|region| (region.spec.guest, region.spec.len, region.span.clone()))
             .collect();
         entries.sort_by_key(|entry| entry.0);
         if entries.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
             return Err(RegionError::Overlap);
         }
-        Ok(Self { entries })
+        let users = regions.iter().map(|region| (region.spec.user, region.span.clone())).collect();
+        Ok(Self { entries, users })
     }
 
-    /// The region that holds guest address `at`, and the place of `at` in it.
-    fn find(&self, at: u64) -> Option<(&Arc<Region>, u64)> {
-        self.entries.iter().find_map(|(start, len, region)| {
+    /// What holds guest address `at`, the place of `at` in it, and how many
+    /// bytes there are from there on.
+    fn find(&self, at: u64) -> Option<(&Span, usize, u64)> {
+        self.entries.iter().find_map(|(start, len, span)| {
             let offset = at.wrapping_sub(*start);
-            (offset < *len).then_some((region, offset))
+            (offset < *len).then(|| (span, offset as usize, *len - offset))
         })
     }
 
     /// Whether all of `len` bytes from guest address `at` are there.
     pub(crate) fn holds(&self, mut at: u64, mut len: u64) -> bool {
         loop {
-            let Some((region, offset)) = self.find(at) else { return false };
-            let room = region.spec.len - offset;
+            let Some((_, _, room)) = self.find(at) else { return false };
             if len <= room {
                 return true;
             }
@@ -182,34 +168,31 @@ impl GuestMemory {
 
     /// Copies guest memory from `at` on into `into`.
     pub(crate) fn read(&self, at: u64, into: &mut [u8]) -> Result<(), NotThere> {
-        self.each(at, into.len(), |slice, done| {
-            slice.copy_to(&mut into[done..done + slice.len()]);
-        })
+        self.each(at, into.len(), |span, offset, part| span.read(offset, &mut into[part]))
     }
 
     /// Copies `from` to guest memory from `at` on.
     pub(crate) fn write(&self, at: u64, from: &[u8]) -> Result<(), NotThere> {
-        self.each(at, from.len(), |slice, done| {
-            slice.copy_from(&from[done..done + slice.len()]);
-        })
+        self.each(at, from.len(), |span, offset, part| span.write(offset, &from[part]))
     }
 
-    /// Calls `copy` with every stretch of `len` bytes from `at` on and the
-    /// number of bytes before it. Regions may follow each other without a gap.
+    /// Calls `copy` for every stretch of `len` bytes from `at` on: where it
+    /// is, and which of the bytes it holds. Regions may follow each other
+    /// without a gap.
+    #[inline]
     fn each(
         &self,
         at: u64,
         len: usize,
-        mut copy: impl FnMut(VolatileSlice<'_>, usize),
+        mut copy: impl FnMut(&Span, usize, Range<usize>),
     ) -> Result<(), NotThere> {
         let mut done = 0;
         while done < len {
             let address = at.checked_add(done as u64).ok_or(NotThere)?;
-            let (region, offset) = self.find(address).ok_or(NotThere)?;
-            let step = (region.spec.len - offset).min((len - done) as u64) as usize;
-            let slice = region.slice().subslice(offset as usize, step).map_err(|_| NotThere)?;
-            copy(slice, done);
-            if region.mapping.has_failed() {
+            let (span, offset, room) = self.find(address).ok_or(NotThere)?;
+            let step = room.min((len - done) as u64) as usize;
+            copy(span, offset, done..done + step);
+            if span.has_failed() {
                 return Err(NotThere);
             }
             done += step;
@@ -219,15 +202,10 @@ impl GuestMemory {
 
     /// `len` bytes at an address of the front-end's process, which must lie in
     /// one region.
-    pub(crate) fn window(&self, user: u64, len: usize) -> Option<Window> {
-        self.entries.iter().find_map(|(_, _, region)| {
-            let offset = user.wrapping_sub(region.spec.user);
-            let end = offset.checked_add(len as u64)?;
-            (end <= region.spec.len).then(|| Window {
-                region: Arc::clone(region),
-                offset: offset as usize,
-                len,
-            })
+    pub(crate) fn window(&self, user: u64, len: usize) -> Option<Span> {
+        self.users.iter().find_map(|(start, span)| {
+            let offset = user.wrapping_sub(*start);
+            span.part(usize::try_from(offset).ok()?, len)
         })
     }
 }

@@ -30,8 +30,9 @@ pub(crate) enum Mail {
     Enable { queue: usize, on: bool },
     /// Where a ring's calls go.
     Call { queue: usize, call: Option<OwnedFd> },
-    /// A disk has another memory table, in which its running rings are here.
-    Memory { disk: usize, memory: Arc<GuestMemory>, rings: Vec<(usize, RingMemory)> },
+    /// A disk has another memory table, in which its running rings are here; a
+    /// ring that is not in it stays where it was.
+    Memory { disk: usize, memory: Arc<GuestMemory>, rings: Vec<(usize, Option<RingMemory>)> },
     /// Whether a disk's writes are durable when answered.
     WriteThrough { disk: usize, on: bool },
 }

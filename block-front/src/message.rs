@@ -47,6 +47,7 @@ pub(crate) enum Message {
     GetFeatures,
     SetFeatures(u64),
     SetOwner,
+    ResetOwner,
     GetProtocolFeatures,
     SetProtocolFeatures(u64),
     GetQueueNum,
@@ -76,6 +77,7 @@ impl Message {
         Ok(match request {
             FrontendReq::GET_FEATURES => body.empty(Self::GetFeatures)?,
             FrontendReq::SET_OWNER => body.empty(Self::SetOwner)?,
+            FrontendReq::RESET_OWNER => body.empty(Self::ResetOwner)?,
             FrontendReq::GET_PROTOCOL_FEATURES => body.empty(Self::GetProtocolFeatures)?,
             FrontendReq::GET_QUEUE_NUM => body.empty(Self::GetQueueNum)?,
             FrontendReq::GET_MAX_MEM_SLOTS => body.empty(Self::GetMaxMemSlots)?,

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use block_core::unit::MAX_REQUEST_BYTES;
-use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange};
+use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange, Time};
 
 use crate::chain::{self, MAX_PIECES, Piece, TableCopy, Walked, walk};
 use crate::command::{Command, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
@@ -135,8 +135,8 @@ pub(crate) struct Queue {
     /// The path had no room: the ring is looked at again anyway, but a kick
     /// would tell nothing new.
     pub(crate) is_blocked: bool,
-    /// Looks at the ring since it last had something.
-    pub(crate) quiet: u32,
+    /// When the ring last had something.
+    pub(crate) last_busy: Time,
     /// The request whose parts are being offered.
     current: Option<u16>,
     under_way: u32,
@@ -164,7 +164,7 @@ impl Queue {
             indirect,
             enabled,
             is_blocked: false,
-            quiet: 0,
+            last_busy: Time::ZERO,
             current: None,
             under_way: 0,
             slots: vec![IDLE; size].into_boxed_slice(),
@@ -191,13 +191,16 @@ impl Queue {
         std::mem::replace(&mut self.call, call)
     }
 
-    /// Requests from now on use `memory`, where the ring is at `ring`.
+    /// Requests from now on use `memory`, and the ring is at `ring`, or where
+    /// it was if the table has lost it.
     pub(crate) fn set_memory(
         &mut self,
         memory: Arc<GuestMemory>,
-        ring: RingMemory,
+        ring: Option<RingMemory>,
     ) -> Result<(), Broken> {
-        self.ring.relocate(ring);
+        if let Some(ring) = ring {
+            self.ring.relocate(ring);
+        }
         let table = Table { memory, requests: 0 };
         let free = self.tables.iter().position(|table| table.requests == 0);
         let place = free.unwrap_or(self.tables.len());

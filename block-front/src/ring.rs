@@ -7,11 +7,10 @@ use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
-use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, Le16, Le32};
 
-use crate::guest_memory::{GuestMemory, Window};
+use crate::guest_memory::GuestMemory;
+use crate::sys::Span;
 
 /// Largest queue that is served: QEMU's limit.
 pub(crate) const MAX_QUEUE_SIZE: u16 = 1024;
@@ -28,7 +27,6 @@ const USED_ENTRY: usize = 8;
 const EVENT: usize = 2;
 
 const INDEX_AT: usize = 2;
-const INSIDE: &str = "the window was made as large as the ring";
 
 /// Where the three parts of a ring are in the front-end's process
 /// (`SET_VRING_ADDR`).
@@ -57,6 +55,7 @@ pub(crate) struct RingSize(u16);
 impl RingSize {
     pub(crate) fn new(entries: u32) -> Result<Self, RingError> {
         match u16::try_from(entries) {
+            // Zero is no power of two.
             Ok(size) if size.is_power_of_two() && size <= MAX_QUEUE_SIZE => Ok(Self(size)),
             _ => Err(RingError::Size(entries)),
         }
@@ -65,15 +64,20 @@ impl RingSize {
     pub(crate) const fn get(self) -> u16 {
         self.0
     }
+
+    /// The place of a free-running index; the size is a power of two.
+    const fn place(self, index: u16) -> usize {
+        (index & (self.0 - 1)) as usize
+    }
 }
 
 /// A ring's three parts, found in guest memory.
 #[derive(Debug)]
 pub(crate) struct RingMemory {
     size: RingSize,
-    descriptors: Window,
-    available: Window,
-    used: Window,
+    descriptors: Span,
+    available: Span,
+    used: Span,
 }
 
 impl RingMemory {
@@ -84,13 +88,13 @@ impl RingMemory {
         at: RingAddresses,
     ) -> Result<Self, RingError> {
         let entries = usize::from(size.get());
-        let find = |name, address: u64, align, bytes| {
+        let find = |name, address: u64, align: u64, bytes| {
             if !address.is_multiple_of(align) {
                 return Err(RingError::Alignment(name));
             }
             let window = memory.window(address, bytes).ok_or(RingError::Outside(name))?;
             // The front-end's addresses say nothing about ours.
-            let aligned = (window.slice().ptr_guard().as_ptr().addr() as u64).is_multiple_of(align);
+            let aligned = window.is_aligned_to(align as usize);
             if aligned { Ok(window) } else { Err(RingError::Alignment(name)) }
         };
         let ring = |entry| RING_HEADER + entry * entries + EVENT;
@@ -108,12 +112,9 @@ impl RingMemory {
 
     /// A copy of a descriptor; the driver may change the original meanwhile.
     pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
-        let raw: RawDescriptor = self
-            .descriptors
-            .slice()
-            .read_obj(usize::from(index % self.size()) * DESCRIPTOR_BYTES)
-            .expect(INSIDE);
-        raw.into()
+        let at = self.size.place(index) * DESCRIPTOR_BYTES;
+        let (addr, rest) = (self.descriptors.load64(at), self.descriptors.load64(at + 8));
+        Descriptor::new(addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
     }
 
     /// Whether any part was taken away.
@@ -121,28 +122,14 @@ impl RingMemory {
         self.descriptors.has_failed() || self.available.has_failed() || self.used.has_failed()
     }
 
-    fn available_u16(&self, offset: usize, order: Ordering) -> u16 {
-        u16::from_le(self.available.slice().load(offset, order).expect(INSIDE))
-    }
-
-    fn set_used_u16(&self, offset: usize, value: u16, order: Ordering) {
-        self.used.slice().store(value.to_le(), offset, order).expect(INSIDE);
-    }
-
-    fn used_index(&self) -> u16 {
-        u16::from_le(self.used.slice().load(INDEX_AT, Ordering::Relaxed).expect(INSIDE))
-    }
-
     fn put_used(&self, position: u16, head: u16, len: u32) {
-        let at = RING_HEADER + usize::from(position % self.size()) * USED_ENTRY;
-        let slice = self.used.slice();
-        slice.store(u32::from(head).to_le(), at, Ordering::Relaxed).expect(INSIDE);
-        slice.store(len.to_le(), at + 4, Ordering::Relaxed).expect(INSIDE);
+        let at = RING_HEADER + self.size.place(position) * USED_ENTRY;
+        self.used.store32(at, head.into());
+        self.used.store32(at + 4, len);
     }
 }
 
-const _: () = assert!(size_of::<RawDescriptor>() == DESCRIPTOR_BYTES);
-const _: () = assert!(size_of::<Le16>() == AVAILABLE_ENTRY && 2 * size_of::<Le32>() == USED_ENTRY);
+const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR_BYTES);
 
 /// The driver claims more available entries than the ring has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +159,7 @@ impl Ring {
     /// A ring that goes on at available entry `base` (`SET_VRING_BASE`); the
     /// used index is in memory.
     pub(crate) fn start(memory: RingMemory, base: u16, event_index: bool) -> Self {
-        let used = memory.used_index();
+        let used = memory.used.load16(INDEX_AT, Ordering::Relaxed);
         Self {
             memory,
             next: base,
@@ -202,7 +189,7 @@ impl Ring {
     /// Whether the driver has made an entry available that was not taken.
     pub(crate) fn look(&mut self) -> Result<bool, Overrun> {
         if self.seen == self.next {
-            let seen = self.memory.available_u16(INDEX_AT, Ordering::Acquire);
+            let seen = self.memory.available.load16(INDEX_AT, Ordering::Acquire);
             if seen.wrapping_sub(self.next) > self.memory.size() {
                 return Err(Overrun);
             }
@@ -215,10 +202,9 @@ impl Ring {
     /// Only after [`Ring::look`] has said that there is one.
     pub(crate) fn take(&mut self) -> u16 {
         debug_assert_ne!(self.seen, self.next);
-        let position = usize::from(self.next % self.memory.size());
-        let at = RING_HEADER + position * AVAILABLE_ENTRY;
+        let at = RING_HEADER + self.memory.size.place(self.next) * AVAILABLE_ENTRY;
         self.next = self.next.wrapping_add(1);
-        self.memory.available_u16(at, Ordering::Relaxed)
+        self.memory.available.load16(at, Ordering::Relaxed)
     }
 
     /// Puts a chain into the used ring; the driver sees it after
@@ -235,16 +221,16 @@ impl Ring {
         if old == new {
             return false;
         }
-        self.memory.set_used_u16(INDEX_AT, new, Ordering::Release);
+        self.memory.used.store16(INDEX_AT, new, Ordering::Release);
         self.published = new;
         // The index must be visible before we read whether a call is wanted:
         // the driver writes its wish first and then looks at the index.
         fence(Ordering::SeqCst);
         let wanted = if self.event_index {
             let event = RING_HEADER + usize::from(self.memory.size()) * AVAILABLE_ENTRY;
-            passed(self.memory.available_u16(event, Ordering::Relaxed), new, old)
+            passed(self.memory.available.load16(event, Ordering::Relaxed), new, old)
         } else {
-            let flags = self.memory.available_u16(0, Ordering::Relaxed);
+            let flags = self.memory.available.load16(0, Ordering::Relaxed);
             flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
         };
         std::mem::take(&mut self.first_call) || wanted
@@ -258,9 +244,9 @@ impl Ring {
         }
         if self.event_index {
             let event = RING_HEADER + usize::from(self.memory.size()) * USED_ENTRY;
-            self.memory.set_used_u16(event, self.next, Ordering::Relaxed);
+            self.memory.used.store16(event, self.next, Ordering::Relaxed);
         } else {
-            self.memory.set_used_u16(0, 0, Ordering::Relaxed);
+            self.memory.used.store16(0, 0, Ordering::Relaxed);
         }
     }
 
@@ -268,7 +254,7 @@ impl Ring {
     /// event indices, one that lies behind says so by itself.
     pub(crate) fn conceal(&mut self) {
         if std::mem::replace(&mut self.announced, false) && !self.event_index {
-            self.memory.set_used_u16(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
+            self.memory.used.store16(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
         }
     }
 

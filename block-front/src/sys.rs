@@ -1,17 +1,171 @@
 //! The unsafe part: looking at guest memory.
+//!
+//! Nothing in this process makes a reference to guest memory. It is copied, or
+//! single aligned numbers in it are loaded and stored, and whatever comes out
+//! is plain bytes that anybody may have changed at any time.
 #![allow(unsafe_code)]
 
-use block_core::Mapping;
-use vm_memory::VolatileSlice;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// `len` bytes of a mapping, from `skip` on, as memory that anybody may change
-/// at any time.
-pub(crate) fn slice(mapping: &Mapping, skip: usize, len: usize) -> VolatileSlice<'_> {
-    assert!(skip.checked_add(len).is_some_and(|end| end <= mapping.len()));
-    // SAFETY: the bytes lie within the mapping, which is readable and writable
-    // and outlives the slice by its borrow; when its file is cut, the SIGBUS
-    // handler puts zero pages in the same place. Nobody in this process makes
-    // a reference to these bytes: all access is through volatile slices, which
-    // copy plain bytes and tolerate other writers.
-    unsafe { VolatileSlice::new(mapping.as_ptr().add(skip), len) }
+use block_core::Mapping;
+
+/// A part of a mapping, kept alive by it.
+#[derive(Clone, Debug)]
+pub(crate) struct Span {
+    /// Within the mapping, and so are the `len` bytes from here on.
+    start: NonNull<u8>,
+    len: usize,
+    mapping: Arc<Mapping>,
+}
+
+// SAFETY: a span is an address in a mapping that it shares the ownership of,
+// and mappings may be used from any thread. Its methods tolerate that other
+// threads, and processes, change the bytes meanwhile.
+unsafe impl Send for Span {}
+// SAFETY: as above; nothing in a span itself changes.
+unsafe impl Sync for Span {}
+
+impl Span {
+    /// `len` bytes of a mapping from `offset` on, if it has them.
+    pub(crate) fn new(mapping: Arc<Mapping>, offset: usize, len: usize) -> Option<Self> {
+        let start = NonNull::new(mapping.as_ptr())?;
+        if offset.checked_add(len)? > mapping.len() {
+            return None;
+        }
+        // SAFETY: the offset is within the mapping, as was just checked.
+        let start = unsafe { start.add(offset) };
+        Some(Self { start, len, mapping })
+    }
+
+    /// `len` of the span's bytes from `offset` on, if it has them.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Option<Self> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: the offset is within the span, as was just checked.
+        let start = unsafe { self.start.add(offset) };
+        Some(Self { start, len, mapping: Arc::clone(&self.mapping) })
+    }
+
+    /// Whether the first byte's address in this process is a multiple of
+    /// `bytes`.
+    pub(crate) fn is_aligned_to(&self, bytes: usize) -> bool {
+        self.start.addr().get().is_multiple_of(bytes)
+    }
+
+    /// Whether the mapping was cut under us.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.mapping.has_failed()
+    }
+
+    /// The address of `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If the span does not have them, or they are not aligned to `align`: the
+    /// caller has checked that.
+    #[inline]
+    fn at(&self, offset: usize, len: usize, align: usize) -> *mut u8 {
+        assert!(offset <= self.len && len <= self.len - offset, "the caller has checked the span");
+        // SAFETY: the offset is within the span, as was just checked.
+        let at = unsafe { self.start.add(offset) };
+        assert!(at.addr().get().is_multiple_of(align), "the caller has checked the alignment");
+        at.as_ptr()
+    }
+
+    /// Copies the bytes from `offset` on into `into`.
+    #[inline]
+    pub(crate) fn read(&self, offset: usize, into: &mut [u8]) {
+        let from = self.at(offset, into.len(), 1);
+        // SAFETY: the bytes lie within the mapping, which the span keeps; when
+        // its file is cut, the SIGBUS handler puts zero pages in the same
+        // place. `into` is memory of this process that nobody else has. That
+        // the source may change meanwhile makes a mixture of bytes, all of
+        // which are valid.
+        unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    /// Copies `from` to the bytes from `offset` on.
+    #[inline]
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) {
+        let to = self.at(offset, from.len(), 1);
+        // SAFETY: as in `read`; the mapping is writable, and nobody here has a
+        // reference to its bytes.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
+    }
+
+    #[inline]
+    fn atomic16(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: two aligned bytes within the mapping, which the span keeps.
+        // Others change them with single stores as well, or are other
+        // processes, from which any value may come.
+        unsafe { AtomicU16::from_ptr(self.at(offset, 2, 2).cast()) }
+    }
+
+    /// The little-endian number at `offset`.
+    #[inline]
+    pub(crate) fn load16(&self, offset: usize, order: Ordering) -> u16 {
+        u16::from_le(self.atomic16(offset).load(order))
+    }
+
+    /// Puts a little-endian number at `offset`.
+    #[inline]
+    pub(crate) fn store16(&self, offset: usize, value: u16, order: Ordering) {
+        self.atomic16(offset).store(value.to_le(), order);
+    }
+
+    /// Puts a little-endian number at `offset`.
+    #[inline]
+    pub(crate) fn store32(&self, offset: usize, value: u32) {
+        // SAFETY: as in `atomic16`, with four bytes.
+        let number = unsafe { AtomicU32::from_ptr(self.at(offset, 4, 4).cast()) };
+        number.store(value.to_le(), Ordering::Relaxed);
+    }
+
+    /// The little-endian number at `offset`.
+    #[inline]
+    pub(crate) fn load64(&self, offset: usize) -> u64 {
+        // SAFETY: as in `atomic16`, with eight bytes.
+        let number = unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) };
+        u64::from_le(number.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span() -> Span {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(8192).expect("grow");
+        let mapping = Arc::new(Mapping::of_file(&file, 0, 8192, true).expect("map"));
+        assert!(Span::new(Arc::clone(&mapping), 8000, 193).is_none());
+        assert!(Span::new(Arc::clone(&mapping), usize::MAX, 2).is_none());
+        Span::new(mapping, 96, 4000).expect("inside")
+    }
+
+    #[test]
+    fn a_part_stays_within_its_span() {
+        let span = span();
+        assert!(span.part(3990, 11).is_none());
+        assert!(span.part(usize::MAX, 2).is_none());
+        let part = span.part(3990, 10).expect("inside");
+        part.write(0, &[1; 10]);
+        let mut read = [0; 12];
+        span.read(3988, &mut read);
+        assert_eq!(read, [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the caller has checked the span")]
+    fn a_read_past_the_end_is_caught() {
+        span().read(3990, &mut [0; 11]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the caller has checked the alignment")]
+    fn a_number_that_is_not_aligned_is_caught() {
+        span().load16(1, Ordering::Relaxed);
+    }
 }

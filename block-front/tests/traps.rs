@@ -636,6 +636,42 @@ fn memory_that_is_not_shared_is_refused() {
     assert!(!front_end.tell(Req::REM_MEM_REG, &bytes(&single), &[]), "it has gone");
 }
 
+/// QEMU cuts memory anew while the device runs: it removes a region and then
+/// adds a larger one in its place. Requests go on in between.
+#[test]
+fn requests_do_not_fall_into_the_gap_between_remove_and_add() {
+    let world = one_disk();
+    let guest = Guest::new();
+    let front_end = FrontEnd::connect(&world.sockets[0]);
+    front_end.agree(ALL);
+    let small = bytes(&[0, 0, MEMORY as u64 / 2 + 0x10_0000, USER, 0]);
+    let large = bytes(&[0, 0, MEMORY as u64, USER, 0]);
+    front_end.order(Req::ADD_MEM_REG, &small, &[guest.file.as_fd()]);
+    let mut ring = Ring::new(&guest, 0);
+    ring.start(&front_end);
+    ring.enable(&front_end, true);
+    let mut request = |sector| {
+        guest.put(STATUS, &[0xff]);
+        ring.offer(ring.prepare(0, IN, sector, 512));
+        ring.wait_used();
+        assert_eq!(guest.status(0), 0);
+    };
+    for (old, new) in [(&small, &large), (&large, &small)] {
+        request(0);
+        front_end.order(Req::REM_MEM_REG, old, &[]);
+        request(1);
+        assert!(!front_end.tell(Req::REM_MEM_REG, old, &[]), "it has gone for the front-end");
+        front_end.order(Req::ADD_MEM_REG, new, &[guest.file.as_fd()]);
+        request(2);
+    }
+    front_end.order(Req::REM_MEM_REG, &small, &[]);
+    request(3);
+    ring.stop(&front_end);
+    // Now it has gone altogether.
+    let index = bytes(&[0]);
+    assert!(!front_end.tell(Req::SET_VRING_KICK, &index, &[ring.kick.as_fd()]));
+}
+
 /// What cannot be started is refused and leaves the rest as it was.
 #[test]
 fn a_ring_starts_only_when_all_of_it_is_there() {
@@ -667,7 +703,6 @@ fn a_ring_starts_only_when_all_of_it_is_there() {
     assert!(!front_end.tell(Req::SET_VRING_NUM, &state(0, 64), &[]), "it runs");
     assert!(!front_end.tell(Req::SET_VRING_BASE, &state(0, 0), &[]), "it runs");
     front_end.order(Req::SET_VRING_ADDR, &ring.addresses(), &[]);
-    assert!(!front_end.tell(Req::REM_MEM_REG, &bytes(&[0, 0, MEMORY as u64, USER, 0]), &[]));
     assert!(!front_end.tell(Req::SET_FEATURES, &bytes(&[1 << 34]), &[]), "packed rings");
     // MSI-X masking: QEMU changes the call descriptor of a running ring.
     let new = Ring::new(&guest, 0);
