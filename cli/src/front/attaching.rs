@@ -38,10 +38,11 @@ pub(super) fn attach(
     let mut attaching = Attaching { client, volumes, until, late: false, stop };
     turns.run(&mut attaching).context("the front cannot wait for its servers")?;
     let specs = attaching.specs(disks);
+    let Attaching { mut client, volumes, .. } = attaching;
     if specs.is_err() {
-        attaching.give_back(turns)?;
+        give_back(turns, &mut client, &volumes)?;
     }
-    Ok((attaching.client, specs?))
+    Ok((client, specs?))
 }
 
 /// A client whose volumes are not all decided.
@@ -86,14 +87,6 @@ impl Attaching<'_> {
         };
         !self.volumes.iter().any(waits)
     }
-
-    /// Detaches what was attached before another volume failed.
-    fn give_back(&mut self, turns: &Loop) -> anyhow::Result<()> {
-        let mut giving = GivingBack::new(&mut self.client, &self.volumes, turns.now());
-        turns.run(&mut giving).context("the front cannot wait for its servers")?;
-        self.client.close();
-        Ok(())
-    }
 }
 
 impl Station for Attaching<'_> {
@@ -122,21 +115,37 @@ impl Station for Attaching<'_> {
 /// How long a server may take to confirm that volumes were given back.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
+/// Gives volumes back and ends the sessions. Without this a front that comes
+/// again would still have them, and nobody else could.
+pub(super) fn give_back<W: Wire>(
+    turns: &Loop,
+    client: &mut Client<W>,
+    volumes: &[VolumeHandle],
+) -> anyhow::Result<()> {
+    volumes.iter().for_each(|&volume| client.detach(volume));
+    let now = turns.now();
+    let mut giving = GivingBack { client, volumes, now, until: now + GIVE_BACK };
+    turns.run(&mut giving).context("the front cannot wait for its servers")?;
+    if !giving.is_done() {
+        tracing::warn!(
+            "a server did not confirm that its volumes were given back: they may stay attached to \
+             this front"
+        );
+    }
+    client.close();
+    Ok(())
+}
+
 /// A client that gives its volumes back.
-pub(super) struct GivingBack<'a, W: Wire> {
+struct GivingBack<'a, W: Wire> {
     client: &'a mut Client<W>,
     volumes: &'a [VolumeHandle],
     now: Time,
     until: Time,
 }
 
-impl<'a, W: Wire> GivingBack<'a, W> {
-    pub(super) fn new(client: &'a mut Client<W>, volumes: &'a [VolumeHandle], now: Time) -> Self {
-        volumes.iter().for_each(|&volume| client.detach(volume));
-        Self { client, volumes, now, until: now + GIVE_BACK }
-    }
-
-    pub(super) fn is_done(&self) -> bool {
+impl<W: Wire> GivingBack<'_, W> {
+    fn is_done(&self) -> bool {
         self.volumes.iter().all(|&volume| self.client.state(volume) == VolumeState::Detached)
     }
 }

@@ -14,7 +14,7 @@ use block_core::time::Clock;
 use block_front::{DiskSpec, Front};
 use clap::Args;
 use link::wire::udp::Udp;
-use link::{Client, ClientSettings};
+use link::{Client, ClientSettings, VolumeHandle};
 use turn::{Loop, Poller};
 
 use crate::stop::Stop;
@@ -65,14 +65,33 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let turns = Loop::new(poller, config.idle, clock);
     let patience = config.connect_timeout;
     let (client, specs) = attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
-    let front = Front::new(specs)?;
-    turns.poller().registrar().add(front.wait_fd()).context("cannot wait for guests")?;
+    let volumes: Vec<VolumeHandle> = specs.iter().map(DiskSpec::volume).collect();
+    let (mut client, served) = serve(&turns, client, specs, &config, &stop);
+    attaching::give_back(&turns, &mut client, &volumes)?;
+    served
+}
+
+/// Serves the disks until the front is told to stop.
+fn serve(
+    turns: &Loop,
+    client: Client<Udp>,
+    specs: Vec<DiskSpec>,
+    config: &FrontConfig,
+    stop: &Stop,
+) -> (Client<Udp>, anyhow::Result<()>) {
+    let front = match Front::new(specs) {
+        Ok(front) => front,
+        Err(error) => return (client, Err(error.into())),
+    };
+    if let Err(error) = turns.poller().registrar().add(front.wait_fd()) {
+        return (client, Err(error).context("cannot wait for guests"));
+    }
     for disk in &config.disks {
         tracing::info!(volume = %disk.volume, socket = %disk.socket.display(), "ready");
     }
-    let mut station = FrontStation::new(front, client, &stop);
-    turns.run(&mut station).context("the front cannot wait for work")?;
-    station.finish(&turns).context("the front cannot wait for the end")
+    let mut station = FrontStation::new(front, client, stop);
+    let outcome = turns.run(&mut station).context("the front cannot wait for work");
+    (station.into_client(), outcome)
 }
 
 /// One socket for all servers.

@@ -1,15 +1,13 @@
 //! The front's thread: rings on one side, the link on the other.
 
-use std::io;
 use std::time::Duration;
 
 use block_core::Time;
 use block_front::Front;
 use link::wire::udp::Udp;
-use link::{Client, Path, VolumeHandle};
-use turn::{Loop, Station};
+use link::{Client, Path};
+use turn::Station;
 
-use super::attaching::GivingBack;
 use crate::stop::Stop;
 
 /// How long a stopping front waits for what guests have under way.
@@ -30,21 +28,9 @@ impl<'a> FrontStation<'a> {
         Self { front, client, stop, until: None, now: Time::ZERO }
     }
 
-    /// Gives all volumes back. Without this a front that comes again would
-    /// still have them, and nobody else could.
-    pub(super) fn finish(mut self, turns: &Loop) -> io::Result<()> {
-        let volumes: Vec<VolumeHandle> = self.front.volumes().collect();
-        let mut giving = GivingBack::new(&mut self.client, &volumes, turns.now());
-        turns.run(&mut giving)?;
-        if !giving.is_done() {
-            tracing::warn!(
-                "a server did not confirm that its volumes were given back: they stay attached to \
-                 this front"
-            );
-        }
-        self.client.close();
-        tracing::info!("stopped");
-        Ok(())
+    /// The link, when the disks are gone.
+    pub(super) fn into_client(self) -> Client<Udp> {
+        self.client
     }
 }
 

@@ -1,0 +1,206 @@
+//! A server and a front as real processes, in a folder of their own.
+#![allow(dead_code)] // Each test binary uses its part.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a process may take to be ready, or to end: the machine is shared
+/// with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn vrio() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_vrio"))
+}
+
+/// A folder with a server and its fronts; all end with it.
+pub(crate) struct Stand {
+    folder: TempDir,
+    port: u16,
+    server: Option<Process>,
+    fronts: Vec<(String, Process)>,
+}
+
+/// A process that does not outlive its test.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub(crate) fn spawn(command: &mut Command, log: PathBuf) -> Self {
+        let file = fs::File::options().create(true).append(true).open(&log).expect("a log file");
+        let errors = file.try_clone().expect("a second handle");
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn();
+        Self { child: child.expect("vrio starts"), log }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Asks it to stop, as a service manager does; its exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        let id = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &id]).status().expect("kill runs");
+        self.wait()
+    }
+
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "it does not end; its log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn await_path(&mut self, path: &Path) {
+        let end = Instant::now() + PATIENCE;
+        while !path.exists() {
+            let ended = self.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "it ended before {path:?} was there:\n{}", self.log());
+            assert!(Instant::now() < end, "{path:?} does not appear:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Stand {
+    /// A server with a device of so many MiB and no volume.
+    pub(crate) fn start(device_mib: u64) -> Self {
+        // The kernel picks a free port; nobody else is given it soon.
+        let port = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut stand = Self { folder, port, server: None, fronts: Vec::new() };
+        let text = format!(
+            "listen = \"udp://127.0.0.1:{port}\"\ncontrol = \"{}\"\nstate = \"{}\"\n\
+             [[device]]\nname = \"soft\"\npath = \"soft:{}\"\nsize = \"{device_mib}M\"\n",
+            stand.path("control.sock").display(),
+            stand.path("server").display(),
+            stand.path("device.img").display(),
+        );
+        fs::write(stand.path("server.toml"), text).expect("write");
+        stand.start_server();
+        stand
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn server_address(&self) -> String {
+        format!("udp://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn start_server(&mut self) {
+        let mut command = vrio();
+        command.arg("server").arg("--config").arg(self.path("server.toml"));
+        let control = self.path("control.sock");
+        let _ = fs::remove_file(&control);
+        let mut server = Process::spawn(&mut command, self.path("server.log"));
+        server.await_path(&control);
+        self.server = Some(server);
+    }
+
+    pub(crate) fn server(&mut self) -> &mut Process {
+        self.server.as_mut().expect("a server runs")
+    }
+
+    /// Runs `vrio volume ...` on this server.
+    pub(crate) fn volume(&self, words: &[&str]) -> Output {
+        let mut command = vrio();
+        command.arg("volume").args(words).arg("--control").arg(self.path("control.sock"));
+        command.output().expect("vrio runs")
+    }
+
+    pub(crate) fn create(&self, name: &str, size: &str) {
+        let output = self.volume(&["create", name, "--size", size]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Writes a front's configuration, with more lines for its one disk.
+    pub(crate) fn configure_front(&self, front: &str, volume: &str, more: &str) -> PathBuf {
+        let file = self.path(&format!("{front}.toml"));
+        let text = format!(
+            "state = \"{}\"\nserver = \"{}\"\nconnect_timeout_seconds = 5\n[[disk]]\n\
+             volume = \"{volume}\"\nsocket = \"{}\"\n{more}\n",
+            self.path(front).display(),
+            self.server_address(),
+            self.socket(front).display(),
+        );
+        fs::write(&file, text).expect("write");
+        file
+    }
+
+    pub(crate) fn socket(&self, front: &str) -> PathBuf {
+        self.path(&format!("{front}.sock"))
+    }
+
+    /// Starts a front and waits for its socket, which is returned.
+    pub(crate) fn front(&mut self, front: &str, volume: &str, more: &str) -> PathBuf {
+        let config = self.configure_front(front, volume, more);
+        let mut process = self.spawn_front(front, &config);
+        process.await_path(&self.socket(front));
+        self.fronts.push((front.to_owned(), process));
+        self.socket(front)
+    }
+
+    pub(crate) fn spawn_front(&self, front: &str, config: &Path) -> Process {
+        let mut command = vrio();
+        command.arg("front").arg("--config").arg(config);
+        Process::spawn(&mut command, self.path(&format!("{front}.log")))
+    }
+
+    pub(crate) fn front_process(&mut self, front: &str) -> &mut Process {
+        let place = self.fronts.iter_mut().find(|(name, _)| name == front);
+        &mut place.expect("a front of that name").1
+    }
+
+    /// The logs, for a test that fails.
+    pub(crate) fn logs(&self) -> String {
+        let logs = fs::read_dir(self.folder.path()).expect("the folder").flatten();
+        let logs = logs
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "log"));
+        logs.map(|path| {
+            format!("-- {}\n{}", path.display(), fs::read_to_string(&path).unwrap_or_default())
+        })
+        .collect()
+    }
+}
+
+/// Runs `vrio bench` on a socket; its report.
+pub(crate) fn bench(socket: &Path, options: &str) -> Result<serde_json::Value, String> {
+    let mut command = vrio();
+    command.arg("bench").arg(socket).args(options.split_whitespace());
+    command.args(["--json", "--wait", "yield"]);
+    let output = command.output().expect("vrio runs");
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(serde_json::from_slice(&output.stdout).expect("JSON and nothing else"))
+}
