@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -19,8 +20,8 @@ use link::{FrontId, VolumeName};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixSocket};
-use tokio::sync::oneshot;
-use tracing::{error, info};
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
 
 use crate::api::{
     CreateVolume, DetachVolume, DeviceInfo, Problem, ResizeVolume, ServerInfo, VolumeInfo,
@@ -35,6 +36,9 @@ use crate::store::StoreError;
 
 /// Most bytes of a request's body.
 const BODY_BYTES: usize = 64 * 1024;
+
+/// How long requests that run may hold up the server's end.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 64;
@@ -79,10 +83,10 @@ pub enum ControlError {
 }
 
 /// The control socket's thread. When it is dropped, requests that run are
-/// answered, and the socket is gone.
+/// answered, unless that takes long, and the socket is gone.
 #[derive(Debug)]
 pub struct Control {
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<watch::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     socket: PathBuf,
     /// Held as long as the server lives.
@@ -97,21 +101,29 @@ impl Control {
     pub fn start(path: &Path, office: Office) -> Result<Self, ControlError> {
         let failed = |error| ControlError::Socket { path: path.to_owned(), error };
         let lock = take_lock(path)?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(failed)?;
         let listener = {
             let _inside = runtime.enter();
             listen(path).map_err(failed)?
         };
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, stopped) = watch::channel(());
         let serve = async move {
-            let router = router(Arc::new(office));
-            let ended = axum::serve(listener, router).with_graceful_shutdown(async {
-                // Sent or dropped: both mean stop.
-                let _ = stopped.await;
+            let (router, mut late) = (router(Arc::new(office)), stopped.clone());
+            let ended = axum::serve(listener, router).with_graceful_shutdown(async move {
+                let mut stopped = stopped;
+                // Nothing is ever sent: it ends when the sender is dropped.
+                while stopped.changed().await.is_ok() {}
             });
-            if let Err(error) = ended.await {
-                error!("the control socket has failed: {error}");
+            let too_late = async {
+                while late.changed().await.is_ok() {}
+                tokio::time::sleep(LAST_WAIT).await;
+            };
+            tokio::select! {
+                outcome = ended.into_future() => if let Err(error) = outcome {
+                    error!("the control socket has failed: {error}");
+                },
+                () = too_late => warn!("the control socket ended with requests unanswered"),
             }
         };
         let thread = std::thread::Builder::new().name("vrio-control".to_owned());

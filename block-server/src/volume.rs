@@ -14,8 +14,8 @@ use block_core::{BlockError, Buffer, Device, Op, Request};
 use crate::range_lock::RangeLock;
 
 /// Most blocks that one command makes zero: a bound on how long it keeps a
-/// device from other work (64 MiB).
-const ZERO_BLOCKS: u64 = 16 * 1024;
+/// device from other work (16 MiB).
+const ZERO_BLOCKS: u64 = 4 * 1024;
 
 /// One buffer for all the requests that bring none and yet change a part of a
 /// block; they take turns.

@@ -182,7 +182,9 @@ impl<E: Engine> Worker<E> {
             replies: std::cell::RefCell::default(),
         };
         Ok(Self {
-            executor: Executor::new(limits.slots + ERRANDS),
+            // Twice: the tasks of a session that has just been closed end in
+            // the next turn, and a new one may have opened by then.
+            executor: Executor::new(2 * limits.slots + ERRANDS),
             sessions: std::iter::repeat_with(|| None).take(limits.sessions).collect(),
             room: Rc::new(room),
             small,

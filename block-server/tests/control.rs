@@ -243,6 +243,8 @@ fn the_socket_belongs_to_one_server_and_to_its_owner() {
     let onto = Control::start(&file, office(&directory, &server.mailbox));
     assert!(onto.expect_err("a file").to_string().contains("is not a socket"));
     assert_eq!(std::fs::read(&file).expect("there"), b"data");
+    // Somebody who connects and says nothing does not hold up the end.
+    let _silent = UnixStream::connect(&server.socket).expect("it listens");
     let nowhere = Client::new(&server.socket.with_file_name("none.sock")).volumes();
     let sentence = nowhere.expect_err("nobody").to_string();
     assert!(sentence.contains("start one with `vrio server`"), "{sentence}");

@@ -3,10 +3,14 @@
 mod support;
 
 use block_core::{BlockError, Op, Time};
-use block_server::{Errand, LocalPath};
+use std::sync::Arc;
+
+use block_server::{Directory, Errand, LocalPath, WorkerIndex};
 use link::{Access, AttachReply, AttachRequest, Guest, Part, Path, Refusal, Refused, Token};
+use nvme::{LbaSize, SoftNamespace};
 use support::{
-    SoftPath, VecGuest, attach, create, errand, file_worker, front, io, memory_worker, name,
+    DEVICE_BYTES, SoftPath, VecGuest, attach, create, errand, file_worker, front, io,
+    memory_worker, name, place, worker_over,
 };
 
 fn turned(path: &mut SoftPath) -> impl FnMut() {
@@ -148,6 +152,31 @@ fn an_abandoned_part_ends_once_and_its_slot_serves_again() {
         path.turn(Time::ZERO, &mut guest);
     }
     assert_eq!(guest.ended[2], (2, Ok(())));
+}
+
+/// Users name the server, not the worker.
+#[test]
+fn a_worker_sends_a_front_to_the_worker_that_has_the_volume() {
+    let directory = Arc::new(Directory::default());
+    let mut paths: Vec<SoftPath> = Vec::new();
+    for worker in 0..2 {
+        let memory = SoftNamespace::memory(DEVICE_BYTES, LbaSize::B4096).expect("memory");
+        let place = place(worker, &directory);
+        let mailbox = Arc::clone(&place.mailbox);
+        let mut path = LocalPath::new(worker_over(memory, place), front(1), 8);
+        directory.listens(WorkerIndex(worker), 7700 + worker as u16);
+        create(&mailbox, turned(&mut path), &format!("vm{worker}"), 1 << 20).expect("created");
+        let taken = create(&mailbox, turned(&mut path), "vm0", 1 << 20);
+        assert!(taken.is_err(), "a name is one volume of the whole server");
+        paths.push(path);
+    }
+    let ask = |path: &mut SoftPath, volume: &str| {
+        path.attach(AttachRequest { name: name(volume), access: Access::Write })
+    };
+    assert_eq!(ask(&mut paths[0], "vm1"), AttachReply::Elsewhere { port: 7701 });
+    assert_eq!(ask(&mut paths[1], "vm0"), AttachReply::Elsewhere { port: 7700 });
+    assert!(matches!(ask(&mut paths[1], "vm1"), AttachReply::Attached(_)));
+    assert_eq!(ask(&mut paths[1], "vm2"), AttachReply::Refused(Refused::Unknown));
 }
 
 /// A guest whose memory was taken away: the part is not sent, and nothing of

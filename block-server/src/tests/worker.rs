@@ -1,0 +1,286 @@
+//! A worker as the link's server drives it, on a disk that completes when the
+//! test lets it.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use block_core::unit::{BLOCK_SIZE, SectorRange};
+use block_core::{BlockError, Op, Pool, Request};
+use link::{
+    Access, AttachReply, AttachRequest, Attached, FrontId, Host, Refused, Reply, SessionIndex,
+    SlotRef, VolumeHandle, Work,
+};
+
+use super::crash::{front, name};
+use super::disk::{Medium, SimDisk};
+use crate::catalog::Formatting;
+use crate::chance::Chance;
+use crate::directory::{Directory, WorkerIndex};
+use crate::engine::Engine;
+use crate::errand::{Errand, Failed};
+use crate::layout::{DATA_START, UNIT_BLOCKS};
+use crate::mailbox::Mailbox;
+use crate::size::Size;
+use crate::worker::{Limits, Owned, Place, Worker};
+
+/// Completes one command each time it works, unless it is held.
+struct SimEngine {
+    disk: SimDisk,
+    held: Rc<Cell<bool>>,
+}
+
+impl Engine for SimEngine {
+    type Device = SimDisk;
+
+    fn reap(&mut self) -> usize {
+        0
+    }
+
+    fn ring(&mut self) {}
+
+    fn work(&mut self) -> usize {
+        usize::from(!self.held.get() && self.disk.step())
+    }
+
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {
+        Pool::private(count, buffer_bytes)
+    }
+}
+
+struct Rig {
+    worker: Worker<SimEngine>,
+    mailbox: Arc<Mailbox>,
+    held: Rc<Cell<bool>>,
+    replies: Vec<(SlotRef, Reply)>,
+}
+
+const SLOTS: u16 = 4;
+
+fn slot(session: u16, slot: u16) -> SlotRef {
+    SlotRef { session: SessionIndex(session), slot }
+}
+
+impl Rig {
+    /// A worker with the volumes "a" and "b".
+    fn new() -> Self {
+        let disk = SimDisk::new(Medium::default(), DATA_START.0 + 8 * UNIT_BLOCKS, 5);
+        let held = Rc::new(Cell::new(false));
+        let engine = SimEngine { disk: disk.clone(), held: Rc::clone(&held) };
+        let mailbox = Mailbox::new().expect("an eventfd");
+        let drawn = Cell::new(0);
+        let place = Place {
+            worker: WorkerIndex(0),
+            directory: Arc::new(Directory::default()),
+            mailbox: Arc::clone(&mailbox),
+            chance: Chance::new(move || {
+                drawn.set(drawn.get() + 1);
+                drawn.get()
+            }),
+        };
+        let owned =
+            Owned { name: "disk".to_owned(), device: disk, formatting: Formatting::IfBlank };
+        let slots = 2 * usize::from(SLOTS);
+        let limits = Limits { sessions: 2, slots, small_buffers: 8, large_buffers: 2 };
+        let worker = Worker::start(engine, vec![owned], place, limits).expect("a worker");
+        let mut rig = Self { worker, mailbox, held, replies: Vec::new() };
+        for volume in ["a", "b"] {
+            rig.errand(|answer| Errand::Create {
+                device: "disk".to_owned(),
+                name: name(volume),
+                size: Size(1 << 20),
+                read_only: false,
+                answer,
+            })
+            .expect("created");
+        }
+        rig
+    }
+
+    fn settle(&mut self) {
+        while self.worker.run() {}
+        self.replies.extend(std::iter::from_fn(|| self.worker.next_reply()));
+    }
+
+    fn reply(&mut self, at: SlotRef) -> Option<Reply> {
+        self.settle();
+        let found = self.replies.iter().position(|(from, _)| *from == at)?;
+        Some(self.replies.swap_remove(found).1)
+    }
+
+    fn errand<T>(
+        &mut self,
+        errand: impl FnOnce(crate::errand::Answer<T>) -> Errand,
+    ) -> Result<T, Failed> {
+        let (answer, mut outcome) = tokio::sync::oneshot::channel();
+        self.mailbox.send(errand(answer));
+        self.settle();
+        outcome.try_recv().expect("done")
+    }
+
+    fn ask_attach(&mut self, at: SlotRef, volume: &str, access: Access) {
+        self.worker.start(at, Work::Attach(AttachRequest { name: name(volume), access }));
+    }
+
+    fn attach(&mut self, at: SlotRef, volume: &str, access: Access) -> Result<Attached, Refused> {
+        self.ask_attach(at, volume, access);
+        attached(self.reply(at).expect("an answer"))
+    }
+
+    fn write(&mut self, at: SlotRef, volume: VolumeHandle) {
+        let buffer = self.worker.buffer(BLOCK_SIZE);
+        assert!(buffer.is_some(), "a buffer is free");
+        let request = Request { op: Op::Write, range: SectorRange::new(0, 8), buffer };
+        self.worker.start(at, Work::Block { volume, request });
+    }
+}
+
+fn attached(reply: Reply) -> Result<Attached, Refused> {
+    match reply.attach.expect("an attach answer") {
+        AttachReply::Attached(attached) => Ok(attached),
+        AttachReply::Refused(refused) => Err(refused),
+        AttachReply::Elsewhere { .. } => panic!("there is one worker"),
+    }
+}
+
+/// A front comes back before the write of its lost session has ended on the
+/// device. If it were let in, that write could land on top of a later one.
+#[test]
+fn a_front_that_comes_back_waits_for_what_its_old_session_still_does() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    let old = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    rig.held.set(true);
+    rig.write(slot(0, 1), old.handle);
+    rig.settle();
+
+    rig.worker.opened(SessionIndex(1), front(1), SLOTS);
+    rig.ask_attach(slot(1, 0), "a", Access::Write);
+    assert!(rig.reply(slot(1, 0)).is_none(), "the old write runs");
+    rig.write(slot(0, 2), old.handle);
+    let late = rig.reply(slot(0, 2)).expect("refused at once");
+    assert_eq!(late.outcome, Err(BlockError::NotAttached));
+
+    rig.held.set(false);
+    let new = attached(rig.reply(slot(1, 0)).expect("the old write has ended")).expect("its own");
+    assert_eq!(rig.reply(slot(0, 1)).expect("answered").outcome, Ok(()));
+    assert_eq!((new.generation, new.volume_id), (old.generation, old.volume_id));
+    rig.write(slot(1, 1), new.handle);
+    let first = rig.reply(slot(1, 1)).expect("answered");
+    assert_eq!(first.outcome, Ok(()));
+
+    // The old session's detach is late too: the volume is not its any more.
+    rig.worker.start(slot(0, 3), Work::Detach(old.handle));
+    assert_eq!(rig.reply(slot(0, 3)).expect("answered").outcome, Ok(()));
+    rig.worker.closed(SessionIndex(0));
+    rig.write(slot(1, 2), new.handle);
+    let second = rig.reply(slot(1, 2)).expect("answered");
+    assert_eq!((second.outcome, second.word), (Ok(()), first.word + 1));
+}
+
+#[test]
+fn a_forced_detach_waits_for_what_runs_and_refuses_what_comes() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    let had = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    rig.held.set(true);
+    rig.write(slot(0, 1), had.handle);
+    rig.settle();
+    let (answer, mut outcome) = tokio::sync::oneshot::channel();
+    rig.mailbox.send(Errand::Detach { name: name("a"), front: None, force: true, answer });
+    rig.settle();
+    assert!(outcome.try_recv().is_err(), "a write runs");
+    rig.write(slot(0, 2), had.handle);
+    let refused = rig.reply(slot(0, 2)).expect("refused at once");
+    assert_eq!(refused.outcome, Err(BlockError::NotAttached));
+    rig.held.set(false);
+    assert_eq!(rig.reply(slot(0, 1)).expect("answered").outcome, Ok(()));
+    let info = outcome.try_recv().expect("done").expect("stored");
+    assert_eq!(info.generation, had.generation + 1);
+
+    rig.worker.opened(SessionIndex(1), front(2), SLOTS);
+    let next = rig.attach(slot(1, 0), "a", Access::Write).expect("free now");
+    assert_eq!(next.generation, had.generation + 1);
+}
+
+#[test]
+fn readers_share_and_a_writer_waits_for_nobody_and_gets_nothing() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    rig.worker.opened(SessionIndex(1), front(2), SLOTS);
+    let one = rig.attach(slot(0, 0), "a", Access::Read).expect("free");
+    let two = rig.attach(slot(1, 0), "a", Access::Read).expect("shared");
+    assert!(one.read_only && two.read_only);
+    assert_eq!(rig.attach(slot(1, 0), "a", Access::Write), Err(Refused::HasReaders(1)));
+    rig.worker.start(slot(0, 0), Work::Detach(one.handle));
+    assert_eq!(rig.reply(slot(0, 0)).expect("answered").outcome, Ok(()));
+    let writer = rig.attach(slot(1, 0), "a", Access::Write).expect("alone");
+    assert!(!writer.read_only);
+    let refused = rig.attach(slot(0, 0), "a", Access::Read);
+    assert_eq!(refused, Err(Refused::HasWriter(front(2))));
+    // The hold that was replaced is no way around the new one.
+    rig.write(slot(1, 1), two.handle);
+    let stale = rig.reply(slot(1, 1)).expect("answered");
+    assert!(two.handle == writer.handle || stale.outcome == Err(BlockError::NotAttached));
+}
+
+/// The answer to an attach got lost and the front asks again, in another slot,
+/// while the first one is still being stored.
+#[test]
+fn two_attaches_at_once_get_the_same_handle() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    rig.ask_attach(slot(0, 0), "a", Access::Write);
+    rig.ask_attach(slot(0, 1), "a", Access::Write);
+    rig.ask_attach(slot(0, 2), "b", Access::Write);
+    let [one, again, other] =
+        [0, 1, 2].map(|at| attached(rig.reply(slot(0, at)).expect("answered")).expect("free"));
+    assert_eq!(one, again);
+    assert_ne!(one.handle, other.handle);
+    rig.write(slot(0, 3), one.handle);
+    assert_eq!(rig.reply(slot(0, 3)).expect("answered").outcome, Ok(()));
+}
+
+/// Sessions come and go for as long as the server runs.
+#[test]
+fn sessions_that_end_give_everything_back() {
+    let mut rig = Rig::new();
+    let mut last: Option<u64> = None;
+    for round in 0..300 {
+        // Opened over one that was never closed, too.
+        rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+        let volume = rig.attach(slot(0, 0), "a", Access::Write).expect("its own").handle;
+        for at in 0..SLOTS {
+            rig.write(slot(0, at), volume);
+        }
+        let words: Vec<u64> =
+            (0..SLOTS).map(|at| rig.reply(slot(0, at)).expect("answered").word).collect();
+        let (low, high) = (words.iter().min().copied(), words.iter().max().copied());
+        assert!(low > last, "order numbers rise, in round {round}");
+        last = high;
+        if round % 3 == 0 {
+            rig.worker.closed(SessionIndex(0));
+        }
+    }
+}
+
+#[test]
+fn what_there_is_no_room_for_is_refused_and_not_lost() {
+    let mut rig = Rig::new();
+    let nobody = FrontId([9; 16]);
+    rig.worker.opened(SessionIndex(7), nobody, SLOTS);
+    rig.worker.opened(SessionIndex(0), nobody, 3 * SLOTS);
+    for at in [slot(7, 0), slot(0, 3 * SLOTS - 1), slot(1, 0)] {
+        assert_eq!(rig.attach(at, "a", Access::Write), Err(Refused::Full), "{at:?}");
+        rig.write(at, VolumeHandle(0));
+        let reply = rig.reply(at).expect("answered");
+        assert_eq!(reply.outcome, Err(BlockError::NotAttached));
+        assert!(reply.buffer.is_some(), "the buffer comes back");
+    }
+    assert!(rig.attach(slot(0, 0), "a", Access::Write).is_ok(), "the slots it got work");
+}
