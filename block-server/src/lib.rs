@@ -21,9 +21,12 @@ pub mod range_lock;
 
 pub mod engine;
 
-pub mod store;
+mod attach;
 
 pub mod attachments;
+
+pub mod store;
+
 pub mod catalog;
 pub mod layout;
 pub mod space;

@@ -1,15 +1,15 @@
-//! The raw volumes of one device: made, resized, deleted, given to fronts.
+//! The raw volumes of one device: made, resized, deleted.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use block_core::unit::{BLOCK_SIZE, BlockCount, Extent, Pba};
 use block_core::{BlockError, Buffer, Device};
-use link::{Access, FrontId, Refused, VolumeName};
+use link::{FrontId, VolumeName};
 use thiserror::Error;
-use tracing::{error, info};
+use tracing::info;
 
-use crate::attachments::{Attachment, Attachments};
+use crate::attachments::Attachments;
 use crate::catalog::{Catalog, CommitError, Formatting, OpenError};
 use crate::chance::Chance;
 use crate::hold::Hold;
@@ -19,10 +19,6 @@ use crate::layout::{
 use crate::size::Size;
 use crate::space::{NoSpace, Space};
 use crate::volume::{RawVolume, Scratch, zero_extent};
-
-/// Order numbers below the epoch's bits: at a million changes a second they
-/// last for half a year of one server run, and a million runs have an epoch.
-const ORDER_BITS: u32 = 44;
 
 /// Why a volume could not be changed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -108,11 +104,11 @@ pub struct Volume<D> {
     place: usize,
     record: RefCell<VolumeRecord>,
     /// Held by whoever changes the record: one at a time, in order of arrival.
-    change: tokio::sync::Mutex<()>,
+    pub(crate) change: tokio::sync::Mutex<()>,
     deleted: Cell<bool>,
     /// Whether this run of the server has its own order epoch.
-    has_epoch: Cell<bool>,
-    holds: RefCell<Vec<Rc<Hold>>>,
+    pub(crate) has_epoch: Cell<bool>,
+    pub(crate) holds: RefCell<Vec<Rc<Hold>>>,
 }
 
 impl<D> Volume<D> {
@@ -136,7 +132,9 @@ impl<D> Volume<D> {
         self.holds.borrow_mut().retain(|held| !Rc::ptr_eq(held, hold));
     }
 
-    async fn revoke(&self, which: impl Fn(&Hold) -> bool) {
+    /// Takes holds away and waits for the last of their requests. The caller
+    /// holds `change`.
+    pub(crate) async fn revoke(&self, which: impl Fn(&Hold) -> bool) {
         let revoked: Vec<Rc<Hold>> =
             self.holds.borrow().iter().filter(|hold| which(hold)).cloned().collect();
         revoked.iter().for_each(|hold| hold.revoke());
@@ -387,99 +385,18 @@ impl<D: Device> Store<D> {
         Ok(())
     }
 
-    /// Gives the volume to a front. When this returns, that is stored, and no
-    /// request of an earlier hold of the same front runs any more, except for
-    /// `own`, the hold that the asking session has.
-    ///
-    /// # Errors
-    /// Why the front cannot have it.
-    pub async fn attach(
-        &self,
-        volume: &Volume<D>,
-        front: FrontId,
-        access: Access,
-        own: Option<&Rc<Hold>>,
-    ) -> Result<Rc<Hold>, Refused> {
-        let _change = volume.change.lock().await;
-        let old = self.existing(volume).map_err(|_| Refused::Unknown)?;
-        if old.read_only && access == Access::Write {
-            return Err(Refused::ReadOnly);
-        }
-        let attachment = Attachment { front, incarnation: 0, verifier: volume.raw.verifier() };
-        let attachments = old.attachments.with(attachment, access)?;
-        if let Some(own) = own.filter(|own| !own.is_revoked() && own.access() == access) {
-            return Ok(Rc::clone(own));
-        }
-        volume.revoke(|hold| hold.front() == front).await;
-        if old.attachments != attachments || !volume.has_epoch.get() {
-            let order_epoch = old.order_epoch + u32::from(!volume.has_epoch.get());
-            let record = VolumeRecord { attachments, order_epoch, ..old };
-            if let Err(error) = self.commit(volume, record).await {
-                error!("an attachment could not be stored: {error}");
-                return Err(Refused::Failed);
-            }
-            volume.raw.raise_order(u64::from(order_epoch) << ORDER_BITS);
-            volume.has_epoch.set(true);
-        }
-        let hold = Hold::new(front, access);
-        volume.holds.borrow_mut().push(Rc::clone(&hold));
-        Ok(hold)
-    }
-
-    /// Takes the volume back from a front that is done with it, after the
-    /// last of its requests.
-    ///
-    /// # Errors
-    /// A [`StoreError`] when it could not be stored.
-    pub async fn detach(&self, volume: &Volume<D>, front: FrontId) -> Result<(), StoreError> {
-        let _change = volume.change.lock().await;
-        let old = self.existing(volume)?;
-        volume.revoke(|hold| hold.front() == front).await;
-        if old.attachments.has(front) {
-            let attachments = old.attachments.without(front);
-            self.commit(volume, VolumeRecord { attachments, ..old }).await?;
-        }
-        Ok(())
-    }
-
-    /// Takes the volume away from `front`, or from everybody, whether or not
-    /// they are done. What they still send fails, and the generation rises,
-    /// so that nobody replays writes into what comes after.
-    ///
-    /// # Errors
-    /// A [`StoreError`] when it could not be stored, or the front has no such
-    /// volume.
-    pub async fn force_detach(
-        &self,
-        name: &VolumeName,
-        front: Option<FrontId>,
-    ) -> Result<Rc<Volume<D>>, StoreError> {
-        let volume = self.volume(name)?;
-        let change = volume.change.lock().await;
-        let old = self.existing(&volume)?;
-        let attachments = match front {
-            None => Attachments::None,
-            Some(front) if old.attachments.has(front) => old.attachments.without(front),
-            Some(front) => return Err(StoreError::NotAttached { name: name.clone(), front }),
-        };
-        volume.revoke(|hold| front.is_none_or(|front| hold.front() == front)).await;
-        if attachments != old.attachments {
-            let generation = old.generation + 1;
-            self.commit(&volume, VolumeRecord { attachments, generation, ..old }).await?;
-            info!(%name, "volume detached by force");
-        }
-        drop(change);
-        Ok(volume)
-    }
-
     /// What is stored about a volume, if it is still there.
-    fn existing(&self, volume: &Volume<D>) -> Result<VolumeRecord, StoreError> {
+    pub(crate) fn existing(&self, volume: &Volume<D>) -> Result<VolumeRecord, StoreError> {
         let record = volume.record();
         if volume.deleted.get() { Err(StoreError::Unknown(record.name)) } else { Ok(record) }
     }
 
     /// Stores a volume's changed record and serves accordingly.
-    async fn commit(&self, volume: &Volume<D>, record: VolumeRecord) -> Result<(), CommitError> {
+    pub(crate) async fn commit(
+        &self,
+        volume: &Volume<D>,
+        record: VolumeRecord,
+    ) -> Result<(), CommitError> {
         self.catalog.commit(volume.place, Some(record.clone())).await?;
         if record.blocks != volume.raw.blocks() {
             volume.raw.remap(record.blocks, &record.extents);
@@ -551,27 +468,6 @@ impl<D: Device> Volume<D> {
             has_epoch: Cell::new(false),
             holds: RefCell::new(Vec::new()),
         }
-    }
-}
-
-impl VolumeRecord {
-    /// Whether nobody has the volume; else who has it, and what to do.
-    ///
-    /// # Errors
-    /// [`StoreError::Attached`].
-    pub fn check_detached(&self, remedy: &'static str) -> Result<(), StoreError> {
-        if self.attachments.is_empty() {
-            return Ok(());
-        }
-        let who: Vec<String> = self
-            .attachments
-            .iter()
-            .map(|(access, attachment)| match access {
-                Access::Read => format!("reader {}", attachment.front),
-                Access::Write => format!("writer {}", attachment.front),
-            })
-            .collect();
-        Err(StoreError::Attached { name: self.name.clone(), who: who.join(", "), remedy })
     }
 }
 

@@ -1,0 +1,125 @@
+//! Volumes are given to fronts and taken back: what is stored, and who has to
+//! wait for whom.
+
+use std::rc::Rc;
+
+use block_core::Device;
+use link::{Access, FrontId, Refused, VolumeName};
+use tracing::{error, info};
+
+use crate::attachments::{Attachment, Attachments};
+use crate::hold::Hold;
+use crate::layout::VolumeRecord;
+use crate::store::{Store, StoreError, Volume};
+
+/// Order numbers below the epoch's bits: at a million changes a second they
+/// last for half a year of one server run, and a million runs have an epoch.
+const ORDER_BITS: u32 = 44;
+
+impl<D: Device> Store<D> {
+    /// Gives the volume to a front. When this returns, that is stored, and no
+    /// request of an earlier hold of the same front runs any more, except for
+    /// `own`, the hold that the asking session has.
+    ///
+    /// # Errors
+    /// Why the front cannot have it.
+    pub async fn attach(
+        &self,
+        volume: &Volume<D>,
+        front: FrontId,
+        access: Access,
+        own: Option<&Rc<Hold>>,
+    ) -> Result<Rc<Hold>, Refused> {
+        let _change = volume.change.lock().await;
+        let old = self.existing(volume).map_err(|_| Refused::Unknown)?;
+        if old.read_only && access == Access::Write {
+            return Err(Refused::ReadOnly);
+        }
+        let attachment = Attachment { front, incarnation: 0, verifier: volume.raw.verifier() };
+        let attachments = old.attachments.with(attachment, access)?;
+        if let Some(own) = own.filter(|own| !own.is_revoked() && own.access() == access) {
+            return Ok(Rc::clone(own));
+        }
+        volume.revoke(|hold| hold.front() == front).await;
+        if old.attachments != attachments || !volume.has_epoch.get() {
+            let order_epoch = old.order_epoch + u32::from(!volume.has_epoch.get());
+            let record = VolumeRecord { attachments, order_epoch, ..old };
+            if let Err(error) = self.commit(volume, record).await {
+                error!("an attachment could not be stored: {error}");
+                return Err(Refused::Failed);
+            }
+            volume.raw.raise_order(u64::from(order_epoch) << ORDER_BITS);
+            volume.has_epoch.set(true);
+        }
+        let hold = Hold::new(front, access);
+        volume.holds.borrow_mut().push(Rc::clone(&hold));
+        Ok(hold)
+    }
+
+    /// Takes the volume back from a front that is done with it, after the
+    /// last of its requests.
+    ///
+    /// # Errors
+    /// A [`StoreError`] when it could not be stored.
+    pub async fn detach(&self, volume: &Volume<D>, front: FrontId) -> Result<(), StoreError> {
+        let _change = volume.change.lock().await;
+        let old = self.existing(volume)?;
+        volume.revoke(|hold| hold.front() == front).await;
+        if old.attachments.has(front) {
+            let attachments = old.attachments.without(front);
+            self.commit(volume, VolumeRecord { attachments, ..old }).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the volume away from `front`, or from everybody, whether or not
+    /// they are done. What they still send fails, and the generation rises,
+    /// so that nobody replays writes into what comes after.
+    ///
+    /// # Errors
+    /// A [`StoreError`] when it could not be stored, or the front has no such
+    /// volume.
+    pub async fn force_detach(
+        &self,
+        name: &VolumeName,
+        front: Option<FrontId>,
+    ) -> Result<Rc<Volume<D>>, StoreError> {
+        let volume = self.volume(name)?;
+        let change = volume.change.lock().await;
+        let old = self.existing(&volume)?;
+        let attachments = match front {
+            None => Attachments::None,
+            Some(front) if old.attachments.has(front) => old.attachments.without(front),
+            Some(front) => return Err(StoreError::NotAttached { name: name.clone(), front }),
+        };
+        volume.revoke(|hold| front.is_none_or(|front| hold.front() == front)).await;
+        if attachments != old.attachments {
+            let generation = old.generation + 1;
+            self.commit(&volume, VolumeRecord { attachments, generation, ..old }).await?;
+            info!(%name, "volume detached by force");
+        }
+        drop(change);
+        Ok(volume)
+    }
+}
+
+impl VolumeRecord {
+    /// Whether nobody has the volume; else who has it, and what to do.
+    ///
+    /// # Errors
+    /// [`StoreError::Attached`].
+    pub fn check_detached(&self, remedy: &'static str) -> Result<(), StoreError> {
+        if self.attachments.is_empty() {
+            return Ok(());
+        }
+        let who: Vec<String> = self
+            .attachments
+            .iter()
+            .map(|(access, attachment)| match access {
+                Access::Read => format!("reader {}", attachment.front),
+                Access::Write => format!("writer {}", attachment.front),
+            })
+            .collect();
+        Err(StoreError::Attached { name: self.name.clone(), who: who.join(", "), remedy })
+    }
+}
