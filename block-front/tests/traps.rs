@@ -493,6 +493,9 @@ fn a_ring_that_stops_waits_for_its_requests() {
     settle();
     front_end.send(Req::GET_VRING_BASE, 1, &state(0, 0), &[]).expect("sent");
     settle();
+    // What comes now is for whoever starts the ring again.
+    ring.offer(ring.prepare(8, IN, 0, 512));
+    settle();
     assert_eq!(ring.take_used(), None);
     world.switches.stalled.store(false, Ordering::Relaxed);
     assert_eq!(front_end.answer().expect("answered"), state(0, 8));
