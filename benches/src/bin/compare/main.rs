@@ -95,6 +95,13 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     } else {
         print!("{}", Table(&report));
     }
+    if !report.is_complete() {
+        bail!(
+            "the machine was too busy for {} rounds of each workload; run this again when it is \
+             quiet, or take what there is with --keep-disturbed",
+            options.rounds
+        );
+    }
     Ok(())
 }
 

@@ -87,6 +87,11 @@ impl Report {
             rows: subjects.iter().enumerate().map(row).collect(),
         });
     }
+
+    /// Whether every workload has all its rounds.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.cells.iter().all(|cell| cell.rounds_kept >= self.rounds_wanted as usize)
+    }
 }
 
 impl Row {
@@ -164,8 +169,13 @@ mod tests {
         let [chain, local] = &report.cells[0].rows[..] else { panic!("two rows") };
         assert_eq!(chain.median.map(|shot| shot.iops), Some(50.0));
         assert_eq!(local.median.map(|shot| shot.iops), Some(120.0));
+        assert!(report.is_complete());
         // nbdkit did not run: there is no column for it.
         let [ratio] = &chain.ratios[..] else { panic!("one ratio") };
         assert_eq!((ratio.to, ratio.iops), ("qsd", Some(0.3)));
+
+        report.add(Cell { direction: Direction::Write, depth: 1 }, &subjects, Rounds::default());
+        assert!(!report.is_complete());
+        assert_eq!(report.cells[1].rows[0].median, None);
     }
 }
