@@ -22,7 +22,7 @@ listen = "udp://127.0.0.1:7420"
 
 [[device]]
 name = "soft"
-file = "$1/device.img"
+path = "soft:$1/device.img"
 size = "4G"
 TOML
     cat >"$1/front.toml" <<TOML

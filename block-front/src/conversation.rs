@@ -397,6 +397,10 @@ impl<'a> Conversation<'a> {
         let running = if setup.runs {
             None
         } else {
+            // A front-end without shared memory offers no region at all.
+            if self.regions.is_empty() {
+                return Err(MessageError::NotShared.into());
+            }
             let memory = locate(queue, setup, &self.memory)?;
             let ring = Ring::start(memory, setup.base, self.features & EVENT_INDEX != 0);
             let indirect = self.features & INDIRECT != 0;

@@ -105,8 +105,8 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// It is not TOML, or has a key that means nothing here.
-    #[error("the configuration is wrong: {0}")]
-    Toml(#[from] toml::de::Error),
+    #[error("the configuration is wrong, {0}")]
+    Toml(String),
     /// The address is none.
     #[error(
         "`listen = \"{0}\"` is no address; write \"udp://ADDRESS:PORT\", as in \"udp://0.0.0.0:7700\""
@@ -177,6 +177,19 @@ pub enum DeviceProblem {
     Worker(usize, usize),
 }
 
+/// What is wrong with a text as TOML, and where, in one line.
+#[must_use]
+pub fn explain_toml(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', ", ");
+    let Some(span) = error.span() else { return message };
+    let before = &text.as_bytes()[..span.start.min(text.len())];
+    let number = before.iter().filter(|&&byte| byte == b'\n').count();
+    match text.lines().nth(number).map(str::trim) {
+        Some(line) if !line.is_empty() => format!("line {}: `{line}`: {message}", number + 1),
+        _ => format!("line {}: {message}", number + 1),
+    }
+}
+
 impl ServerConfig {
     /// The configuration in a file.
     ///
@@ -193,7 +206,8 @@ impl ServerConfig {
     /// # Errors
     /// One sentence about the first thing that is wrong.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let raw: RawServer = toml::from_str(text)?;
+        let raw: RawServer =
+            toml::from_str(text).map_err(|error| ConfigError::Toml(explain_toml(text, &error)))?;
         let workers = raw.workers()?;
         let devices: Vec<DeviceConfig> = raw
             .device

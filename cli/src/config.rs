@@ -7,6 +7,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use block_server::config::explain_toml;
 use serde::de::DeserializeOwned;
 
 /// Reads `file` as TOML into the raw form of a configuration. `example` is
@@ -15,12 +16,13 @@ pub(crate) fn read<T: DeserializeOwned>(file: &Path, example: &str) -> anyhow::R
     let name = file.display();
     let text = fs::read_to_string(file).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow!(
-            "there is no configuration file {name}; write one, for example:\n\n{example}\nor name \
-             another with --config"
+            "there is no configuration file {name}; name another with --config, or write one, for \
+             example:\n\n{example}"
         ),
         _ => anyhow!("cannot read {name}: {error}"),
     })?;
-    toml::from_str(&text).map_err(|error| anyhow!("{name} is not a valid configuration: {error}"))
+    toml::from_str(&text)
+        .map_err(|error| anyhow!("{name} is wrong, {}", explain_toml(&text, &error)))
 }
 
 /// The address in `udp://HOST:PORT`.
