@@ -229,8 +229,8 @@ impl Front {
     pub fn resized(&mut self, disk: usize, sectors: u64) {
         if let (Some(disk), Some(keeper)) =
             (self.core.disks.get_mut(disk), self.doorkeepers.get(disk))
+            && std::mem::replace(&mut disk.limits.sectors, sectors) != sectors
         {
-            disk.limits.sectors = sectors;
             keeper.resized(sectors);
         }
     }

@@ -27,6 +27,7 @@ pub struct LocalPath<E: Engine> {
     free: Vec<u16>,
     /// Parts that were answered while an attach was waited for.
     early: Vec<(SlotRef, Reply)>,
+    has_news: bool,
 }
 
 /// A part that the worker has.
@@ -49,6 +50,7 @@ impl<E: Engine> LocalPath<E> {
             parts: vec![None; usize::from(slots)],
             free: (1..slots).rev().collect(),
             early: Vec::new(),
+            has_news: false,
         }
     }
 
@@ -64,6 +66,13 @@ impl<E: Engine> LocalPath<E> {
     /// When it could not be stored, or the volume is not attached.
     pub fn detach(&mut self, volume: VolumeHandle) -> Result<(), BlockError> {
         self.ask(Work::Detach(volume)).outcome
+    }
+
+    /// Whether a volume is not what it was when it was attached: attaching it
+    /// again tells what it is now. Said once.
+    #[must_use]
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
     }
 
     /// The worker behind it.
@@ -97,6 +106,7 @@ impl<E: Engine> LocalPath<E> {
             return;
         };
         self.free.push(at.slot);
+        self.has_news |= reply.news;
         if running.abandoned {
             return;
         }

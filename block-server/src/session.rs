@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use block_core::{BlockError, Device, Request};
+use block_core::{BlockCount, BlockError, Device, Request};
 use link::{
     Access, AttachReply, AttachRequest, Attached, FrontId, Refused, Reply, SlotRef, VolumeHandle,
     VolumeName, Work,
@@ -17,6 +17,7 @@ use tracing::warn;
 use crate::directory::{Directory, WorkerIndex};
 use crate::hold::{Hold, Running};
 use crate::store::{Store, Volume};
+use crate::volume::Served;
 
 /// Most volumes that one session has at a time, and handles that it has been
 /// given and lost.
@@ -107,11 +108,14 @@ pub struct Session<D> {
 struct Handle<D> {
     volume: Rc<Volume<D>>,
     hold: Rc<Hold>,
+    /// The size that the front was told.
+    told: BlockCount,
 }
 
 impl<D> Clone for Handle<D> {
     fn clone(&self) -> Self {
-        Self { volume: Rc::clone(&self.volume), hold: Rc::clone(&self.hold) }
+        let (volume, hold) = (Rc::clone(&self.volume), Rc::clone(&self.hold));
+        Self { volume, hold, told: self.told }
     }
 }
 
@@ -132,15 +136,13 @@ impl<D: Device> Session<D> {
 
     async fn serve(&self, handle: VolumeHandle, request: Request) -> Reply {
         match self.begin(handle, &request) {
-            Ok((volume, running)) => {
-                let served = volume.raw.serve(request).await;
+            Ok((volume, running, told)) => {
+                let Served { outcome, word, buffer } = volume.raw.serve(request).await;
                 drop(running);
-                let (outcome, word, buffer) = (served.outcome, served.word, served.buffer);
-                Reply { outcome, word, buffer, attach: None }
+                let news = volume.raw.blocks() != told;
+                Reply { outcome, word, buffer, attach: None, news }
             }
-            Err(error) => {
-                Reply { outcome: Err(error), word: 0, buffer: request.buffer, attach: None }
-            }
+            Err(error) => Reply { buffer: request.buffer, ..Reply::plain(Err(error), 0) },
         }
     }
 
@@ -148,7 +150,7 @@ impl<D: Device> Session<D> {
         &self,
         handle: VolumeHandle,
         request: &Request,
-    ) -> Result<(Rc<Volume<D>>, Running), BlockError> {
+    ) -> Result<(Rc<Volume<D>>, Running, BlockCount), BlockError> {
         let handles = self.handles.borrow();
         let entry = handles.get(usize::from(handle.0)).and_then(Option::as_ref);
         let entry = entry.ok_or(BlockError::NotAttached)?;
@@ -156,7 +158,7 @@ impl<D: Device> Session<D> {
         if request.op.changes() && entry.hold.access() == Access::Read {
             return Err(BlockError::ReadOnly);
         }
-        Ok((Rc::clone(&entry.volume), running))
+        Ok((Rc::clone(&entry.volume), running, entry.told))
     }
 
     async fn attach(&self, room: &Room<D>, request: AttachRequest) -> AttachReply {
@@ -204,7 +206,7 @@ impl<D: Device> Session<D> {
         if place == handles.len() {
             handles.push(None);
         }
-        handles[place] = Some(Handle { volume, hold });
+        handles[place] = Some(Handle { volume, hold, told: record.blocks });
         reply
     }
 
@@ -233,7 +235,7 @@ impl<D: Device> Session<D> {
         };
         // A hold that was taken away is not the front's any more: it may have
         // the volume again, by another handle or session.
-        if let Some(Handle { volume, hold }) = entry.filter(|entry| !entry.hold.is_revoked())
+        if let Some(Handle { volume, hold, .. }) = entry.filter(|entry| !entry.hold.is_revoked())
             && let Some(store) = room.store_of(&volume)
             && let Err(error) = store.detach(&volume, hold.front()).await
         {

@@ -160,9 +160,9 @@ fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: &[Disk]) -> anyhow
     for disk in disks {
         let access = if disk.read_only { Access::Read } else { Access::Write };
         let request = AttachRequest { name: disk.volume.clone(), access };
-        match station.path.attach(request) {
+        match station.path.attach(request.clone()) {
             AttachReply::Attached(attached) => {
-                station.volumes.push(attached.handle);
+                station.volumes.push((request, attached.handle));
                 specs.push(disk_spec(disk, attached.handle, &attached)?);
             }
             AttachReply::Refused(refused) => bail!("volume {}: {refused}", disk.volume),
@@ -186,7 +186,7 @@ struct LocalStation<'a> {
     /// Once the volumes are attached.
     front: Option<Front>,
     path: LocalPath<NvmeEngine>,
-    volumes: Vec<VolumeHandle>,
+    volumes: Vec<(AttachRequest, VolumeHandle)>,
     stop: &'a Stop,
     /// Until when requests under way are waited for, and whether that is over.
     until: Option<(Time, bool)>,
@@ -195,7 +195,7 @@ struct LocalStation<'a> {
 impl LocalStation<'_> {
     fn give_back(&mut self) {
         self.front = None;
-        for volume in self.volumes.drain(..) {
+        for (_, volume) in self.volumes.drain(..) {
             if let Err(error) = self.path.detach(volume) {
                 tracing::warn!("a volume stays attached to this front: {error}");
             }
@@ -215,7 +215,15 @@ impl Station for LocalStation<'_> {
             None => {}
             Some((until, over)) => *over = now >= *until,
         }
-        front.turn(now, &mut self.path)
+        let moved = front.turn(now, &mut self.path);
+        if self.path.take_news() {
+            for (disk, (request, _)) in self.volumes.iter().enumerate() {
+                if let AttachReply::Attached(attached) = self.path.attach(request.clone()) {
+                    front.resized(disk, attached.sectors);
+                }
+            }
+        }
+        moved
     }
 
     fn announce_sleep(&mut self) {

@@ -107,6 +107,26 @@ fn many_read_or_one_writes() {
     assert!(writer.log().contains("2 other fronts have it"), "{}", writer.log());
 }
 
+/// A volume grows while a guest has it: the guest is told with its next
+/// request, and the new space is zero and can be used.
+#[test]
+fn a_volume_grows_under_its_guest() {
+    let mut stand = Stand::start(128);
+    stand.create("disk", "16M");
+    let socket = stand.front("front", "disk", "");
+    let past_the_end =
+        "--rw randrw --bs 4k --offset 16M --size 16M --bytes 8M --overwrite --verify";
+    let refused = bench(&socket, past_the_end).expect_err("there is no such space");
+    assert!(refused.contains("16"), "{refused}");
+    let resized = stand.volume(&["resize", "disk", "--size", "32M"]);
+    assert!(resized.status.success(), "{}", String::from_utf8_lossy(&resized.stderr));
+    bench(&socket, "--rw randread --bs 4k --ios 10").expect("served");
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while let Err(error) = bench(&socket, past_the_end) {
+        assert!(std::time::Instant::now() < end, "{error}\n{}", stand.logs());
+    }
+}
+
 /// `vrio local` serves the same volumes without a link, and gives them back.
 #[test]
 fn local_serves_the_same_volume_without_a_link() {

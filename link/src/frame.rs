@@ -47,6 +47,10 @@ pub const IN_THE_CLEAR: u8 = 0b10;
 /// The flag whose change announces new keys; always zero in the clear.
 pub const KEY_PHASE: u8 = 0b01;
 
+/// The flag of an answer whose volume is not what it was when the front
+/// attached it: attaching it again tells what it is now.
+pub const NEWS: u8 = 0b100;
+
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -136,6 +140,8 @@ pub struct Header {
     pub op: u8,
     /// See the table.
     pub word: u64,
+    /// Whether [`NEWS`] is set.
+    pub news: bool,
 }
 
 /// Why bytes are not a frame.
@@ -173,7 +179,7 @@ impl Header {
         bytes[32..36].copy_from_slice(&self.count.to_le_bytes());
         bytes[36..38].copy_from_slice(&self.volume.to_le_bytes());
         bytes[38] = self.op;
-        bytes[39] = IN_THE_CLEAR;
+        bytes[39] = if self.news { IN_THE_CLEAR | NEWS } else { IN_THE_CLEAR };
         bytes[40..48].copy_from_slice(&self.word.to_le_bytes());
         let crc = checksum(&bytes[..TAG], payload);
         bytes[TAG..TAG + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
@@ -213,7 +219,7 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Version(head[2]));
         }
         let crc = u32::from_le_bytes([head[48], head[49], head[50], head[51]]);
-        if head[39] != IN_THE_CLEAR
+        if head[39] & !NEWS != IN_THE_CLEAR
             || head[TAG + CRC_BYTES..].iter().any(|&byte| byte != 0)
             || crc != checksum(&head[..TAG], payload)
         {
@@ -231,6 +237,7 @@ impl<'a> Frame<'a> {
             volume: u16_at(head, 36),
             op: head[38],
             word: u64_at(head, 40),
+            news: head[39] & NEWS != 0,
         };
         Ok(Self { kind, header, payload })
     }
@@ -266,6 +273,7 @@ mod tests {
             volume: 2,
             op: 2,
             word: 0x99,
+            news: false,
         }
     }
 

@@ -48,13 +48,16 @@ pub struct Reply {
     pub buffer: Option<Buffer>,
     /// The answer to an attach, else `None`.
     pub attach: Option<AttachReply>,
+    /// Whether the volume is not what it was when this session attached it (it
+    /// has another size): the front attaches it again to learn what it is.
+    pub news: bool,
 }
 
 impl Reply {
     /// A reply without data.
     #[must_use]
     pub const fn plain(outcome: Result<(), BlockError>, word: u64) -> Self {
-        Self { outcome, word, buffer: None, attach: None }
+        Self { outcome, word, buffer: None, attach: None, news: false }
     }
 }
 

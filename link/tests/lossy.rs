@@ -443,6 +443,7 @@ fn random_frames_disturb_nobody() {
             volume: random.random(),
             op: random.random_range(0..70),
             word: random.random(),
+            news: random.random(),
         };
         let mut bytes = header.encode(link::frame::Kind::Request, &payload);
         bytes[3] = *kinds.choose(&mut *random).expect("one");

@@ -25,6 +25,8 @@ struct Sevens {
     replies: VecDeque<(SlotRef, Reply)>,
     writes: usize,
     generation: u64,
+    sectors: u64,
+    news: bool,
 }
 
 impl Host for Sevens {
@@ -46,12 +48,13 @@ impl Host for Sevens {
                         volume_id: [0; 16],
                         generation: self.generation,
                         verifier: 0,
-                        sectors: 1000,
+                        sectors: self.sectors,
                         read_only: false,
                     })
                 });
             }
             Work::Block { mut request, .. } => {
+                reply.news = self.news;
                 if let Some(buffer) = &mut request.buffer
                     && request.op == Op::Read
                 {
@@ -119,6 +122,8 @@ impl Pair {
                 replies: VecDeque::new(),
                 writes: 0,
                 generation: 1,
+                sectors: 1000,
+                news: false,
             },
             guest: OneRequest::default(),
             network,
@@ -341,6 +346,22 @@ fn a_volume_of_another_generation_is_not_served_after_a_reconnect() {
     assert_eq!(pair.client.state(volume), VolumeState::Changed);
     assert_eq!(pair.guest.outcome, Some(Err(BlockError::NotAttached)));
     assert_eq!(pair.host.writes, 0);
+}
+
+/// A volume that was resized while it was in use: the next answer says that
+/// there is news, and the front asks.
+#[test]
+fn a_resized_volume_is_noticed_with_the_next_answer() {
+    let (mut pair, volume) = Pair::attached();
+    assert!(!pair.client.take_resized());
+    (pair.host.sectors, pair.host.news) = (2000, true);
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_millis(20), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+    let VolumeState::Attached(attached) = pair.client.state(volume) else { panic!("served") };
+    assert_eq!(attached.sectors, 2000);
+    assert!(pair.client.take_resized());
+    assert!(!pair.client.take_resized(), "said once");
 }
 
 /// A request that was given up leaves its slot usable, and its late answer

@@ -5,7 +5,7 @@ use std::time::Duration;
 use block_core::Time;
 use block_front::Front;
 use link::wire::udp::Udp;
-use link::{Client, Path};
+use link::{Client, Path, VolumeHandle, VolumeState};
 use turn::Station;
 
 use crate::stop::Stop;
@@ -28,6 +28,16 @@ impl<'a> FrontStation<'a> {
         Self { front, client, stop, until: None, now: Time::ZERO }
     }
 
+    /// Tells the guests what their disks have become.
+    fn tell_sizes(&mut self) {
+        let volumes: Vec<VolumeHandle> = self.front.volumes().collect();
+        for (disk, volume) in volumes.into_iter().enumerate() {
+            if let VolumeState::Attached(attached) = self.client.state(volume) {
+                self.front.resized(disk, attached.sectors);
+            }
+        }
+    }
+
     /// The link, when the disks are gone.
     pub(super) fn into_client(self) -> Client<Udp> {
         self.client
@@ -42,7 +52,11 @@ impl Station for FrontStation<'_> {
             self.front.quiesce();
             self.until = Some(now + DRAIN);
         }
-        self.front.turn(now, &mut self.client)
+        let moved = self.front.turn(now, &mut self.client);
+        if self.client.take_resized() {
+            self.tell_sizes();
+        }
+        moved
     }
 
     fn announce_sleep(&mut self) {

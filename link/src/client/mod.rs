@@ -72,6 +72,8 @@ struct Volume {
     access: Access,
     session: usize,
     state: VolumeState,
+    /// The server has said that it is not what it was.
+    has_news: bool,
     /// What was attached last, to compare with after a reconnect.
     known: Option<Attached>,
     /// Slots that its parts have.
@@ -122,7 +124,8 @@ impl<W: Wire> Client<W> {
         let session = self.session_with(now, server);
         let handle = u16::try_from(self.volumes.len()).expect("fewer than 65,536 volumes");
         let state = VolumeState::Waiting;
-        self.volumes.push(Volume { name, access, session, state, known: None, in_use: 0 });
+        let (has_news, known, in_use) = (false, None, 0);
+        self.volumes.push(Volume { name, access, session, state, has_news, known, in_use });
         VolumeHandle(handle)
     }
 
@@ -153,6 +156,14 @@ impl<W: Wire> Client<W> {
     #[must_use]
     pub fn is_connected(&self, volume: VolumeHandle) -> bool {
         self.sessions[self.volumes[usize::from(volume.0)].session].is_live()
+    }
+
+    /// Whether some volume has another size since this was asked last.
+    #[must_use]
+    pub fn take_resized(&mut self) -> bool {
+        let resized = |session: &mut Session<W::Peer>| session.take_resized();
+        // All of them are asked: each forgets.
+        self.sessions.iter_mut().map(resized).fold(false, |any, one| any | one)
     }
 
     /// Gives a volume back; [`VolumeState::Detached`] follows.

@@ -337,6 +337,7 @@ impl<P: Copy + Eq> Session<P> {
         let slot = &mut self.slots[index];
         slot.outcome.word = reply.word;
         slot.outcome.attach = reply.attach;
+        slot.outcome.news = reply.news;
         if slot.is_read()
             && reply.outcome.is_ok()
             && let Some(buffer) = reply.buffer
@@ -357,8 +358,12 @@ impl<P: Copy + Eq> Session<P> {
         let slot = &mut self.slots[index];
         slot.phase = Phase::Done;
         slot.held_micros = u32::try_from((now - slot.since).as_micros()).unwrap_or(u32::MAX);
-        slot.outcome =
-            Outcome { code: block_core::error::outcome_code(outcome), word: 0, attach: None };
+        slot.outcome = Outcome {
+            code: block_core::error::outcome_code(outcome),
+            word: 0,
+            attach: None,
+            news: false,
+        };
         slot.due.answer = true;
         self.enqueue(index, send);
     }
@@ -449,6 +454,7 @@ impl<P: Copy + Eq> Session<P> {
             op: entry.outcome.code,
             count: entry.held_micros,
             word: entry.outcome.word,
+            news: entry.outcome.news,
             ..base
         };
         match &mut entry.phase {

@@ -42,6 +42,7 @@ pub(super) struct Outcome {
     pub(super) code: u8,
     pub(super) word: u64,
     pub(super) attach: Option<AttachReply>,
+    pub(super) news: bool,
 }
 
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Slot {
                 bytes: 0,
             },
             wanted: 0,
-            outcome: Outcome { code: 0, word: 0, attach: None },
+            outcome: Outcome { code: 0, word: 0, attach: None, news: false },
             since: Time::ZERO,
             held_micros: 0,
             last_counter: 0,

@@ -37,6 +37,11 @@ impl<P: Peer> Session<P> {
         if slot.is_read() && slot.attempt != header.attempt {
             return;
         }
+        if header.news
+            && let Use::Part(part) = slot.purpose
+        {
+            volumes[usize::from(part.volume.0)].has_news = true;
+        }
         if let Some(sent) = slot.timed_from.take() {
             let held = Duration::from_micros(u64::from(header.count));
             self.trip.sample((now - sent).saturating_sub(held));
@@ -128,13 +133,14 @@ impl<P: Peer> Session<P> {
         // asked again.
         let Some(reply) = outcome.ok().and_then(|()| AttachReply::parse(payload)) else { return };
         let volume = &mut volumes[index];
-        if volume.state != VolumeState::Waiting {
+        if !matches!(volume.state, VolumeState::Waiting | VolumeState::Attached(_)) {
             return;
         }
         volume.state = judge(volume.known, &reply);
         match (volume.state, reply) {
             (VolumeState::Attached(attached), _) => {
-                volume.known = Some(attached);
+                let known = volume.known.replace(attached);
+                self.resized |= known.is_some_and(|known| known.sectors != attached.sectors);
                 tracing::info!(volume = %volume.name, sectors = attached.sectors, "attached");
                 self.resume_parts(index);
             }

@@ -66,6 +66,8 @@ pub(in crate::client) struct Session<P> {
     reading: usize,
     /// The volume whose attach was answered with another worker's port.
     redirect: Option<(usize, u16)>,
+    /// A volume was found to have another size.
+    resized: bool,
 }
 
 impl<P: Peer> Session<P> {
@@ -97,6 +99,7 @@ impl<P: Peer> Session<P> {
             read_window: (window as usize).max(MAX_REQUEST_BYTES),
             reading: 0,
             redirect: None,
+            resized: false,
         }
     }
 
@@ -129,6 +132,10 @@ impl<P: Peer> Session<P> {
     pub(in crate::client) fn take_redirect(&mut self, volume: usize) -> Option<u16> {
         let (_, port) = self.redirect.take_if(|(redirected, _)| *redirected == volume)?;
         Some(port)
+    }
+
+    pub(in crate::client) fn take_resized(&mut self) -> bool {
+        std::mem::take(&mut self.resized)
     }
 
     /// Takes a part of an attached volume into a slot.
@@ -208,7 +215,11 @@ impl<P: Peer> Session<P> {
         }
         let waits = |volume: &Volume| {
             volume.session == self.index
-                && matches!(volume.state, VolumeState::Waiting | VolumeState::Detaching)
+                && match volume.state {
+                    VolumeState::Waiting | VolumeState::Detaching => true,
+                    VolumeState::Attached(_) => volume.has_news,
+                    _ => false,
+                }
         };
         let Some(index) = volumes.iter().position(waits) else { return };
         let slot = &mut self.slots[usize::from(CONTROL)];
@@ -217,7 +228,8 @@ impl<P: Peer> Session<P> {
             slot.bytes = 0;
         } else {
             let Some(mut copy) = copies.take() else { return };
-            let volume = &volumes[index];
+            let volume = &mut volumes[index];
+            volume.has_news = false;
             let request = AttachRequest { name: volume.name.clone(), access: volume.access };
             copy[..BODY_BYTES].copy_from_slice(&request.encode());
             slot.data = Some(copy);
