@@ -33,6 +33,7 @@ mod command;
 mod config_space;
 mod conversation;
 pub mod disk;
+mod disks;
 mod front;
 mod guest_memory;
 mod inbox;

@@ -1,0 +1,340 @@
+//! The disks and their queues: what is taken out of the rings, what the path
+//! says to it, and how a ring stops.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use block_core::{BlockError, Time};
+use link::path::Refusal;
+use link::{Guest, Part, Path, Token};
+use rustix::net::Shutdown;
+
+use crate::command::{ID_BYTES, Limits, Status};
+use crate::disk::DiskSpec;
+use crate::mail::Mail;
+use crate::queue::{Broken, Offer, Place, Queue};
+
+/// How long a ring that stops waits for its requests before what is left
+/// fails.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Most parts that one ring hands over in a turn.
+const BURST: usize = 32;
+
+/// A machine has many rings and few are busy: of those that were empty for
+/// [`QUIET`], about this many are looked at in a turn.
+const QUIET_PER_TURN: usize = 32;
+const QUIET: Duration = Duration::from_millis(1);
+
+/// All disks and their queues; what the path sees of the front while it is
+/// turned.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) queues: Vec<Berth>,
+    /// The queues that run, in no order.
+    pub(crate) running: Vec<u16>,
+    /// A quiet queue is looked at when these bits of its number are the
+    /// turn's.
+    pub(crate) quiet_mask: usize,
+    /// The queues that have something to publish; each stands here once.
+    pub(crate) dirty: Vec<u16>,
+    /// How many queues are stopping.
+    pub(crate) stopping: usize,
+    /// Nothing new is taken from any ring.
+    pub(crate) quiescing: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Disk {
+    pub(crate) spec: Arc<DiskSpec>,
+    pub(crate) id: [u8; ID_BYTES],
+    pub(crate) limits: Limits,
+    /// The front-end's socket, while there is one.
+    pub(crate) socket: Option<UnixStream>,
+    pub(crate) broken: bool,
+    /// When rings that stop have waited long enough.
+    pub(crate) drain_by: Option<Time>,
+    /// Until then, rings that stop do not wait: the disk's requests have been
+    /// given up a moment ago, and QEMU stops ring after ring.
+    pub(crate) given_up_until: Time,
+}
+
+/// Where a queue is: empty while its ring does not run.
+#[derive(Debug)]
+pub(crate) struct Berth {
+    pub(crate) disk: usize,
+    pub(crate) queue: Option<Box<Queue>>,
+    pub(crate) stop: Option<SyncSender<Option<Box<Queue>>>>,
+    pub(crate) is_dirty: bool,
+}
+
+impl Disks {
+    pub(crate) fn receive(&mut self, now: Time, mail: Mail) {
+        match mail {
+            Mail::Open { disk, socket } => {
+                let disk = &mut self.disks[disk];
+                disk.socket = Some(socket);
+                disk.broken = false;
+            }
+            Mail::Start { queue, running } => {
+                let place = &mut self.queues[queue];
+                place.queue = Some(running);
+                self.disks[place.disk].given_up_until = Time::ZERO;
+                self.running.push(queue as u16);
+                self.set_quiet_mask();
+            }
+            Mail::Stop { queue, answer } => self.stop(queue, now, answer),
+            Mail::Enable { queue, on } => {
+                if let Some(queue) = &mut self.queues[queue].queue {
+                    queue.enabled = on;
+                }
+            }
+            Mail::Call { queue, call } => {
+                if let Some(queue) = &mut self.queues[queue].queue {
+                    drop(queue.set_call(call));
+                }
+            }
+            Mail::Memory { disk, memory, rings } => {
+                for (queue, ring) in rings {
+                    let Some(running) = &mut self.queues[queue].queue else { continue };
+                    if let Err(why) = running.set_memory(Arc::clone(&memory), ring) {
+                        self.disks[disk].drop_for(why);
+                    }
+                }
+            }
+            Mail::WriteThrough { disk, on } => self.disks[disk].limits.write_through = on,
+        }
+    }
+
+    fn stop(&mut self, queue: usize, now: Time, answer: SyncSender<Option<Box<Queue>>>) {
+        let place = &mut self.queues[queue];
+        if place.queue.is_none() || place.stop.is_some() {
+            // The receiver may have gone: nothing is lost with this answer.
+            let _ = answer.send(None);
+            return;
+        }
+        place.stop = Some(answer);
+        self.stopping += 1;
+        let disk = &mut self.disks[place.disk];
+        let grace = if now < disk.given_up_until { Duration::ZERO } else { DRAIN };
+        let by = disk.drain_by.unwrap_or(now + grace);
+        disk.drain_by = Some(by.min(now + grace));
+    }
+
+    fn set_quiet_mask(&mut self) {
+        self.quiet_mask = (self.running.len() / QUIET_PER_TURN).next_power_of_two() - 1;
+    }
+
+    /// Answers the stops whose rings have drained; gives up those that have
+    /// waited long enough.
+    pub(crate) fn finish_stops(&mut self, now: Time, path: &mut impl Path) -> bool {
+        for disk in 0..self.disks.len() {
+            if self.disks[disk].drain_by.is_some_and(|by| by <= now) {
+                self.give_up(disk, now, path);
+            }
+        }
+        let mut moved = false;
+        let mut at = 0;
+        while at < self.running.len() {
+            let number = usize::from(self.running[at]);
+            let place = &mut self.queues[number];
+            let drained = place.queue.as_ref().is_some_and(|queue| queue.is_idle());
+            if !drained || place.stop.is_none() {
+                at += 1;
+                continue;
+            }
+            let (answer, queue) = (place.stop.take(), place.queue.take());
+            self.running.swap_remove(at);
+            self.set_quiet_mask();
+            self.stopping -= 1;
+            moved = true;
+            if let Some(answer) = answer {
+                // The thread that asked waits for it.
+                let _ = answer.send(queue);
+            }
+        }
+        for (number, disk) in self.disks.iter_mut().enumerate() {
+            let waits = |place: &Berth| place.disk == number && place.stop.is_some();
+            if disk.drain_by.is_some() && !self.queues.iter().any(waits) {
+                disk.drain_by = None;
+            }
+        }
+        moved
+    }
+
+    /// Fails what is left of a disk's requests.
+    fn give_up(&mut self, disk: usize, now: Time, path: &mut impl Path) {
+        let state = &mut self.disks[disk];
+        state.given_up_until = now + DRAIN;
+        // Should the path keep a part, its stop is looked at again.
+        state.drain_by = Some(now + DRAIN);
+        let volume = state.spec.volume();
+        tracing::warn!(
+            disk = state.spec.name(),
+            "requests were still unanswered when their queue had to stop; they fail"
+        );
+        path.abandon(volume, self);
+        for number in 0..self.queues.len() {
+            let place = &mut self.queues[number];
+            if place.disk != disk || place.stop.is_none() {
+                continue;
+            }
+            if let Some(queue) = &mut place.queue
+                && let Err(why) = queue.refused(Status::Failed)
+            {
+                self.disks[disk].drop_for(why);
+            }
+            self.mark_dirty(number);
+        }
+        self.publish();
+    }
+
+    /// Offers the path what a ring has, up to a burst.
+    pub(crate) fn serve(
+        &mut self,
+        number: usize,
+        turn: usize,
+        now: Time,
+        path: &mut impl Path,
+    ) -> bool {
+        let mut moved = false;
+        for _ in 0..BURST {
+            match self.offer(number, turn, now) {
+                Ok(Offer::Nothing) => break,
+                Ok(Offer::Served) => self.mark_dirty(number),
+                Ok(Offer::Part(place, op, range)) => {
+                    let volume = self.disks[self.queues[number].disk].spec.volume();
+                    let part = Part { token: token(number, place), volume, op, range };
+                    let answer = path.submit(now, part, self);
+                    if !self.answer(number, answer) {
+                        break;
+                    }
+                }
+                Err(why) => {
+                    self.disks[self.queues[number].disk].drop_for(why);
+                    break;
+                }
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    fn offer(&mut self, number: usize, turn: usize, now: Time) -> Result<Offer, Broken> {
+        let place = &mut self.queues[number];
+        let disk = &self.disks[place.disk];
+        let Some(queue) = &mut place.queue else { return Ok(Offer::Nothing) };
+        if (number ^ turn) & self.quiet_mask != 0 && now - queue.last_busy > QUIET {
+            return Ok(Offer::Nothing);
+        }
+        let drain = place.stop.is_some() || disk.broken || self.quiescing;
+        let offer = queue.offer(&disk.limits, &disk.id, drain)?;
+        if offer != Offer::Nothing || !queue.is_idle() {
+            queue.last_busy = now;
+        }
+        Ok(offer)
+    }
+
+    /// What the path said to an offer; whether the next one makes sense.
+    fn answer(&mut self, number: usize, answer: Result<(), Refusal>) -> bool {
+        let Some(queue) = &mut self.queues[number].queue else { return false };
+        queue.is_blocked = answer == Err(Refusal::Busy);
+        match answer {
+            Ok(()) => queue.took(),
+            Err(Refusal::Busy) => return false,
+            Err(Refusal::Failed(error)) => {
+                let ended = queue.refused(Status::from(error));
+                self.settle(number, ended);
+                self.mark_dirty(number);
+            }
+        }
+        true
+    }
+
+    fn mark_dirty(&mut self, number: usize) {
+        if !std::mem::replace(&mut self.queues[number].is_dirty, true) {
+            self.dirty.push(number as u16);
+        }
+    }
+
+    pub(crate) fn publish(&mut self) {
+        while let Some(number) = self.dirty.pop() {
+            let place = &mut self.queues[usize::from(number)];
+            place.is_dirty = false;
+            let Some(queue) = &mut place.queue else { continue };
+            if let Err(why) = queue.publish() {
+                self.disks[place.disk].drop_for(why);
+            }
+        }
+    }
+
+    fn settle(&mut self, number: usize, outcome: Result<(), impl Into<Broken>>) {
+        if let Err(why) = outcome {
+            self.disks[self.queues[number].disk].drop_for(why.into());
+        }
+    }
+}
+
+impl Disk {
+    /// Cuts the front-end off: its guest has lied or lost its memory. The
+    /// disk listens again when what is under way has ended.
+    fn drop_for(&mut self, why: Broken) {
+        if std::mem::replace(&mut self.broken, true) {
+            return;
+        }
+        tracing::error!(disk = self.spec.name(), "the guest's connection is cut off: {why}");
+        if let Some(socket) = self.socket.take() {
+            // It may have closed by itself.
+            let _ = rustix::net::shutdown(socket, Shutdown::Both);
+        }
+    }
+}
+
+/// A token is where the part is: queue, slot, part, and the slot's user.
+fn token(queue: usize, place: Place) -> Token {
+    let Place { slot, part, user } = place;
+    let fields = [queue as u16, slot, part, user];
+    Token(fields.iter().fold(0, |token, &field| token << 16 | u64::from(field)))
+}
+
+fn untoken(token: Token) -> (usize, Place) {
+    let field = |from: u32| (token.0 >> from) as u16;
+    (usize::from(field(48)), Place { slot: field(32), part: field(16), user: field(0) })
+}
+
+impl Disks {
+    fn running(&mut self, token: Token) -> Option<(usize, Place, &mut Queue)> {
+        let (number, place) = untoken(token);
+        let queue = self.queues.get_mut(number)?.queue.as_mut()?;
+        Some((number, place, queue))
+    }
+}
+
+impl Guest for Disks {
+    fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
+        let Some((number, place, queue)) = self.running(token) else {
+            return Err(BlockError::Malformed);
+        };
+        let outcome = queue.fetch(place, into);
+        self.settle(number, outcome);
+        outcome.map_err(|_| BlockError::Malformed)
+    }
+
+    fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
+        if let Some((number, place, queue)) = self.running(token) {
+            let outcome = queue.put(place, offset, bytes);
+            self.settle(number, outcome);
+        }
+    }
+
+    fn complete(&mut self, token: Token, outcome: Result<(), BlockError>) {
+        if let Some((number, place, queue)) = self.running(token) {
+            let outcome = queue.complete(place, outcome);
+            self.settle(number, outcome);
+            self.mark_dirty(number);
+        }
+    }
+}
