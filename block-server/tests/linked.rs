@@ -86,10 +86,10 @@ fn a_guest_over_the_link_reads_what_it_wrote_though_the_server_is_restarted() {
         least_timeout: ClientSettings::LEAST_TIMEOUT,
         seed: 3,
     };
-    let client = Client::new(network.end(Port(2)), settings).expect("memory");
+    let client = Client::new(network.end(Port(2)), settings);
     let guest = VecGuest::default();
     let mut rig = Rig { network, station, client, guest, now: Time::ZERO };
-    let volume = rig.client.attach(rig.now, SERVER, name("vm"), Access::Write);
+    let volume = rig.client.attach(rig.now, SERVER, name("vm"), Access::Write).expect("memory");
     let first = rig.wait_attached(volume);
     assert_eq!(first.sectors, SECTORS);
 

@@ -144,6 +144,15 @@ pub enum Refused {
     Failed,
 }
 
+impl Refused {
+    /// Whether a front that had the volume should ask again rather than stop
+    /// its disk: the server or its device may only be in trouble for a while.
+    #[must_use]
+    pub const fn may_pass(self) -> bool {
+        matches!(self, Self::Unknown | Self::Full | Self::Failed)
+    }
+}
+
 /// The answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachReply {

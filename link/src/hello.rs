@@ -18,11 +18,15 @@ use crate::frame::{OLDEST_VERSION, VERSION, u16_at, u32_at, u64_at};
 use crate::segment::Segmentation;
 
 /// The body of a hello:
-/// `oldest u8 | newest u8 | zero 6 | front 16 | incarnation u64 | cookie u64`.
+/// `oldest u8 | newest u8 | channel u16 | zero 4 | front 16 | incarnation u64 |
+/// cookie u64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The versions that the front speaks.
     pub versions: (u8, u8),
+    /// Tells sessions of one front with one worker apart: it may reach the
+    /// worker by two addresses.
+    pub channel: u16,
     /// Who it is.
     pub front: FrontId,
     /// Rises each time the front starts.
@@ -86,6 +90,7 @@ impl Hello {
         into.fill(0);
         into[0] = self.versions.0;
         into[1] = self.versions.1;
+        into[2..4].copy_from_slice(&self.channel.to_le_bytes());
         into[8..24].copy_from_slice(&self.front.0);
         into[24..32].copy_from_slice(&self.incarnation.to_le_bytes());
         into[32..40].copy_from_slice(&self.cookie.to_le_bytes());
@@ -95,7 +100,8 @@ impl Hello {
         let body: &[u8; Self::BYTES] = body.first_chunk()?;
         let front = FrontId(*body[8..].first_chunk()?);
         let (incarnation, cookie) = (u64_at(body, 24), u64_at(body, 32));
-        Some(Self { versions: (body[0], body[1]), front, incarnation, cookie })
+        let (versions, channel) = ((body[0], body[1]), u16_at(body, 2));
+        Some(Self { versions, channel, front, incarnation, cookie })
     }
 }
 
@@ -167,8 +173,13 @@ mod tests {
 
     #[test]
     fn bodies_survive_the_wire() {
-        let hello =
-            Hello { versions: (1, 2), front: FrontId([3; 16]), incarnation: 4, cookie: 1 << 60 };
+        let hello = Hello {
+            versions: (1, 2),
+            channel: 513,
+            front: FrontId([3; 16]),
+            incarnation: 4,
+            cookie: 1 << 60,
+        };
         let mut bytes = [0xff; 1024];
         hello.encode(&mut bytes);
         assert_eq!(Hello::parse(&bytes), Some(hello));

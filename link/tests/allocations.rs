@@ -112,10 +112,10 @@ fn a_request_over_udp_allocates_nothing() {
         seed: 1,
     };
     let wire = Udp::bind(loopback).expect("a socket");
-    let mut client = Client::new(wire, settings).expect("memory");
+    let mut client = Client::new(wire, settings);
     let clock = Clock::start();
     let name = VolumeName::new("disk").expect("a name");
-    let volume = client.attach(clock.now(), to, name, Access::Write);
+    let volume = client.attach(clock.now(), to, name, Access::Write).expect("memory");
 
     let mut guest = Counter::default();
     let mut submitted = 0;

@@ -189,7 +189,7 @@ impl World {
             now: Time::ZERO,
             on_the_way: Vec::new(),
             faults: Some(faults),
-            client: Client::new(network.end(CLIENT), settings).expect("memory"),
+            client: Client::new(network.end(CLIENT), settings),
             server: Server::new(ServerSettings { seed, ..SETTINGS }),
             server_wire: network.end(SERVER),
             disk,
@@ -351,7 +351,7 @@ impl World {
 
     fn run(&mut self, requests: u64) {
         let name = VolumeName::new("disk").expect("a name");
-        let volume = self.client.attach(self.now, SERVER, name, Access::Write);
+        let volume = self.client.attach(self.now, SERVER, name, Access::Write).expect("memory");
         let restarts = self.faults.map_or(0, |faults| faults.restarts);
         let mut restart_at: Vec<u64> =
             (0..restarts).map(|_| self.random.random_range(0..requests)).collect();

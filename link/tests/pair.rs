@@ -27,6 +27,27 @@ struct Sevens {
     generation: u64,
     sectors: u64,
     news: bool,
+    /// What attaches are answered, if not that they worked.
+    refuses: Option<AttachReply>,
+    /// The volume is attached in this server's session.
+    holds: bool,
+    detached: usize,
+}
+
+impl Sevens {
+    fn new() -> Self {
+        Self {
+            pool: Pool::private(8, 33 * 4096).expect("memory"),
+            replies: VecDeque::new(),
+            writes: 0,
+            generation: 1,
+            sectors: 1000,
+            news: false,
+            refuses: None,
+            holds: false,
+            detached: 0,
+        }
+    }
 }
 
 impl Host for Sevens {
@@ -40,8 +61,11 @@ impl Host for Sevens {
         let mut reply = Reply::plain(Ok(()), 0);
         match work {
             Work::Attach(AttachRequest { name, .. }) => {
+                self.holds = self.refuses.is_none();
                 reply.attach = Some(if name.as_str() == "missing" {
                     AttachReply::Refused(Refused::Unknown)
+                } else if let Some(refused) = self.refuses {
+                    refused
                 } else {
                     AttachReply::Attached(Attached {
                         handle: VolumeHandle(3),
@@ -63,7 +87,8 @@ impl Host for Sevens {
                 self.writes += usize::from(request.op.carries_data());
                 reply.buffer = request.buffer;
             }
-            Work::Detach(_) => {}
+            Work::Detach(_) if std::mem::take(&mut self.holds) => self.detached += 1,
+            Work::Detach(_) => reply.outcome = Err(BlockError::NotAttached),
         }
         self.replies.push_back((at, reply));
     }
@@ -93,6 +118,16 @@ impl Guest for OneRequest {
     }
 }
 
+fn turn_server(now: Time, server: &mut Server<Port>, wire: &mut End, host: &mut Sevens) {
+    wire.receive(&mut |from, bytes| server.handle_frame(now, from, bytes, host))
+        .expect("a memory wire");
+    while let Some((at, reply)) = host.replies.pop_front() {
+        server.handle_reply(now, at, reply, host);
+    }
+    server.serve_waiting(now, host);
+    server.transmit(wire);
+}
+
 struct Pair {
     now: Time,
     network: Network,
@@ -114,17 +149,10 @@ impl Pair {
         };
         Self {
             now: Time::ZERO,
-            client: Client::new(network.end(CLIENT), settings).expect("memory"),
+            client: Client::new(network.end(CLIENT), settings),
             server: Self::server(1),
             server_wire: network.end(SERVER),
-            host: Sevens {
-                pool: Pool::private(8, 33 * 4096).expect("memory"),
-                replies: VecDeque::new(),
-                writes: 0,
-                generation: 1,
-                sectors: 1000,
-                news: false,
-            },
+            host: Sevens::new(),
             guest: OneRequest::default(),
             network,
         }
@@ -139,15 +167,13 @@ impl Pair {
     }
 
     fn server_turn(&mut self) {
-        let (server, host, now) = (&mut self.server, &mut self.host, self.now);
-        self.server_wire
-            .receive(&mut |from, bytes| server.handle_frame(now, from, bytes, host))
-            .expect("a memory wire");
-        while let Some((at, reply)) = host.replies.pop_front() {
-            server.handle_reply(now, at, reply, host);
-        }
-        server.serve_waiting(now, host);
-        server.transmit(&mut self.server_wire);
+        turn_server(self.now, &mut self.server, &mut self.server_wire, &mut self.host);
+    }
+
+    /// The server's process dies and comes back; its sessions are gone.
+    fn restart_server(&mut self) {
+        self.server = Self::server(2);
+        self.host.holds = false;
     }
 
     fn sent(&self) -> Vec<Datagram> {
@@ -172,7 +198,7 @@ impl Pair {
 
     fn attach(&mut self, name: &str) -> VolumeHandle {
         let name = VolumeName::new(name).expect("a name");
-        self.client.attach(self.now, SERVER, name, Access::Write)
+        self.client.attach(self.now, SERVER, name, Access::Write).expect("memory")
     }
 
     fn attached() -> (Self, VolumeHandle) {
@@ -324,9 +350,9 @@ fn an_older_start_of_a_front_is_refused() {
         least_timeout: Duration::from_millis(1),
         seed: 2,
     };
-    let mut copy = Client::new(pair.network.end(Port(8)), settings).expect("memory");
+    let mut copy = Client::new(pair.network.end(Port(8)), settings);
     let name = VolumeName::new("disk").expect("a name");
-    let volume = copy.attach(pair.now, SERVER, name, Access::Write);
+    let volume = copy.attach(pair.now, SERVER, name, Access::Write).expect("memory");
     for _ in 0..4 {
         copy.turn(pair.now, &mut OneRequest::default());
         pair.run(Duration::from_millis(1), |_| false);
@@ -339,7 +365,7 @@ fn an_older_start_of_a_front_is_refused() {
 #[test]
 fn a_volume_of_another_generation_is_not_served_after_a_reconnect() {
     let (mut pair, volume) = Pair::attached();
-    pair.server = Pair::server(2);
+    pair.restart_server();
     pair.host.generation = 2;
     pair.submit(volume, Op::Write, 8);
     pair.run(Duration::from_secs(1), |_| false);
@@ -374,6 +400,165 @@ fn an_abandoned_request_ends_once_and_its_answer_is_dropped() {
     pair.client.abandon(volume, &mut pair.guest);
     assert_eq!(pair.guest.outcome, Some(Err(BlockError::Unreachable)));
     pair.submit(volume, Op::Read, 8);
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}
+
+/// The server came back with more workers, and the volume is another worker's
+/// now. A write that had no answer went on waiting at the old one, for ever.
+#[test]
+fn a_part_follows_its_volume_to_another_worker() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Write, 64);
+    pair.run(Duration::from_millis(5), |frame| frame.kind == Kind::Answer);
+    pair.restart_server();
+    pair.host.refuses = Some(AttachReply::Elsewhere { port: 3 });
+    let (mut server, mut wire) = (Pair::server(3), pair.network.end(Port(3)));
+    let mut host = Sevens::new();
+    for _ in 0..2000 {
+        turn_server(pair.now, &mut server, &mut wire, &mut host);
+        pair.run(Duration::from_micros(500), |_| false);
+    }
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+    assert_eq!(host.writes, 1, "at the new worker, once");
+}
+
+/// The worker that a volume was sent to does not answer: the server that was
+/// named is asked again, and has the volume itself now.
+#[test]
+fn a_volume_comes_home_from_a_worker_that_is_gone() {
+    let (mut pair, volume) = Pair::attached();
+    pair.restart_server();
+    pair.host.refuses = Some(AttachReply::Elsewhere { port: 3 });
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_secs(2), |_| false);
+    assert_eq!(pair.guest.outcome, None);
+    pair.host.refuses = None;
+    pair.run(Duration::from_secs(4), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}
+
+/// A front died with writes half sent. Their buffers were never given back,
+/// and in the end nobody else got one.
+#[test]
+fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
+    let (mut pair, volume) = Pair::attached();
+    for _ in 0..7 {
+        pair.submit(volume, Op::Write, 64);
+    }
+    pair.run(Duration::from_millis(2), |frame| frame.header.offset > 0);
+    let _drained = pair.host.pool.take();
+    assert_eq!(pair.host.pool.available(), 0);
+    let settings = ClientSettings {
+        front: FrontId([2; 16]),
+        incarnation: 1,
+        least_timeout: Duration::from_millis(1),
+        seed: 2,
+    };
+    // The dead one is cut off; its neighbour comes.
+    let mut neighbour = Client::new(pair.network.end(Port(8)), settings);
+    let _cut = pair.network.end(CLIENT);
+    pair.client = neighbour_of_nobody();
+    let name = VolumeName::new("disk").expect("a name");
+    let volume = neighbour.attach(pair.now, SERVER, name, Access::Write).expect("memory");
+    let mut guest = OneRequest { placed: vec![0; 4096], outcome: None };
+    let part = Part { token: Token(0), volume, op: Op::Read, range: SectorRange::new(8, 8) };
+    let mut submitted = false;
+    for _ in 0..8000 {
+        neighbour.turn(pair.now, &mut guest);
+        submitted = submitted || neighbour.submit(pair.now, part, &mut guest).is_ok();
+        pair.run(Duration::from_micros(500), |_| false);
+    }
+    assert!(submitted);
+    assert_eq!(guest.outcome, Some(Ok(())));
+}
+
+/// A client that nobody serves, in the place of one that died.
+fn neighbour_of_nobody() -> Client<End> {
+    let settings = ClientSettings {
+        front: FrontId([0; 16]),
+        incarnation: 1,
+        least_timeout: Duration::from_millis(1),
+        seed: 3,
+    };
+    Client::new(Network::new().end(Port(99)), settings)
+}
+
+/// The server was restarted while the front was idle, and then the front was
+/// stopped. It detached with the handle of the old session, heard "not
+/// attached", and said that the volume was given back. It was not.
+#[test]
+fn a_volume_is_given_back_also_when_the_session_was_lost() {
+    let (mut pair, volume) = Pair::attached();
+    pair.restart_server();
+    pair.client.detach(volume);
+    pair.run(Duration::from_millis(5), |_| true);
+    assert_eq!(pair.client.state(volume), VolumeState::Detaching, "nobody has confirmed it");
+    pair.run(Duration::from_secs(2), |_| false);
+    assert_eq!(pair.client.state(volume), VolumeState::Detached);
+    assert_eq!((pair.host.detached, pair.host.holds), (1, false));
+}
+
+/// After a restart the server's device was in trouble for a moment: that is a
+/// pause for the guest, not the end of its disk.
+#[test]
+fn a_refusal_that_may_pass_is_a_pause_for_a_disk_that_was_served() {
+    let (mut pair, volume) = Pair::attached();
+    pair.restart_server();
+    pair.host.refuses = Some(AttachReply::Refused(Refused::Failed));
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_millis(2500), |_| false);
+    assert_eq!(pair.guest.outcome, None);
+    assert_eq!(pair.client.state(volume), VolumeState::Waiting);
+    pair.host.refuses = None;
+    pair.run(Duration::from_millis(1500), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}
+
+/// One front that reaches a worker by two addresses has two sessions. They
+/// replaced each other, again and again.
+#[test]
+fn two_ways_to_one_worker_are_two_sessions() {
+    let (mut pair, volume) = Pair::attached();
+    // What goes to the alias reaches the server, and comes back as from it.
+    let (alias, seen_as) = (Port(4), Port(11));
+    let name = VolumeName::new("other").expect("a name");
+    let other = pair.client.attach(pair.now, alias, name, Access::Write).expect("memory");
+    let mut hellos = 0;
+    for _ in 0..2000 {
+        pair.client_turn();
+        pair.server_turn();
+        for mut datagram in pair.sent() {
+            hellos += usize::from(datagram.bytes[3] == Kind::Hello as u8);
+            if datagram.to == alias {
+                (datagram.from, datagram.to) = (seen_as, SERVER);
+            } else if datagram.to == seen_as {
+                (datagram.from, datagram.to) = (alias, CLIENT);
+            }
+            pair.network.deliver(datagram);
+        }
+        pair.now = pair.now + Duration::from_micros(100);
+    }
+    assert!(matches!(pair.client.state(volume), VolumeState::Attached(_)));
+    assert!(matches!(pair.client.state(other), VolumeState::Attached(_)));
+    assert_eq!(hellos, 4, "one greeting, in four sizes");
+    assert_eq!(pair.server.sessions(), 2);
+}
+
+/// A peer may say any counter. The highest one overflowed the search for gaps.
+#[test]
+fn the_highest_counter_breaks_nothing() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Write, 32);
+    pair.client_turn();
+    for datagram in pair.sent() {
+        let frame = Frame::parse(&datagram.bytes).expect("our own frame");
+        let header = Header { counter: u64::MAX, ..frame.header };
+        let mut bytes = header.encode(frame.kind, frame.payload).to_vec();
+        bytes.extend(frame.payload);
+        pair.network.deliver(Datagram { bytes, ..datagram });
+        pair.server_turn();
+    }
     pair.run(Duration::from_secs(1), |_| false);
     assert_eq!(pair.guest.outcome, Some(Ok(())));
 }

@@ -33,7 +33,8 @@ pub(super) fn attach(
             let access = if disk.read_only { Access::Read } else { Access::Write };
             client.attach(start, disk.server, disk.volume.clone(), access)
         })
-        .collect();
+        .collect::<Result<_, _>>()
+        .context("no memory for the link's buffers")?;
     let until = patience.map(|patience| start + patience);
     let mut attaching = Attaching { client, volumes, until, late: false, stop };
     turns.run(&mut attaching).context("the front cannot wait for its servers")?;

@@ -60,7 +60,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
         least_timeout: config.least_timeout,
         seed: rand::random(),
     };
-    let client = Client::new(wire, settings).context("no memory for the link's buffers")?;
+    let client = Client::new(wire, settings);
 
     let turns = Loop::new(poller, config.idle, clock);
     let patience = config.connect_timeout;

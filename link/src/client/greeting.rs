@@ -38,7 +38,9 @@ pub(super) struct Offer {
 /// One greeting, from the first hello to the answer to our open.
 #[derive(Debug)]
 pub(super) struct Greeting {
+    channel: u16,
     cookie: u64,
+    begun: Time,
     offer: Option<Offer>,
     opening: bool,
     next: Time,
@@ -47,8 +49,22 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    pub(super) fn new(now: Time, cookie: u64) -> Self {
-        Self { cookie, offer: None, opening: false, next: now, pause: FIRST_PAUSE, refused: None }
+    pub(super) fn new(now: Time, channel: u16, cookie: u64) -> Self {
+        Self {
+            channel,
+            cookie,
+            begun: now,
+            offer: None,
+            opening: false,
+            next: now,
+            pause: FIRST_PAUSE,
+            refused: None,
+        }
+    }
+
+    /// When the front began to ask.
+    pub(super) const fn begun(&self) -> Time {
+        self.begun
     }
 
     pub(super) const fn deadline(&self) -> Time {
@@ -146,6 +162,7 @@ impl Greeting {
     fn send_hellos<W: Wire>(&self, caller: Caller, wire: &mut W, to: W::Peer) {
         let hello = Hello {
             versions: (OLDEST_VERSION, VERSION),
+            channel: self.channel,
             front: caller.front,
             incarnation: caller.incarnation,
             cookie: self.cookie,

@@ -8,8 +8,7 @@ mod slot;
 use std::io;
 use std::time::Duration;
 
-use block_core::unit::MAX_REQUEST_BYTES;
-use block_core::{BLOCK_SIZE, BlockError, Pool, Time};
+use block_core::{BlockError, Buffer, Time};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
@@ -21,13 +20,12 @@ use crate::wire::{Peer, Wire};
 use greeting::Caller;
 use session::Session;
 
-/// Private copies of writes that a client keeps at most; also bounds the
-/// memory: each takes up to 128 KiB, touched only when used.
-const PRIVATE_COPIES: usize = 256;
+/// How long a worker that a volume was sent to may be silent before the server
+/// that was named for the volume is asked again: it may have fewer workers now.
+const REDIRECT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A buffer for a private copy. The odd page keeps the copies of small writes
-/// from all falling into the same sets of the processor's caches.
-const COPY_BYTES: usize = MAX_REQUEST_BYTES + BLOCK_SIZE;
+/// How long a volume then waits before it is asked for.
+const HOME_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a client introduces itself and how patient it is.
 #[derive(Clone, Copy, Debug)]
@@ -70,8 +68,18 @@ pub enum VolumeState {
 struct Volume {
     name: VolumeName,
     access: Access,
+    /// The session with the server that was named for it.
+    home: usize,
+    /// The session that it is attached in, or shall be.
     session: usize,
+    /// Never [`VolumeState::Detaching`]: that is `leaving`.
     state: VolumeState,
+    /// It shall be given back.
+    leaving: bool,
+    /// An attach was sent, so the server may have it attached.
+    asked: bool,
+    /// Not before this is it asked for again.
+    retry_at: Option<Time>,
     /// The server has said that it is not what it was.
     has_news: bool,
     /// What was attached last, to compare with after a reconnect.
@@ -89,28 +97,30 @@ pub struct Client<W: Wire> {
     random: StdRng,
     sessions: Vec<Session<W::Peer>>,
     volumes: Vec<Volume>,
-    copies: Pool,
+    /// Parts whose volume went to another session, with what they write.
+    moving: Vec<(Part, Option<Buffer>)>,
 }
 
 impl<W: Wire> Client<W> {
     /// A client without volumes.
-    ///
-    /// # Errors
-    /// The kernel's, when it has no memory for private copies.
-    pub fn new(wire: W, settings: ClientSettings) -> io::Result<Self> {
-        Ok(Self {
+    #[must_use]
+    pub fn new(wire: W, settings: ClientSettings) -> Self {
+        Self {
             wire,
             caller: Caller { front: settings.front, incarnation: settings.incarnation },
             least_timeout: settings.least_timeout,
             random: StdRng::seed_from_u64(settings.seed),
             sessions: Vec::new(),
             volumes: Vec::new(),
-            copies: Pool::private(PRIVATE_COPIES, COPY_BYTES)?,
-        })
+            moving: Vec::new(),
+        }
     }
 
     /// Asks the server at `server` for a volume. [`Client::state`] tells how
     /// that goes; it is asked for until it is attached or refused.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory for the session's private copies.
     ///
     /// # Panics
     /// After 65,535 volumes.
@@ -120,30 +130,46 @@ impl<W: Wire> Client<W> {
         server: W::Peer,
         name: VolumeName,
         access: Access,
-    ) -> VolumeHandle {
-        let session = self.session_with(now, server);
+    ) -> io::Result<VolumeHandle> {
+        let session = self.session_with(now, server)?;
         let handle = u16::try_from(self.volumes.len()).expect("fewer than 65,536 volumes");
-        let state = VolumeState::Waiting;
-        let (has_news, known, in_use) = (false, None, 0);
-        self.volumes.push(Volume { name, access, session, state, has_news, known, in_use });
-        VolumeHandle(handle)
+        self.volumes.push(Volume {
+            name,
+            access,
+            home: session,
+            session,
+            state: VolumeState::Waiting,
+            leaving: false,
+            asked: false,
+            retry_at: None,
+            has_news: false,
+            known: None,
+            in_use: 0,
+        });
+        Ok(VolumeHandle(handle))
     }
 
-    fn session_with(&mut self, now: Time, peer: W::Peer) -> usize {
+    fn session_with(&mut self, now: Time, peer: W::Peer) -> io::Result<usize> {
         if let Some(known) = self.sessions.iter().position(|session| session.peer() == peer) {
-            return known;
+            return Ok(known);
         }
         let cookie = self.random.next_u64();
         let window = self.wire.window();
         let index = self.sessions.len();
-        self.sessions.push(Session::new(index, now, peer, cookie, window, self.least_timeout));
-        index
+        self.sessions.push(Session::new(index, now, peer, cookie, window, self.least_timeout)?);
+        Ok(index)
     }
 
     /// Where a volume stands.
     #[must_use]
     pub fn state(&self, volume: VolumeHandle) -> VolumeState {
-        self.volumes[usize::from(volume.0)].state
+        let volume = &self.volumes[usize::from(volume.0)];
+        match volume.state {
+            VolumeState::Waiting | VolumeState::Attached(_) if volume.leaving => {
+                VolumeState::Detaching
+            }
+            state => state,
+        }
     }
 
     /// Why the server of a volume gives no session, if it said so.
@@ -166,14 +192,17 @@ impl<W: Wire> Client<W> {
         self.sessions.iter_mut().map(resized).fold(false, |any, one| any | one)
     }
 
-    /// Gives a volume back; [`VolumeState::Detached`] follows.
+    /// Gives a volume back; [`VolumeState::Detached`] follows when the server
+    /// has confirmed it. Whatever the server may think that this front has, it
+    /// is told: a volume whose session was lost is attached once more for that.
     pub fn detach(&mut self, volume: VolumeHandle) {
         let volume = &mut self.volumes[usize::from(volume.0)];
-        volume.state = match volume.state {
-            VolumeState::Attached(_) => VolumeState::Detaching,
-            VolumeState::Detaching => VolumeState::Detaching,
-            _ => VolumeState::Detached,
-        };
+        match volume.state {
+            VolumeState::Waiting | VolumeState::Attached(_) if volume.asked => {
+                volume.leaving = true;
+            }
+            _ => volume.state = VolumeState::Detached,
+        }
     }
 
     /// Tells the servers that no more will come.
@@ -220,7 +249,53 @@ impl<W: Wire> Client<W> {
             let session = self.volumes[index].session;
             if let Some(port) = self.sessions[session].take_redirect(index) {
                 let peer = self.sessions[session].peer().with_port(port);
-                self.volumes[index].session = self.session_with(now, peer);
+                match self.session_with(now, peer) {
+                    Ok(to) => self.move_volume(index, to),
+                    Err(error) => {
+                        tracing::error!(%error, "no memory for a session with another worker");
+                        self.volumes[index].retry_at = Some(now + HOME_PAUSE);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the server that was named for a volume again, when the worker that
+    /// it was sent to is silent.
+    fn go_home(&mut self, now: Time) {
+        for index in 0..self.volumes.len() {
+            let Volume { session, home, .. } = self.volumes[index];
+            let silent = self.sessions[session].greeting_since();
+            if session != home && silent.is_some_and(|since| now - since > REDIRECT_PATIENCE) {
+                self.move_volume(index, home);
+                self.volumes[index].retry_at = Some(now + HOME_PAUSE);
+            }
+        }
+    }
+
+    fn move_volume(&mut self, index: usize, to: usize) {
+        let from = self.volumes[index].session;
+        if from != to {
+            let mut parts = self.sessions[from].take_parts(index, &mut self.volumes);
+            self.moving.append(&mut parts);
+            self.volumes[index].session = to;
+        }
+    }
+
+    /// Gives parts that had to leave a session a slot in another.
+    fn settle_moving(&mut self, guest: &mut impl Guest) {
+        let Self { moving, sessions, volumes, .. } = self;
+        for (part, data) in std::mem::take(moving) {
+            let volume = &volumes[usize::from(part.volume.0)];
+            match volume.state {
+                VolumeState::Attached(_) => {
+                    let session = volume.session;
+                    if let Err(data) = sessions[session].adopt(part, data, volumes) {
+                        moving.push((part, data));
+                    }
+                }
+                VolumeState::Waiting => moving.push((part, data)),
+                _ => guest.complete(part.token, Err(BlockError::NotAttached)),
             }
         }
     }
@@ -233,12 +308,13 @@ impl<W: Wire> Path for Client<W> {
             return Err(Refusal::Failed(BlockError::NotAttached));
         };
         match volume.state {
-            VolumeState::Attached(_) => {}
-            VolumeState::Waiting => return Err(Refusal::Busy),
+            _ if volume.leaving => return Err(Refusal::Failed(BlockError::NotAttached)),
+            VolumeState::Attached(_) if self.moving.is_empty() => {}
+            VolumeState::Attached(_) | VolumeState::Waiting => return Err(Refusal::Busy),
             _ => return Err(Refusal::Failed(BlockError::NotAttached)),
         }
         let session = &mut self.sessions[volume.session];
-        session.submit(part, &mut self.volumes, &self.copies, guest)
+        session.submit(part, &mut self.volumes, guest)
     }
 
     fn turn(&mut self, now: Time, guest: &mut impl Guest) -> bool {
@@ -246,10 +322,16 @@ impl<W: Wire> Path for Client<W> {
         if received > 0 {
             self.follow_redirects(now);
         }
+        if self.sessions.iter().any(|session| session.greeting_since().is_some()) {
+            self.go_home(now);
+        }
+        if !self.moving.is_empty() {
+            self.settle_moving(guest);
+        }
         let mut sent = false;
         for session in &mut self.sessions {
-            session.handle_timeout(now);
-            session.attach_next(&mut self.volumes, &self.copies);
+            session.handle_timeout(now, &self.volumes);
+            session.attach_next(now, &mut self.volumes);
             sent |= session.transmit(now, self.caller, &self.volumes, &mut self.wire);
         }
         if sent {
@@ -263,9 +345,12 @@ impl<W: Wire> Path for Client<W> {
     }
 
     fn abandon(&mut self, volume: VolumeHandle, guest: &mut impl Guest) {
-        let session = self.volumes[usize::from(volume.0)].session;
         let error = BlockError::Unreachable;
+        let session = self.volumes[usize::from(volume.0)].session;
         self.sessions[session].fail_parts(usize::from(volume.0), error, &mut self.volumes, guest);
+        for (part, _) in self.moving.extract_if(.., |(part, _)| part.volume == volume) {
+            guest.complete(part.token, Err(error));
+        }
     }
 }
 

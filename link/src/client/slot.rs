@@ -2,6 +2,7 @@
 
 use block_core::{BLOCK_SIZE, Buffer, Op, Time};
 
+use crate::attach::BODY_BYTES;
 use crate::path::Part;
 use crate::segment::{SegmentSet, Segmentation};
 
@@ -26,6 +27,9 @@ pub(super) struct Slot {
     /// and made anew for a resend: what the guest does to its memory meanwhile
     /// changes nothing.
     pub(super) data: Option<Buffer>,
+    /// What an attach carries. Not a private copy: those may all be held by
+    /// writes that wait for this very attach.
+    pub(super) body: Option<[u8; BODY_BYTES]>,
     /// Bytes of data carried or asked for.
     pub(super) bytes: usize,
     /// Of a write: what is to be sent now.
@@ -56,6 +60,7 @@ impl Slot {
             number: 0,
             attempt: 0,
             data: None,
+            body: None,
             bytes: 0,
             unsent: SegmentSet::EMPTY,
             received: SegmentSet::EMPTY,
@@ -83,6 +88,11 @@ impl Slot {
         self.doublings = 0;
         self.unscheduled = false;
         self.last_counter = 0;
+    }
+
+    /// The bytes that the request carries.
+    pub(super) fn carried(&self) -> Option<&[u8]> {
+        self.body.as_ref().map(|body| &body[..]).or(self.data.as_deref())
     }
 
     pub(super) fn is_read(&self) -> bool {

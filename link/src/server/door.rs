@@ -19,6 +19,7 @@ pub(super) struct Offer<P> {
     pub(super) peer: P,
     pub(super) front: FrontId,
     pub(super) incarnation: u64,
+    pub(super) channel: u16,
     cookie: u64,
     pub(super) session: u32,
     pub(super) nonce: u64,
@@ -39,12 +40,15 @@ impl<P: Copy + Eq> Door<P> {
     /// differently padded copies all speak of one session.
     pub(super) fn offer(&mut self, peer: P, hello: &Hello) -> Offer<P> {
         let same = |offer: &&Offer<P>| {
-            offer.peer == peer && offer.front == hello.front && offer.cookie == hello.cookie
+            offer.peer == peer
+                && offer.front == hello.front
+                && offer.channel == hello.channel
+                && offer.cookie == hello.cookie
         };
         if let Some(offer) = self.offers.iter().find(same) {
             return *offer;
         }
-        self.offers.retain(|offer| offer.front != hello.front);
+        self.offers.retain(|offer| (offer.front, offer.channel) != (hello.front, hello.channel));
         if self.offers.len() == MAX_OFFERS {
             self.offers.pop_front();
         }
@@ -52,6 +56,7 @@ impl<P: Copy + Eq> Door<P> {
             peer,
             front: hello.front,
             incarnation: hello.incarnation,
+            channel: hello.channel,
             cookie: hello.cookie,
             // Zero is what a front without a session says.
             session: self.random.next_u32().max(1),

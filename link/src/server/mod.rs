@@ -8,6 +8,7 @@ mod session;
 mod slot;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use block_core::Time;
 use rand::SeedableRng;
@@ -41,6 +42,14 @@ pub struct ServerSettings {
     /// Randomness for session ids and nonces.
     pub seed: u64,
 }
+
+/// How long a request may lack data before its buffer is given to others, when
+/// others wait.
+const DATA_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a front must have been silent before its session is ended, when
+/// another front finds no room. One that lives connects again.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// A short frame outside of any slot.
 #[derive(Debug)]
@@ -95,8 +104,8 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
             Err(_) => return,
         };
         match frame.kind {
-            Kind::Hello => self.handle_hello(from, &frame),
-            Kind::Open => self.handle_open(from, &frame, host),
+            Kind::Hello => self.handle_hello(now, from, &frame, host),
+            Kind::Open => self.handle_open(now, from, &frame, host),
             Kind::Request | Kind::Probe | Kind::Bye => self.handle_session(now, from, &frame, host),
             // What servers say is not said to them.
             _ => {}
@@ -114,7 +123,7 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         self.note(to, Note::Refuse(refused));
     }
 
-    fn handle_hello(&mut self, from: P, frame: &Frame<'_>) {
+    fn handle_hello(&mut self, now: Time, from: P, frame: &Frame<'_>, host: &mut impl Host) {
         // Only padded hellos are answered: an answer is never longer than what
         // asked for it, so nobody can aim it at others.
         let Some(hello) = Hello::parse(frame.payload) else { return };
@@ -124,13 +133,11 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         if hello.versions.0 > VERSION || hello.versions.1 < OLDEST_VERSION {
             return self.refuse_version(from);
         }
-        if let Some((_, old)) = self.live_session_of(hello.front)
-            && old.incarnation() > hello.incarnation
-        {
+        let newest = self.live_sessions_of(hello.front).map(|(_, live)| live.incarnation()).max();
+        if newest.is_some_and(|newest| newest > hello.incarnation) {
             return self.note(from, Note::Refuse(SessionRefused::Stale));
         }
-        if self.live_session_of(hello.front).is_none() && !self.sessions.iter().any(Option::is_none)
-        {
+        if newest.is_none() && !self.make_room(now, host) {
             return self.note(from, Note::Refuse(SessionRefused::Full));
         }
         let offer = self.door.offer(from, &hello);
@@ -144,21 +151,36 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         self.note(from, Note::Welcome(welcome, offer.session, frame.payload.len()));
     }
 
-    fn live_session_of(&self, front: FrontId) -> Option<(usize, &Session<P>)> {
-        self.sessions.iter().enumerate().find_map(|(index, session)| {
-            session
-                .as_ref()
-                .filter(|session| session.front() == front && !session.is_closing())
-                .map(|session| (index, session))
+    fn live_sessions_of(&self, front: FrontId) -> impl Iterator<Item = (usize, &Session<P>)> {
+        self.sessions.iter().enumerate().filter_map(move |(index, session)| {
+            let session = session.as_ref()?;
+            (session.front() == front && !session.is_closing()).then_some((index, session))
         })
+    }
+
+    /// Whether there is a place for a session; one whose front has long been
+    /// silent is ended for it.
+    fn make_room(&mut self, now: Time, host: &mut impl Host) -> bool {
+        if self.sessions.iter().any(Option::is_none) {
+            return true;
+        }
+        let Some(then) = earlier(now, SILENCE) else { return false };
+        let forsaken = self
+            .sessions
+            .iter()
+            .position(|session| session.as_ref().is_some_and(|session| session.is_forsaken(then)));
+        if let Some(index) = forsaken {
+            self.close(index, host);
+        }
+        self.sessions.iter().any(Option::is_none)
     }
 
     /// The front has heard us: its old session ends, and when the last request
     /// of that has ended, the new one is said to be open.
-    fn handle_open(&mut self, from: P, frame: &Frame<'_>, host: &mut impl Host) {
+    fn handle_open(&mut self, now: Time, from: P, frame: &Frame<'_>, host: &mut impl Host) {
         let Some(open) = Open::parse(frame.payload) else { return };
         let id = frame.header.session;
-        if self.find(id, from).is_none() && !self.admit(from, id, &open, host) {
+        if self.find(id, from).is_none() && !self.admit(now, from, id, &open, host) {
             return self.note(from, Note::UnknownSession(id));
         }
         let Some(index) = self.find(id, from) else { return };
@@ -174,16 +196,25 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         }
     }
 
-    fn admit(&mut self, from: P, id: u32, open: &Open, host: &mut impl Host) -> bool {
+    fn admit(&mut self, now: Time, from: P, id: u32, open: &Open, host: &mut impl Host) -> bool {
         let Some((offer, segments)) = self.door.open(from, id, open) else { return false };
-        if let Some((old, _)) = self.live_session_of(offer.front) {
-            self.close(old, host);
-        }
+        // An earlier start of the front is over with all its sessions; the same
+        // start has one for each way that it reaches us.
+        let replaced = |session: &Session<P>| {
+            session.channel() == offer.channel || session.incarnation() < offer.incarnation
+        };
+        let old: Vec<usize> = self
+            .live_sessions_of(offer.front)
+            .filter(|(_, session)| replaced(session))
+            .map(|(old, _)| old)
+            .collect();
+        old.into_iter().for_each(|old| self.close(old, host));
         let Some(place) = self.sessions.iter().position(Option::is_none) else { return false };
         let index = SessionIndex(place as u16);
         host.opened(index, offer.front, self.settings.slots);
         tracing::info!(front = %offer.front, peer = ?from, segment = segments.size(), "session");
-        self.sessions[place] = Some(Session::new(index, offer, segments, self.settings.slots));
+        let slots = self.settings.slots;
+        self.sessions[place] = Some(Session::new(now, index, offer, segments, slots));
         true
     }
 
@@ -198,6 +229,7 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
             return self.note(from, Note::UnknownSession(frame.header.session));
         };
         let Some(session) = &mut self.sessions[index] else { return };
+        session.hear(now);
         match frame.kind {
             Kind::Request => {
                 let mut queues =
@@ -243,11 +275,22 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
                 self.waiting.pop_front();
                 continue;
             };
-            if !session.grant(now, at.slot, &mut self.queue, host) {
+            if session.grant(now, at.slot, &mut self.queue, host) {
+                self.waiting.pop_front();
+            } else if !self.reclaim(now) {
                 return;
             }
-            self.waiting.pop_front();
         }
+    }
+
+    /// Takes buffers back from requests that stopped half-way: their front may
+    /// be gone, and others wait. Fronts that wait ask every 250 ms, so this is
+    /// tried again without a timer.
+    fn reclaim(&mut self, now: Time) -> bool {
+        let Some(then) = earlier(now, DATA_PATIENCE) else { return false };
+        let sessions = self.sessions.iter_mut().flatten();
+        // All of them: the fewer rounds the better.
+        sessions.map(|session| session.reclaim(then)).fold(false, |any, one| any | one)
     }
 
     /// Sends what is due, a bounded burst of it; whether anything was.
@@ -278,6 +321,12 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
     pub fn sessions(&self) -> usize {
         self.sessions.iter().flatten().count()
     }
+}
+
+/// The moment `span` before `now`, if there was one.
+fn earlier(now: Time, span: Duration) -> Option<Time> {
+    let nanos = u64::try_from(span.as_nanos()).ok()?;
+    now.nanos().checked_sub(nanos).map(Time::from_nanos)
 }
 
 fn send_note<W: Wire>(wire: &mut W, to: W::Peer, note: &Note) {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use block_core::{BlockError, Buffer, Request, Time};
 
 use super::door::Offer;
-use super::slot::{Asked, Outcome, Phase, Slot};
+use super::slot::{Asked, Due, Outcome, Phase, Slot};
 use crate::attach::{AttachRequest, FrontId};
 use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES, WireOp};
 use crate::frame::{Frame, Header, Kind};
@@ -21,6 +21,9 @@ pub(super) struct Session<P> {
     peer: P,
     front: FrontId,
     incarnation: u64,
+    channel: u16,
+    /// When the front was heard last.
+    heard: Time,
     cut: Segmentation,
     slots: Vec<Slot>,
     credit: u16,
@@ -39,13 +42,21 @@ pub(super) struct Queues<'a> {
 }
 
 impl<P: Copy + Eq> Session<P> {
-    pub(super) fn new(index: SessionIndex, offer: Offer<P>, cut: Segmentation, slots: u16) -> Self {
+    pub(super) fn new(
+        now: Time,
+        index: SessionIndex,
+        offer: Offer<P>,
+        cut: Segmentation,
+        slots: u16,
+    ) -> Self {
         Self {
             index,
             id: offer.session,
             peer: offer.peer,
             front: offer.front,
             incarnation: offer.incarnation,
+            channel: offer.channel,
+            heard: now,
             cut,
             slots: (0..slots).map(|_| Slot::idle()).collect(),
             credit: slots,
@@ -66,6 +77,40 @@ impl<P: Copy + Eq> Session<P> {
 
     pub(super) const fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    pub(super) const fn channel(&self) -> u16 {
+        self.channel
+    }
+
+    /// Notes that the front was heard.
+    pub(super) const fn hear(&mut self, now: Time) {
+        self.heard = now;
+    }
+
+    /// Whether nothing is under way and nothing was heard since `then`.
+    pub(super) fn is_forsaken(&self, then: Time) -> bool {
+        self.running == 0 && !self.closing && self.heard < then
+    }
+
+    /// Takes the buffers back from requests whose data has not come since
+    /// `then`: a front that is alive sends it again when it asks. Whether there
+    /// was one.
+    pub(super) fn reclaim(&mut self, then: Time) -> bool {
+        let mut any = false;
+        let mut receiving = self.receiving;
+        while receiving != 0 {
+            let index = receiving.trailing_zeros() as usize;
+            receiving &= receiving - 1;
+            let slot = &mut self.slots[index];
+            if slot.since < then {
+                slot.phase = Phase::Idle;
+                slot.due = Due::default();
+                self.receiving &= !(1 << index);
+                any = true;
+            }
+        }
+        any
     }
 
     pub(super) const fn segments(&self) -> Segmentation {
@@ -121,6 +166,9 @@ impl<P: Copy + Eq> Session<P> {
                 return;
             }
             self.begin(now, index, header, queues, host);
+        } else if header.number == slot.number && matches!(slot.phase, Phase::Idle) {
+            // Its buffer was taken back: it begins anew.
+            self.begin(now, index, header, queues, host);
         } else if header.number == slot.number {
             self.repeat(now, index, header, queues, host);
         } else {
@@ -172,6 +220,8 @@ impl<P: Copy + Eq> Session<P> {
     ) {
         let slot = &mut self.slots[index];
         let newer = header.attempt.wrapping_sub(slot.attempt) as i16 > 0;
+        // What was to be said of an earlier attempt is out of date.
+        slot.due.progress = None;
         match slot.phase {
             Phase::Done | Phase::Sending { .. }
                 if slot.is_read() && slot.outcome.code == 0 && newer =>
@@ -255,6 +305,7 @@ impl<P: Copy + Eq> Session<P> {
             return self.start(now, index, Some(buffer), send, host);
         }
         slot.phase = Phase::Receiving { buffer, received: SegmentSet::EMPTY };
+        slot.since = now;
         self.receiving |= 1 << index;
         let unscheduled = self.cut.within(slot.asked.bytes, UNSCHEDULED_BYTES);
         let granted = self.cut.all(slot.asked.bytes).without(unscheduled);
@@ -278,6 +329,7 @@ impl<P: Copy + Eq> Session<P> {
         let (offset, len) = (frame.header.offset as usize, frame.payload.len());
         let Some(segment) = self.cut.index(offset, len, asked.bytes) else { return };
         slot.last_counter = frame.header.counter;
+        slot.since = now;
         if received.contains(segment) {
             return;
         }
@@ -408,7 +460,8 @@ impl<P: Copy + Eq> Session<P> {
             receiving &= receiving - 1;
             let slot = &mut self.slots[index];
             let Phase::Receiving { received, .. } = &slot.phase else { continue };
-            if !received.is_empty() && counter > slot.last_counter + REORDER_FRAMES {
+            let gap = counter.saturating_sub(slot.last_counter) > REORDER_FRAMES;
+            if !received.is_empty() && gap {
                 slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
                 slot.last_counter = counter;
                 self.enqueue(index, send);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use block_core::{BlockError, Time};
 
 use super::Session;
+use super::sending::earlier;
 use crate::attach::AttachReply;
 use crate::client::slot::Use;
 use crate::client::{Volume, VolumeState, judge};
@@ -13,6 +14,9 @@ use crate::frame::{Frame, Header};
 use crate::path::Guest;
 use crate::segment::SegmentSet;
 use crate::wire::Peer;
+
+/// How long a server that could not attach or detach is left alone.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl<P: Peer> Session<P> {
     /// The slot that a frame speaks of, if it speaks of what the slot does now.
@@ -34,7 +38,10 @@ impl<P: Peer> Session<P> {
         self.credit = header.volume.max(1);
         let Some(index) = self.slot_of(header) else { return };
         let slot = &mut self.slots[index];
-        if slot.is_read() && slot.attempt != header.attempt {
+        let outcome = BlockError::from_code(header.op);
+        // Data of an earlier attempt must not mix with this one's; an error
+        // ends the request whichever attempt met it.
+        if slot.is_read() && slot.attempt != header.attempt && outcome.is_ok() {
             return;
         }
         if header.news
@@ -46,7 +53,6 @@ impl<P: Peer> Session<P> {
             let held = Duration::from_micros(u64::from(header.count));
             self.trip.sample((now - sent).saturating_sub(held));
         }
-        let outcome = BlockError::from_code(header.op);
         if outcome.is_ok() && slot.is_read() {
             self.place(index, frame, guest);
             self.read_gaps_again(header.counter);
@@ -55,7 +61,7 @@ impl<P: Peer> Session<P> {
                 return;
             }
         }
-        self.finish(index, outcome, frame.payload, volumes, guest);
+        self.finish(now, index, outcome, frame.payload, volumes, guest);
     }
 
     /// Puts one verified segment of a read where it belongs.
@@ -86,7 +92,7 @@ impl<P: Peer> Session<P> {
             let index = partly.trailing_zeros() as usize;
             partly &= partly - 1;
             let slot = &mut self.slots[index];
-            if counter > slot.last_counter + REORDER_FRAMES {
+            if counter.saturating_sub(slot.last_counter) > REORDER_FRAMES {
                 slot.read_again(self.cut);
                 slot.last_counter = counter;
                 self.partly_read &= !(1 << index);
@@ -98,6 +104,7 @@ impl<P: Peer> Session<P> {
     /// Ends what the slot does.
     pub(super) fn finish(
         &mut self,
+        now: Time,
         index: usize,
         outcome: Result<(), BlockError>,
         payload: &[u8],
@@ -112,29 +119,52 @@ impl<P: Peer> Session<P> {
             }
             Use::Attach(volume) => {
                 self.release(index, volumes);
-                self.attached(volume, outcome, payload, volumes, guest);
+                self.attached(now, volume, outcome, payload, volumes, guest);
             }
             Use::Detach(volume) => {
                 self.release(index, volumes);
-                volumes[volume].state = VolumeState::Detached;
+                match outcome {
+                    // Not attached any more is as good.
+                    Ok(()) | Err(BlockError::NotAttached) => {
+                        volumes[volume].state = VolumeState::Detached;
+                    }
+                    Err(_) => self.retry_later(now, &mut volumes[volume]),
+                }
             }
         }
     }
 
+    /// Asks for the volume again in a while.
+    fn retry_later(&mut self, now: Time, volume: &mut Volume) {
+        let at = now + RETRY_PAUSE;
+        volume.retry_at = Some(at);
+        self.next_deadline = earlier(self.next_deadline, at);
+    }
+
     pub(super) fn attached(
         &mut self,
+        now: Time,
         index: usize,
         outcome: Result<(), BlockError>,
         payload: &[u8],
         volumes: &mut [Volume],
         guest: &mut impl Guest,
     ) {
-        // An answer that cannot be read, or a server that could not decide, is
-        // asked again.
-        let Some(reply) = outcome.ok().and_then(|()| AttachReply::parse(payload)) else { return };
         let volume = &mut volumes[index];
         if !matches!(volume.state, VolumeState::Waiting | VolumeState::Attached(_)) {
             return;
+        }
+        // An answer that cannot be read, or a server that could not decide, is
+        // asked again.
+        let Some(reply) = outcome.ok().and_then(|()| AttachReply::parse(payload)) else {
+            return self.retry_later(now, volume);
+        };
+        if let AttachReply::Refused(refused) = reply
+            && volume.known.is_some()
+            && refused.may_pass()
+        {
+            tracing::warn!(volume = %volume.name, "not attached now, asking again: {refused}");
+            return self.retry_later(now, volume);
         }
         volume.state = judge(volume.known, &reply);
         match (volume.state, reply) {
@@ -179,8 +209,11 @@ impl<P: Peer> Session<P> {
         guest: &mut impl Guest,
     ) {
         for index in 0..self.slots.len() {
-            if self.slots[index].is_part_of(volume) {
-                self.finish(index, Err(error), &[], volumes, guest);
+            if let Use::Part(part) = self.slots[index].purpose
+                && self.slots[index].is_part_of(volume)
+            {
+                self.release(index, volumes);
+                guest.complete(part.token, Err(error));
             }
         }
     }
@@ -200,6 +233,7 @@ impl<P: Peer> Session<P> {
         self.partly_read &= !(1 << index);
         slot.purpose = Use::Free;
         slot.data = None;
+        slot.body = None;
         slot.begin(0);
     }
 
@@ -207,7 +241,7 @@ impl<P: Peer> Session<P> {
         let Some(index) = self.slot_of(&frame.header) else { return };
         let Some(set) = frame.payload.first_chunk() else { return };
         let slot = &mut self.slots[index];
-        if slot.data.is_none() {
+        if slot.carried().is_none() {
             return;
         }
         if std::mem::take(&mut slot.unscheduled) {
@@ -228,7 +262,7 @@ impl<P: Peer> Session<P> {
             Some(Progress::Unknown) => {
                 slot.request_due = true;
                 slot.timed_from = None;
-                if slot.data.is_some() {
+                if slot.carried().is_some() {
                     slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
                 }
             }

@@ -8,10 +8,11 @@ mod answers;
 mod sending;
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::Duration;
 
 use block_core::unit::{MAX_REQUEST_BYTES, MAX_REQUEST_SECTORS};
-use block_core::{BlockError, Op, Pool, Time};
+use block_core::{BLOCK_SIZE, BlockError, Buffer, Op, Pool, Time};
 
 use crate::attach::{AttachRequest, BODY_BYTES};
 use crate::client::greeting::{Greeting, Offer};
@@ -31,6 +32,10 @@ const CONTROL: u16 = 0;
 /// Slots at most, whatever a server offers: the set of partly read slots is a
 /// 128-bit word.
 const MAX_SLOTS: u16 = 128;
+
+/// A buffer for a private copy. The odd page keeps the copies of small writes
+/// from all falling into the same sets of the processor's caches.
+const COPY_BYTES: usize = MAX_REQUEST_BYTES + BLOCK_SIZE;
 
 #[derive(Debug)]
 enum Phase {
@@ -68,6 +73,9 @@ pub(in crate::client) struct Session<P> {
     redirect: Option<(usize, u16)>,
     /// A volume was found to have another size.
     resized: bool,
+    /// Private copies of writes. Each session has its own: a server that is
+    /// away must not keep those that others need.
+    copies: Pool,
 }
 
 impl<P: Peer> Session<P> {
@@ -78,11 +86,11 @@ impl<P: Peer> Session<P> {
         cookie: u64,
         window: u32,
         least_timeout: Duration,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             index,
             peer,
-            phase: Phase::Greeting(Greeting::new(now, cookie)),
+            phase: Phase::Greeting(Greeting::new(now, index as u16, cookie)),
             id: 0,
             cut: Segmentation::SMALLEST,
             slots: Vec::new(),
@@ -100,7 +108,8 @@ impl<P: Peer> Session<P> {
             reading: 0,
             redirect: None,
             resized: false,
-        }
+            copies: Pool::private(usize::from(MAX_SLOTS), COPY_BYTES)?,
+        })
     }
 
     pub(in crate::client) fn peer(&self) -> P {
@@ -134,6 +143,14 @@ impl<P: Peer> Session<P> {
         Some(port)
     }
 
+    /// Since when the server has not given a session.
+    pub(in crate::client) fn greeting_since(&self) -> Option<Time> {
+        match &self.phase {
+            Phase::Greeting(greeting) => Some(greeting.begun()),
+            Phase::Live => None,
+        }
+    }
+
     pub(in crate::client) fn take_resized(&mut self) -> bool {
         std::mem::take(&mut self.resized)
     }
@@ -143,7 +160,6 @@ impl<P: Peer> Session<P> {
         &mut self,
         part: Part,
         volumes: &mut [Volume],
-        copies: &Pool,
         guest: &mut impl Guest,
     ) -> Result<(), Refusal> {
         let bytes = data_bytes(&part).map_err(Refusal::Failed)?;
@@ -155,23 +171,68 @@ impl<P: Peer> Session<P> {
             if self.reading > 0 && self.reading + bytes > self.read_window {
                 return Err(Refusal::Busy);
             }
-            self.reading += bytes;
         } else if part.op.carries_data() {
             if self.unscheduled >= self.credit {
                 return Err(Refusal::Busy);
             }
-            let mut copy = copies.take().ok_or(Refusal::Busy)?;
+            let mut copy = self.copies.take().ok_or(Refusal::Busy)?;
             guest.fetch(part.token, &mut copy[..bytes]).map_err(Refusal::Failed)?;
             data = Some(copy);
         }
-        let Some(index) = self.free.pop() else { return Err(Refusal::Busy) };
+        self.take(part, data, bytes, volumes).map_err(|_| Refusal::Busy)
+    }
+
+    /// Puts a part into a free slot; gives its data back if there is none.
+    fn take(
+        &mut self,
+        part: Part,
+        data: Option<Buffer>,
+        bytes: usize,
+        volumes: &mut [Volume],
+    ) -> Result<(), Option<Buffer>> {
+        let Some(index) = self.free.pop() else { return Err(data) };
         volumes[usize::from(part.volume.0)].in_use += 1;
         let slot = &mut self.slots[usize::from(index)];
         slot.purpose = Use::Part(part);
         slot.data = data;
         slot.bytes = bytes;
+        if slot.is_read() {
+            self.reading += bytes;
+        }
         self.begin(index);
         Ok(())
+    }
+
+    /// Takes a part that another session had, with its data; gives the data
+    /// back when it has no slot for it now.
+    pub(in crate::client) fn adopt(
+        &mut self,
+        part: Part,
+        data: Option<Buffer>,
+        volumes: &mut [Volume],
+    ) -> Result<(), Option<Buffer>> {
+        match data_bytes(&part) {
+            Ok(bytes) if self.is_live() => self.take(part, data, bytes, volumes),
+            _ => Err(data),
+        }
+    }
+
+    /// Gives up the parts of a volume, with their data.
+    pub(in crate::client) fn take_parts(
+        &mut self,
+        volume: usize,
+        volumes: &mut [Volume],
+    ) -> Vec<(Part, Option<Buffer>)> {
+        let mut parts = Vec::new();
+        for index in 0..self.slots.len() {
+            if let Use::Part(part) = self.slots[index].purpose
+                && self.slots[index].is_part_of(volume)
+            {
+                parts.push((part, self.slots[index].data.take()));
+                self.release(index, volumes);
+            }
+        }
+        parts
     }
 
     /// Each volume can always get a slot: the last free ones are kept for
@@ -192,7 +253,7 @@ impl<P: Peer> Session<P> {
         let slot = &mut self.slots[usize::from(index)];
         slot.begin(number);
         slot.request_due = true;
-        if slot.data.is_some() {
+        if slot.carried().is_some() {
             slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
             slot.unscheduled = true;
             self.unscheduled += 1;
@@ -209,30 +270,31 @@ impl<P: Peer> Session<P> {
     }
 
     /// Starts the next attach or detach of this session, if slot 0 is free.
-    pub(in crate::client) fn attach_next(&mut self, volumes: &mut [Volume], copies: &Pool) {
+    pub(in crate::client) fn attach_next(&mut self, now: Time, volumes: &mut [Volume]) {
         if !self.is_live() || self.slots[usize::from(CONTROL)].purpose != Use::Free {
             return;
         }
         let waits = |volume: &Volume| {
             volume.session == self.index
+                && volume.retry_at.is_none_or(|at| now >= at)
                 && match volume.state {
-                    VolumeState::Waiting | VolumeState::Detaching => true,
-                    VolumeState::Attached(_) => volume.has_news,
+                    VolumeState::Waiting => true,
+                    VolumeState::Attached(_) => volume.has_news || volume.leaving,
                     _ => false,
                 }
         };
         let Some(index) = volumes.iter().position(waits) else { return };
         let slot = &mut self.slots[usize::from(CONTROL)];
-        if volumes[index].state == VolumeState::Detaching {
+        let volume = &mut volumes[index];
+        volume.retry_at = None;
+        if volume.leaving && matches!(volume.state, VolumeState::Attached(_)) {
             slot.purpose = Use::Detach(index);
             slot.bytes = 0;
         } else {
-            let Some(mut copy) = copies.take() else { return };
-            let volume = &mut volumes[index];
             volume.has_news = false;
+            volume.asked = true;
             let request = AttachRequest { name: volume.name.clone(), access: volume.access };
-            copy[..BODY_BYTES].copy_from_slice(&request.encode());
-            slot.data = Some(copy);
+            slot.body = Some(request.encode());
             slot.purpose = Use::Attach(index);
             slot.bytes = BODY_BYTES;
         }
@@ -301,7 +363,7 @@ impl<P: Peer> Session<P> {
     fn greet_again(&mut self, now: Time, volumes: &mut [Volume]) {
         tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
         self.next_cookie = self.next_cookie.wrapping_add(1);
-        self.phase = Phase::Greeting(Greeting::new(now, self.next_cookie));
+        self.phase = Phase::Greeting(Greeting::new(now, self.index as u16, self.next_cookie));
         let mine = volumes.iter_mut().filter(|volume| volume.session == self.index);
         mine.for_each(Volume::lose_session);
     }

@@ -15,11 +15,12 @@ const BURST: usize = 256;
 
 impl<P: Peer> Session<P> {
     /// Asks how far the requests are whose answers are late.
-    pub(in crate::client) fn handle_timeout(&mut self, now: Time) {
+    pub(in crate::client) fn handle_timeout(&mut self, now: Time, volumes: &[Volume]) {
         if !self.is_live() || self.next_deadline.is_none_or(|deadline| now < deadline) {
             return;
         }
-        self.next_deadline = None;
+        let mine = volumes.iter().filter(|volume| volume.session == self.index);
+        self.next_deadline = mine.filter_map(|volume| volume.retry_at).filter(|at| *at > now).min();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let Some(deadline) = slot.deadline else { continue };
@@ -87,7 +88,7 @@ impl<P: Peer> Session<P> {
             send(&mut header, Kind::Probe, &[]);
         }
         if std::mem::take(&mut slot.request_due) {
-            match &slot.data {
+            match slot.body.as_ref().map(|body| &body[..]).or(slot.data.as_deref()) {
                 Some(data) => {
                     while let Some(segment) = slot.unsent.pop() {
                         let range = self.cut.range(segment, slot.bytes);
@@ -108,7 +109,7 @@ impl<P: Peer> Session<P> {
     }
 }
 
-fn earlier(one: Option<Time>, other: Time) -> Option<Time> {
+pub(super) fn earlier(one: Option<Time>, other: Time) -> Option<Time> {
     Some(one.map_or(other, |one| one.min(other)))
 }
 
