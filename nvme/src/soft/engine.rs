@@ -15,8 +15,8 @@ use crate::registers::{
     CC_ENABLE, CC_SHUTDOWN_MASK, CSTS_FATAL, CSTS_READY, CSTS_SHUTDOWN_COMPLETE,
 };
 
-/// Most bytes moved in one call of `work`, so that a turn stays short; a
-/// command without data counts as one page.
+/// Most bytes moved, or made zero, or deallocated in one call of `work`, so
+/// that a turn stays short; a command counts as one page more.
 const WORK_BYTES: usize = 1 << 20;
 
 /// CC.MPS, CC.CSS and CC.AMS: zero is all that is supported.
@@ -255,7 +255,7 @@ impl Engine {
             let held = &self.held[index];
             let queue = held.queue;
             let waits = self.chance.below(disorder.delay as usize + 1) > 0;
-            if held.stuck || waits || !self.has_room(queue, registers) {
+            if held.stuck || waits || self.budget == 0 || !self.has_room(queue, registers) {
                 continue;
             }
             let command = self.held.swap_remove(index).command;

@@ -14,7 +14,8 @@ const RANGE_BYTES: usize = 16;
 const MAX_RANGES: usize = 256;
 
 impl Engine {
-    /// Executes one I/O command; returns how many bytes it moved.
+    /// Executes one I/O command; returns how many bytes it moved or made holes
+    /// of.
     pub(super) fn serve_io(&mut self, command: &Command) -> Result<usize, Status> {
         // No fused operations, no SGLs.
         if command.flags() != 0 {
@@ -73,9 +74,9 @@ impl Engine {
         let bytes = namespace.bytes_of(command.start(), command.block_count())?;
         namespace.zero(bytes.clone())?;
         if command.dword(12) & FORCE_UNIT_ACCESS != 0 {
-            namespace.persist(bytes)?;
+            namespace.persist(bytes.clone())?;
         }
-        Ok(0)
+        Ok((bytes.end - bytes.start) as usize)
     }
 
     fn manage_dataset(&mut self, command: &Command) -> Result<usize, Status> {
@@ -101,14 +102,16 @@ impl Engine {
             let (start, count) = range(bytes);
             namespace.bytes_of(start, count)?;
         }
+        let mut given_back = 0;
         if command.dword(11) & DATASET_DEALLOCATE != 0 {
             for bytes in ranges[..copied].chunks_exact(RANGE_BYTES) {
                 let (start, count) = range(bytes);
                 let bytes = namespace.bytes_of(start, count)?;
+                given_back += (bytes.end - bytes.start) as usize;
                 namespace.deallocate(bytes)?;
             }
         }
-        Ok(0)
+        Ok(given_back)
     }
 
     /// Everything about a read or write that can be wrong, before a byte moves.

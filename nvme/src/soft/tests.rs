@@ -345,6 +345,34 @@ fn doorbells_out_of_range_and_out_of_place_are_survived() {
     host.expect(1, sound, Status::SUCCESS);
 }
 
+/// A guest gives its whole disk back, in a row of commands that name a lot and
+/// carry nothing. Each counted as one page, so that one turn punched gigabytes,
+/// and everybody else on that thread waited.
+#[test]
+fn commands_without_data_are_work_too() {
+    let mut host = Host::with_queue();
+    let words = Words::all(&host.data);
+    for (index, word) in [BLOCKS << 32, 0].into_iter().enumerate() {
+        words.store(index, word, Ordering::Relaxed);
+    }
+    let zeroes = Command::blocks(io::WRITE_ZEROES, 1, 0, BLOCKS as u32, 0);
+    let deallocate = Command::deallocate(1).with_data(host.page(0), 0);
+    for command in [zeroes, deallocate] {
+        for id in 0..7 {
+            host.queues[1].0.push(&command.with_id(id));
+        }
+        let tail = host.queues[1].0.news().expect("a new tail");
+        host.bus.write32(DOORBELLS + 8, tail);
+        // Four times 256 KiB are a turn.
+        assert_eq!([host.soft.work(), host.soft.work(), host.soft.work()], [4, 3, 0]);
+        let completion = &mut host.queues[1].1;
+        let taken: Vec<_> = std::iter::from_fn(|| completion.pop()).collect();
+        assert!(taken.len() == 7 && taken.iter().all(|entry| entry.status.is_success()));
+        let head = host.queues[1].1.news().expect("a new head");
+        host.bus.write32(DOORBELLS + 12, head);
+    }
+}
+
 /// The driver does not take its completions: the controller waits and neither
 /// overwrites nor drops one.
 #[test]
