@@ -21,6 +21,8 @@ pub enum Op {
     WriteZeroesUnmap = 6,
     /// The range reads as zero; its space stays allocated.
     WriteZeroes = 7,
+    /// As [`Op::WriteZeroes`], and durable when answered (write-through).
+    WriteZeroesThrough = 8,
 }
 
 impl Op {
@@ -35,6 +37,7 @@ impl Op {
             5 => Self::Discard,
             6 => Self::WriteZeroesUnmap,
             7 => Self::WriteZeroes,
+            8 => Self::WriteZeroesThrough,
             _ => return None,
         })
     }
@@ -83,6 +86,6 @@ mod tests {
                 assert_eq!(op.code(), code);
             }
         }
-        assert_eq!((0..=255).filter_map(Op::from_code).count(), 7);
+        assert_eq!((0..=255).filter_map(Op::from_code).count(), 8);
     }
 }

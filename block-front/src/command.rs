@@ -135,6 +135,10 @@ impl Sweep {
         let [low, high, count, flags] = quarters(bytes);
         let (op, most) = match (self, flags) {
             (Self::Discard, 0) => (Op::Discard, MAX_DISCARD_SECTORS),
+            // To unmap is allowed, not asked: durable zeroes come first.
+            (Self::WriteZeroes, 0 | VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) if limits.write_through => {
+                (Op::WriteZeroesThrough, MAX_WRITE_ZEROES_SECTORS)
+            }
             (Self::WriteZeroes, 0) => (Op::WriteZeroes, MAX_WRITE_ZEROES_SECTORS),
             (Self::WriteZeroes, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP) => {
                 (Op::WriteZeroesUnmap, MAX_WRITE_ZEROES_SECTORS)
@@ -218,6 +222,13 @@ mod tests {
         };
         assert_eq!(op(&limits), Op::WriteThrough);
         assert_eq!(op(&LIMITS), Op::Write);
+        for flags in [0, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP] {
+            let mut bytes = [0; RANGE_BYTES];
+            bytes[8..12].copy_from_slice(&8u32.to_le_bytes());
+            bytes[12..].copy_from_slice(&flags.to_le_bytes());
+            let (op, _) = Sweep::WriteZeroes.parse(&bytes, &limits).expect("valid").expect("some");
+            assert_eq!(op, Op::WriteZeroesThrough);
+        }
     }
 
     #[test]

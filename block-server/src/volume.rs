@@ -124,8 +124,12 @@ impl<D: Device> RawVolume<D> {
             }
             (op, buffer) => {
                 let unmap = op == Op::WriteZeroesUnmap;
-                let touched = range.blocks_touched();
-                let (outcome, word) = self.change(touched, self.zero_range(range, unmap)).await;
+                let through = op == Op::WriteZeroesThrough;
+                let zero = async {
+                    self.zero_range(range, unmap).await?;
+                    if through { self.device.flush().await } else { Ok(()) }
+                };
+                let (outcome, word) = self.change(range.blocks_touched(), zero).await;
                 Served { outcome, word, buffer }
             }
         }

@@ -107,7 +107,9 @@ impl MemoryPath {
                 }
             }
             Op::Write | Op::WriteThrough => bytes.copy_from_slice(&one.data[..bytes.len()]),
-            Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap => bytes.fill(0),
+            Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap | Op::WriteZeroesThrough => {
+                bytes.fill(0)
+            }
             Op::Flush => {}
         }
         Ok(())
@@ -175,6 +177,8 @@ impl Path for MemoryPath {
 pub enum Idle {
     Yield,
     Sleep,
+    /// Nothing but a descriptor ends the sleep, for three seconds.
+    SleepDeeply,
 }
 
 type Request = Box<dyn FnOnce(&mut Front) + Send>;
@@ -224,7 +228,8 @@ impl World {
                 }
                 match idle {
                     Idle::Yield => std::thread::yield_now(),
-                    Idle::Sleep => sleep(&mut front),
+                    Idle::Sleep => sleep(&mut front, 20),
+                    Idle::SleepDeeply => sleep(&mut front, 3000),
                 }
             }
             drop(front);
@@ -236,6 +241,19 @@ impl World {
     /// Runs `request` on the front's thread.
     pub fn ask(&self, request: impl FnOnce(&mut Front) + Send + 'static) {
         self.requests.send(Box::new(request)).expect("the thread lives");
+    }
+
+    /// Keeps the front's thread from turning until the answer is dropped.
+    pub fn hold(&self) -> Sender<()> {
+        let (release, released) = channel();
+        let (held, holds) = channel();
+        self.ask(move |_| {
+            held.send(()).expect("somebody waits");
+            // It ends by being dropped.
+            let _: Result<(), _> = released.recv();
+        });
+        holds.recv().expect("the thread lives");
+        release
     }
 
     /// Ends the front; gives back what its path holds.
@@ -259,13 +277,13 @@ impl Drop for World {
     }
 }
 
-/// A sleep as a real loop does it, but never longer than 20 ms, so that
-/// switches are seen.
-fn sleep(front: &mut Front) {
+/// A sleep as a real loop does it, but never longer than `most` milliseconds,
+/// so that switches are seen.
+fn sleep(front: &mut Front, most: i64) {
     front.announce_sleep();
     fence(Ordering::SeqCst);
     if !front.has_work() {
-        let timeout = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        let timeout = Timespec { tv_sec: most / 1000, tv_nsec: most % 1000 * 1_000_000 };
         let mut fds = [PollFd::from_borrowed_fd(front.wait_fd(), PollFlags::IN)];
         poll(&mut fds, Some(&timeout)).expect("poll");
     }

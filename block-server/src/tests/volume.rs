@@ -103,7 +103,7 @@ fn apply(model: &mut [u8], op: Op, start: u64, count: u32, fill: u8) {
     let range = SectorRange::new(start, count).expect("a range");
     match op {
         Op::Write | Op::WriteThrough => model[start as usize..range.end() as usize].fill(fill),
-        Op::WriteZeroes | Op::WriteZeroesUnmap => {
+        Op::WriteZeroes | Op::WriteZeroesUnmap | Op::WriteZeroesThrough => {
             model[start as usize..range.end() as usize].fill(0);
         }
         Op::Discard => {
@@ -121,6 +121,7 @@ fn any_change() -> impl Strategy<Value = (Op, u64, u32)> {
         2 => Just(Op::WriteThrough),
         1 => Just(Op::WriteZeroes),
         1 => Just(Op::WriteZeroesUnmap),
+        1 => Just(Op::WriteZeroesThrough),
         1 => Just(Op::Discard),
     ];
     // Few blocks, so that most changes overlap others, and the seams between
@@ -224,10 +225,13 @@ fn a_power_cut_loses_no_write_that_was_flushed_or_written_through() {
         assert_eq!((answer.outcome, answer.word), (Ok(()), 99), "a flush tells the verifier");
         let through = rig.request(Op::WriteThrough, 37, 9, 2);
         rig.serve(through).outcome.expect("written");
+        // Zeroes over flushed data, both ends inside of a block.
+        let zeroes = rig.request(Op::WriteZeroesThrough, 5, 3, 0);
+        rig.serve(zeroes).outcome.expect("zeroed");
         let left = SimDisk::new(rig.disk.cut(), 80, seed);
         rig.disk = left;
         let sectors = rig.sectors();
-        assert!(sectors[3..10].iter().all(|&byte| byte == 1));
+        assert_eq!(sectors[3..10], [1, 1, 0, 0, 0, 1, 1]);
         assert!(sectors[37..46].iter().all(|&byte| byte == 2));
     }
 }

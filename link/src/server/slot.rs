@@ -113,9 +113,9 @@ impl Asked {
                 let range = range.filter(|range| range.count() <= MAX_REQUEST_SECTORS)?;
                 (Some(range), range.bytes() as usize)
             }
-            WireOp::Block(Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap) => {
-                (Some(range?), 0)
-            }
+            WireOp::Block(
+                Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap | Op::WriteZeroesThrough,
+            ) => (Some(range?), 0),
         };
         Some(Self { op, volume: VolumeHandle(header.volume), range, bytes })
     }

@@ -397,8 +397,9 @@ fn data_bytes(part: &Part) -> Result<usize, BlockError> {
         {
             Ok(range.bytes() as usize)
         }
-        (Op::Flush, _) | (Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap, Some(_)) => Ok(0),
-        _ => Err(BlockError::Malformed),
+        (Op::Read | Op::Write | Op::WriteThrough, _) => Err(BlockError::Malformed),
+        (Op::Flush, _) | (_, Some(_)) => Ok(0),
+        (_, None) => Err(BlockError::Malformed),
     }
 }
 
