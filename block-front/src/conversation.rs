@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendFlags, Shutdown, send};
 use thiserror::Error;
 use vhost::vhost_user::message::BackendReq;
 
@@ -198,13 +198,18 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Stops all rings and waits until their requests have ended.
+    /// Stops all rings, waits until their requests have ended, and hangs up.
     pub(crate) fn close(mut self) {
         let stops: Vec<_> =
             (0..self.rings.len()).filter_map(|queue| self.begin_stop(queue)).collect();
         for (queue, answer) in stops {
             self.end_stop(queue, &answer);
         }
+        // The worker's copy would keep the connection open, and QEMU waiting
+        // for an answer. Without a worker there is no copy.
+        let _ = self.place.mailbox.post(Mail::Close { disk: self.place.disk });
+        // It may have closed by itself.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
     fn act(&mut self, message: Message, sectors: u64) -> Result<Answer, Refused> {

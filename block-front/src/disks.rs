@@ -79,6 +79,7 @@ impl Disks {
                 disk.socket = Some(socket);
                 disk.broken = false;
             }
+            Mail::Close { disk } => self.disks[disk].socket = None,
             Mail::Start { queue, running } => {
                 let place = &mut self.queues[queue];
                 place.queue = Some(running);

@@ -21,6 +21,8 @@ use crate::ring::RingMemory;
 pub(crate) enum Mail {
     /// A front-end has connected; its socket, to cut it off if it lies.
     Open { disk: usize, socket: UnixStream },
+    /// The front-end has gone; none of the disk's rings runs any more.
+    Close { disk: usize },
     /// A ring runs.
     Start { queue: usize, running: Box<Queue> },
     /// A ring is to stop. The answer is its queue, after its last request has

@@ -12,25 +12,9 @@ use world::front_end::*;
 use world::{Idle, SWIFT, World};
 
 const SECTORS: u64 = 4096;
-const ALL: u64 = VERSION_1 | PROTOCOL | FLUSH | INDIRECT_DESC;
 
 fn one_disk() -> World {
     World::new(1, SECTORS, SWIFT, Idle::Sleep, |_| ())
-}
-
-/// A connection with memory, and ring 0 running.
-fn ready<'a>(world: &World, guest: &'a Guest, features: u64) -> (FrontEnd, Ring<'a>) {
-    let front_end = FrontEnd::connect(&world.sockets[0]);
-    front_end.agree(features);
-    front_end.share(guest);
-    let ring = Ring::new(guest, 0);
-    ring.start(&front_end);
-    ring.enable(&front_end, true);
-    (front_end, ring)
-}
-
-fn settle() {
-    std::thread::sleep(Duration::from_millis(60));
 }
 
 /// Rings start disabled only if SET_FEATURES carries bit 30.
@@ -115,7 +99,7 @@ fn the_base_is_the_available_index_and_the_used_index_is_in_memory() {
 fn an_old_mapping_lives_until_its_requests_have_ended() {
     let world = one_disk();
     let (old, new) = (Guest::new(), Guest::new());
-    let (front_end, mut ring) = ready(&world, &old, ALL);
+    let (front_end, mut ring) = ready(&world.sockets[0], &old, ALL);
     old.put(DATA, &[7; 512]);
     ring.offer(ring.prepare(0, OUT, 0, 512));
     ring.wait_used();
@@ -197,7 +181,7 @@ fn without_a_write_cache_writes_go_through() {
     let world = one_disk();
     let guest = Guest::new();
     let ops = || world.switches.log.lock().expect("log").replace(Vec::new()).expect("kept");
-    let (front_end, mut ring) = ready(&world, &guest, ALL);
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     *world.switches.log.lock().expect("log") = Some(Vec::new());
     for (wce, op) in [(None, Op::Write), (Some(0), Op::WriteThrough), (Some(1), Op::Write)] {
         if let Some(wce) = wce {
@@ -216,7 +200,7 @@ fn without_a_write_cache_writes_go_through() {
     drop(front_end);
     let (_front_end, mut ring) = {
         guest.put(ring.table(), &[0; 0x3000]);
-        ready(&world, &guest, ALL & !FLUSH)
+        ready(&world.sockets[0], &guest, ALL & !FLUSH)
     };
     ring.offer(ring.prepare(0, OUT, 8, 512));
     ring.wait_used();
@@ -228,7 +212,7 @@ fn without_a_write_cache_writes_go_through() {
 fn a_header_may_be_split_and_the_status_is_the_last_writable_byte() {
     let world = one_disk();
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     // 5 bytes of header, then 11 with 512 bytes of data behind them.
     let header = guest.header(0, OUT, 3);
     let bytes = guest.get(header, 16);
@@ -257,7 +241,7 @@ fn a_header_may_be_split_and_the_status_is_the_last_writable_byte() {
 fn chains_that_lie_are_answered_with_an_error() {
     let world = one_disk();
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     let header = guest.header(0, IN, 0);
     let far = guest.header(1, IN, u64::MAX / 512 + 1);
     let end = guest.header(2, IN, SECTORS);
@@ -344,7 +328,7 @@ fn a_disk_whose_guest_cannot_be_answered_is_dropped_and_the_others_live() {
     let lies: [Lie<'_>; 5] = [&no_status, &bad_head, &overrun, &truncated, &truncated_data];
     for (number, lie) in lies.iter().enumerate() {
         let guest = Guest::new();
-        let (front_end, mut ring) = ready(&world, &guest, ALL);
+        let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
         ring.offer(ring.prepare(0, IN, 0, 512));
         ring.wait_used();
         lie(&guest, &mut ring);
@@ -363,7 +347,7 @@ fn one_front_end_at_a_time_and_another_after_it() {
     let world = one_disk();
     for _ in 0..3 {
         let guest = Guest::new();
-        let (front_end, mut ring) = ready(&world, &guest, ALL);
+        let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
         let second = FrontEnd::connect(&world.sockets[0]);
         assert!(second.is_cut_off());
         ring.offer(ring.prepare(0, IN, 0, 512));
@@ -378,7 +362,7 @@ fn one_front_end_at_a_time_and_another_after_it() {
 fn ranges_are_swept_one_by_one_or_not_at_all() {
     let world = one_disk();
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     let mut sweep = |kind: u32, ranges: &[(u64, u32, u32)]| {
         *world.switches.log.lock().expect("log") = Some(Vec::new());
         let list: Vec<u8> = ranges
@@ -413,7 +397,7 @@ fn the_serial_number_is_twenty_bytes() {
         options.serial = "12345678901234567890".into();
     });
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     for (room, answer) in
         [(20, &b"12345678901234567890\0"[..]), (4, b"1234\0"), (21, b"12345678901234567890\0")]
     {
@@ -430,7 +414,7 @@ fn the_serial_number_is_twenty_bytes() {
 fn a_driver_that_wants_no_call_gets_none() {
     let world = one_disk();
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     ring.offer(ring.prepare(0, IN, 0, 512));
     ring.wait_used();
     settle();
@@ -455,7 +439,7 @@ fn a_driver_that_wants_no_call_gets_none() {
 fn calls_come_when_the_named_index_is_passed() {
     let world = one_disk();
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL | EVENT_IDX);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL | EVENT_IDX);
     ring.set_used_event(u16::MAX);
     ring.offer(ring.prepare(0, IN, 0, 512));
     ring.wait_used();
@@ -485,7 +469,7 @@ fn calls_come_when_the_named_index_is_passed() {
 fn a_ring_that_stops_waits_for_its_requests() {
     let world = one_disk();
     let guest = Guest::new();
-    let (front_end, mut ring) = ready(&world, &guest, ALL);
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     world.switches.stalled.store(true, Ordering::Relaxed);
     for number in 0..8 {
         ring.offer(ring.prepare(number, IN, 0, 512));
@@ -511,7 +495,7 @@ fn a_ring_that_stops_waits_for_its_requests() {
 fn a_ring_that_stops_fails_what_the_server_does_not_answer_in_ten_seconds() {
     let world = one_disk();
     let guest = Guest::new();
-    let (front_end, mut ring) = ready(&world, &guest, ALL);
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     let mut second = Ring::new(&guest, 1);
     second.start(&front_end);
     second.enable(&front_end, true);
@@ -557,7 +541,7 @@ fn a_ring_that_stops_fails_what_the_server_does_not_answer_in_ten_seconds() {
 fn a_front_end_that_goes_is_followed_after_its_requests_have_ended() {
     let world = one_disk();
     let guest = Guest::new();
-    let (front_end, mut ring) = ready(&world, &guest, ALL);
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     world.switches.stalled.store(true, Ordering::Relaxed);
     guest.put(DATA, &[3; 512]);
     ring.offer(ring.prepare(0, OUT, 0, 512));
@@ -579,7 +563,7 @@ fn a_front_end_that_goes_is_followed_after_its_requests_have_ended() {
 fn a_resized_volume_is_announced() {
     let world = one_disk();
     let guest = Guest::new();
-    let (front_end, mut ring) = ready(&world, &guest, ALL);
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
     front_end.order(Req::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]);
     ours.set_read_timeout(Some(PATIENCE)).expect("a time-out");
@@ -601,7 +585,7 @@ fn a_resized_volume_is_announced() {
 fn an_error_of_a_part_is_an_error_of_the_request() {
     let world = one_disk();
     let guest = Guest::new();
-    let (_front_end, mut ring) = ready(&world, &guest, ALL);
+    let (_front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
     for (failing, status) in [(false, 0), (true, 1), (false, 0)] {
         world.switches.failing.store(failing, Ordering::Relaxed);
         for sectors in [1, 1000] {

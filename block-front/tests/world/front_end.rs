@@ -23,6 +23,9 @@ pub const INDIRECT_DESC: u64 = 1 << 28;
 pub const PROTOCOL: u64 = 1 << 30;
 pub const FLUSH: u64 = 1 << 9;
 
+/// What tests agree on that want nothing special.
+pub const ALL: u64 = VERSION_1 | PROTOCOL | FLUSH | INDIRECT_DESC;
+
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const GET_ID: u32 = 8;
@@ -129,6 +132,22 @@ impl FrontEnd {
         let mut rest = Vec::new();
         (&self.socket).read_to_end(&mut rest).is_ok()
     }
+}
+
+/// A connection with memory, and ring 0 running.
+pub fn ready<'a>(socket: &Path, guest: &'a Guest, features: u64) -> (FrontEnd, Ring<'a>) {
+    let front_end = FrontEnd::connect(socket);
+    front_end.agree(features);
+    front_end.share(guest);
+    let ring = Ring::new(guest, 0);
+    ring.start(&front_end);
+    ring.enable(&front_end, true);
+    (front_end, ring)
+}
+
+/// Gives the front's threads time for what they should not do.
+pub fn settle() {
+    std::thread::sleep(Duration::from_millis(60));
 }
 
 pub fn send_raw(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {

@@ -108,7 +108,7 @@ impl MemoryPath {
             }
             Op::Write | Op::WriteThrough => bytes.copy_from_slice(&one.data[..bytes.len()]),
             Op::Discard | Op::WriteZeroes | Op::WriteZeroesUnmap | Op::WriteZeroesThrough => {
-                bytes.fill(0)
+                bytes.fill(0);
             }
             Op::Flush => {}
         }
