@@ -435,10 +435,6 @@ impl<'a> Conversation<'a> {
             setup.call = call;
             return Ok(());
         }
-        if let Some(call) = &call {
-            // Calls on the old descriptor may have gone unheard.
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
-        }
         let queue = self.place.first_queue + queue;
         Ok(self.place.mailbox.post(Mail::Call { queue, call })?)
     }

@@ -96,6 +96,8 @@ impl Disks {
             Mail::Call { queue, call } => {
                 if let Some(queue) = &mut self.queues[queue].queue {
                     drop(queue.set_call(call));
+                    // Calls on the old descriptor may have gone unheard.
+                    queue.call();
                 }
             }
             Mail::Memory { disk, memory, rings } => {

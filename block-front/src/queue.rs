@@ -428,12 +428,19 @@ impl Queue {
         if self.ring.memory().has_failed() {
             return Err(Broken::MemoryLost);
         }
-        if wanted && let Some(call) = &self.call {
+        if wanted {
+            self.call();
+        }
+        Ok(())
+    }
+
+    /// Calls the driver, if it has said where.
+    pub(crate) fn call(&self) {
+        if let Some(call) = &self.call {
             // The counter can be full only if nobody reads it; then the call
             // that is pending is enough.
             let _ = rustix::io::write(call, &1u64.to_ne_bytes());
         }
-        Ok(())
     }
 }
 

@@ -694,6 +694,7 @@ fn a_ring_starts_only_when_all_of_it_is_there() {
     // MSI-X masking: QEMU changes the call descriptor of a running ring.
     let new = Ring::new(&guest, 0);
     front_end.order(Req::SET_VRING_CALL, &index, &[new.call.as_fd()]);
+    settle();
     assert_eq!(new.calls(), 1, "a call that went to the old one is made up for");
     ring.offer(ring.prepare(0, IN, 0, 512));
     ring.wait_used();
