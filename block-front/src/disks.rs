@@ -41,6 +41,10 @@ pub(crate) struct Disks {
     pub(crate) quiet_mask: usize,
     /// The queues that have something to publish; each stands here once.
     pub(crate) dirty: Vec<u16>,
+    /// Whether the path has completed anything in this turn: then it has room.
+    pub(crate) has_completed: bool,
+    /// Whether the path may have had no room for a queue.
+    pub(crate) has_blocked: bool,
     /// How many queues are stopping.
     pub(crate) stopping: usize,
     /// Nothing new is taken from any ring.
@@ -230,7 +234,9 @@ impl Disks {
         let place = &mut self.queues[number];
         let disk = &self.disks[place.disk];
         let Some(queue) = &mut place.queue else { return Ok(Offer::Nothing) };
-        if (number ^ turn) & self.quiet_mask != 0 && now - queue.last_busy > QUIET {
+        let not_its_turn = (number ^ turn) & self.quiet_mask != 0;
+        // What is under way may have parts that wait to be offered.
+        if not_its_turn && queue.is_idle() && now - queue.last_busy > QUIET {
             return Ok(Offer::Nothing);
         }
         let drain = place.stop.is_some() || disk.broken || self.quiescing;
@@ -245,6 +251,7 @@ impl Disks {
     fn answer(&mut self, number: usize, answer: Result<(), Refusal>) -> bool {
         let Some(queue) = &mut self.queues[number].queue else { return false };
         queue.is_blocked = answer == Err(Refusal::Busy);
+        self.has_blocked |= queue.is_blocked;
         match answer {
             Ok(()) => queue.took(),
             Err(Refusal::Busy) => return false,
@@ -255,6 +262,21 @@ impl Disks {
             }
         }
         true
+    }
+
+    /// The path has room again after a completion: what waits for that is due
+    /// in the next turn, whoever's completion it was. Returns whether there
+    /// was one.
+    pub(crate) fn unblock(&mut self) -> bool {
+        let has_room = std::mem::take(&mut self.has_completed);
+        if has_room && std::mem::take(&mut self.has_blocked) {
+            for &number in &self.running {
+                if let Some(queue) = &mut self.queues[usize::from(number)].queue {
+                    queue.is_blocked = false;
+                }
+            }
+        }
+        has_room
     }
 
     fn mark_dirty(&mut self, number: usize) {
@@ -334,6 +356,7 @@ impl Guest for Disks {
     }
 
     fn complete(&mut self, token: Token, outcome: Result<(), BlockError>) {
+        self.has_completed = true;
         if let Some((number, place, queue)) = self.running(token) {
             let outcome = queue.complete(place, outcome);
             self.settle(number, outcome);

@@ -48,6 +48,8 @@ impl Front {
                 running: Vec::new(),
                 quiet_mask: 0,
                 dirty: Vec::new(),
+                has_completed: false,
+                has_blocked: false,
                 stopping: 0,
                 quiescing: false,
             },
@@ -113,7 +115,7 @@ impl Front {
         if self.disks.stopping > 0 {
             moved |= self.disks.finish_stops(now, path);
         }
-        moved
+        moved | self.disks.unblock()
     }
 
     /// When a turn is due though nothing came in.
@@ -150,8 +152,8 @@ impl Front {
         let Disks { running, queues, disks, quiescing, .. } = &mut self.disks;
         running.iter().any(|&queue| {
             let place = &mut queues[usize::from(queue)];
-            let waits = *quiescing || disks[place.disk].broken || place.stop.is_some();
-            !waits && place.queue.as_mut().is_some_and(|queue| queue.has_work())
+            let drain = *quiescing || disks[place.disk].broken || place.stop.is_some();
+            place.queue.as_mut().is_some_and(|queue| queue.has_work(drain))
         })
     }
 

@@ -132,8 +132,8 @@ pub(crate) struct Queue {
     indirect: bool,
     /// Cleared by `SET_VRING_ENABLE`: nothing is taken from the ring.
     pub(crate) enabled: bool,
-    /// The path had no room: the ring is looked at again anyway, but a kick
-    /// would tell nothing new.
+    /// The path had no room for the part that is being offered: it is offered
+    /// again after a completion, and a kick would tell nothing new.
     pub(crate) is_blocked: bool,
     /// When the ring last had something.
     pub(crate) last_busy: Time,
@@ -213,11 +213,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether there is something to take that no completion has to come for
-    /// first.
-    pub(crate) fn has_work(&mut self) -> bool {
-        let takes = self.enabled && !self.is_blocked && !self.free.is_empty();
-        takes && self.ring.look() != Ok(false)
+    /// Whether there is something to offer that no completion has to come for
+    /// first. With `drain`, nothing new is taken from the ring.
+    pub(crate) fn has_work(&mut self, drain: bool) -> bool {
+        if self.current.is_some() {
+            return !self.is_blocked;
+        }
+        !drain && self.enabled && !self.free.is_empty() && self.ring.look() != Ok(false)
     }
 
     /// Asks for a kick; see [`Ring::announce`].
@@ -301,7 +303,7 @@ impl Queue {
         let slot = &self.slots[usize::from(number)];
         if slot.status != DONE {
             // A part has failed: the rest need not be tried.
-            self.current = None;
+            self.let_go();
             self.end_if_over(number)?;
             return Ok(Offer::Served);
         }
@@ -336,14 +338,20 @@ impl Queue {
         slot.taken += 1;
         slot.outstanding += 1;
         if slot.taken == slot.parts {
-            self.current = None;
+            self.let_go();
         }
+    }
+
+    /// Offers no more of the request whose parts were being offered.
+    const fn let_go(&mut self) -> Option<u16> {
+        self.is_blocked = false;
+        self.current.take()
     }
 
     /// The part that was offered last will not be taken: the request fails
     /// when the parts that were have ended.
     pub(crate) fn refused(&mut self, status: Status) -> Result<(), Broken> {
-        let Some(number) = self.current.take() else { return Ok(()) };
+        let Some(number) = self.let_go() else { return Ok(()) };
         self.fail(number, status as u8);
         self.end_if_over(number)
     }
