@@ -266,6 +266,13 @@ impl<D: Device> Opening<'_, D> {
                 self.put_superblock(Copy::A, b).await?;
                 Ok(Decision::Use(b))
             }
+            // A formatting writes A, durably, before B: somebody else has had
+            // the device since.
+            (Found::Foreign | Found::Blank, Found::Valid(_))
+                if formatting == Formatting::IfBlank && !self.is_blank().await? =>
+            {
+                Err(OpenError::NotFormatted)
+            }
             (_, Found::Valid(_)) => Ok(Decision::Format),
             (Found::Blank, Found::Blank) if self.is_blank().await? => Ok(Decision::Format),
             (_, Found::Damaged) => Err(OpenError::Damaged),

@@ -20,6 +20,10 @@ use crate::size::Size;
 use crate::space::{NoSpace, Space};
 use crate::volume::{RawVolume, Scratch, zero_extent};
 
+/// Most blocks that one command deallocates: a bound on how long it keeps a
+/// device from other work (16 MiB).
+const DISCARD_BLOCKS: u64 = 4 * 1024;
+
 /// Why a volume could not be changed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StoreError {
@@ -443,8 +447,13 @@ impl<D: Device> Store<D> {
     /// then others.
     async fn discard(&self, extents: &[Extent]) {
         for &extent in extents {
-            // Advice: a device that does not take it loses only room.
-            let _ = self.device.deallocate(extent).await;
+            let mut at = extent.start;
+            while at.0 < extent.end().0 {
+                let count = BlockCount(DISCARD_BLOCKS.min(extent.end().0 - at.0));
+                // Advice: a device that does not take it loses only room.
+                let _ = self.device.deallocate(Extent { start: at, count }).await;
+                at.0 += count.0;
+            }
         }
         self.give(extents);
     }

@@ -286,6 +286,47 @@ fn a_device_that_is_not_ours_is_left_alone_until_formatting_is_asked_for() {
     assert!(matches!(refused, Some(OpenError::TooSmall(_))), "{refused:?}");
 }
 
+/// A formatting was cut off, and then the device was given to something else,
+/// which left the second superblock where it was. Nobody has asked to format
+/// it now, and that one line of ours must not cost what lies on it.
+#[test]
+fn what_came_after_a_formatting_that_was_cut_off_is_left_alone() {
+    let begun = {
+        let disk = SimDisk::new(Medium::default(), BLOCKS, 0);
+        // Two reads of superblocks, the first blocks, both superblocks begun.
+        drive(&disk, 6, open(&disk, Formatting::IfBlank));
+        disk.shut_down()
+    };
+    assert!(opened(begun.clone(), BLOCKS, Formatting::IfBlank).is_ok(), "begun anew");
+    for at in [0, 16] {
+        let mut foreign = begun.clone();
+        foreign.set(0, [0; BLOCK_SIZE]);
+        foreign.set(at, [1; BLOCK_SIZE]);
+        let refused = opened(foreign.clone(), BLOCKS, Formatting::IfBlank).err();
+        assert_eq!(refused, Some(OpenError::NotFormatted), "block {at}");
+        assert!(opened(foreign, BLOCKS, Formatting::IfForeign).is_ok());
+    }
+}
+
+/// A large volume is deleted while others work. Its space went back to the
+/// device in one command, for as long as that takes.
+#[test]
+fn space_goes_back_to_the_device_in_pieces() {
+    const MIB: u64 = 1 << 20;
+    let disk = SimDisk::new(Medium::default(), DATA_START.0 + 40 * UNIT_BLOCKS, 0);
+    let deleted = async {
+        let store = open(&disk, Formatting::IfBlank).await.expect("blank");
+        let free = store.free();
+        store.create(name("a"), Size(40 * MIB), false).await.expect("room");
+        store.delete(&name("a")).await.expect("nobody has it");
+        assert_eq!(store.free(), free);
+    };
+    drive(&disk, usize::MAX, deleted).expect("no cut");
+    let pieces = disk.deallocated.borrow();
+    assert_eq!(pieces.iter().map(|piece| piece.count.bytes()).sum::<u64>(), 40 * MIB);
+    assert!(pieces.iter().all(|piece| piece.count.bytes() <= 16 * MIB), "{pieces:?}");
+}
+
 /// `format = true` stays in the configuration; it must not wipe the volumes
 /// at the next start, nor a device that was ours and is damaged.
 #[test]

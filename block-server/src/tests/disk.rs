@@ -66,6 +66,8 @@ pub(super) struct SimDisk {
     executed: Rc<Cell<usize>>,
     /// Fails writes to this block, as rot under a head would.
     pub(super) broken: Rc<Cell<Option<u64>>>,
+    /// What was deallocated, command by command.
+    pub(super) deallocated: Rc<RefCell<Vec<Extent>>>,
 }
 
 impl SimDisk {
@@ -77,7 +79,12 @@ impl SimDisk {
             entries: Vec::new(),
             random: StdRng::seed_from_u64(seed),
         };
-        Self { state: Rc::new(RefCell::new(state)), executed: Rc::default(), broken: Rc::default() }
+        Self {
+            state: Rc::new(RefCell::new(state)),
+            executed: Rc::default(),
+            broken: Rc::default(),
+            deallocated: Rc::default(),
+        }
     }
 
     /// Commands that were executed so far.
@@ -296,6 +303,7 @@ impl Device for SimDisk {
     async fn deallocate(&self, extent: Extent) -> Result<(), BlockError> {
         // The worst that is allowed: the blocks then read as something else.
         let noise = 0xee;
+        self.deallocated.borrow_mut().push(extent);
         let mut state = self.state.borrow_mut();
         for at in extent.start.0..extent.end().0 {
             if state.block(at) != ZERO {
