@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use rustix::net::{SendFlags, Shutdown, send};
@@ -82,6 +83,9 @@ pub(crate) struct Place {
     pub(crate) first_queue: usize,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) epoll: Arc<OwnedFd>,
+    /// Whether the guest may have a write cache. QEMU does not repeat the
+    /// setting when it connects again.
+    pub(crate) writeback: AtomicBool,
 }
 
 /// A ring as far as the front-end has described it.
@@ -114,7 +118,6 @@ pub(crate) struct Conversation<'a> {
     socket: UnixStream,
     peer: Option<Peer>,
     features: u64,
-    writeback: bool,
     regions: Vec<Arc<Region>>,
     /// Removed, but a ring that runs lies there. QEMU removes before it adds
     /// when it cuts memory anew; requests must not fall into the gap.
@@ -141,20 +144,20 @@ impl<'a> Conversation<'a> {
     pub(crate) fn open(place: &'a Place, socket: UnixStream) -> Result<Self, Refused> {
         let for_worker = socket.try_clone().map_err(Refused::Descriptor)?;
         place.mailbox.post(Mail::Open { disk: place.disk, socket: for_worker })?;
-        place.mailbox.post(Mail::WriteThrough { disk: place.disk, on: true })?;
-        Ok(Self {
+        let conversation = Self {
             place,
             peer: Peer::of(&socket),
             socket,
             features: 0,
-            writeback: true,
             regions: Vec::new(),
             leaving: Vec::new(),
             memory: Arc::default(),
             retired: Vec::new(),
             rings: (0..place.spec.queues()).map(|_| Setup::default()).collect(),
             back_channel: None,
-        })
+        };
+        conversation.tell_write_cache()?;
+        Ok(conversation)
     }
 
     pub(crate) fn socket(&self) -> &UnixStream {
@@ -274,7 +277,8 @@ impl<'a> Conversation<'a> {
     }
 
     fn config(&self, offset: u32, size: u32, flags: u32, sectors: u64) -> Vec<u8> {
-        let space = config_space::config_space(&self.place.spec, sectors, self.writeback);
+        let writeback = self.place.writeback.load(Ordering::Relaxed);
+        let space = config_space::config_space(&self.place.spec, sectors, writeback);
         let end = offset.checked_add(size).map_or(usize::MAX, |end| end as usize);
         let Some(bytes) = space.get(offset as usize..end) else {
             // An answer without a body says that it could not be done.
@@ -288,7 +292,7 @@ impl<'a> Conversation<'a> {
     fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Refused> {
         match (offset, bytes) {
             (WRITEBACK_AT, &[on @ (0 | 1)]) => {
-                self.writeback = on == 1;
+                self.place.writeback.store(on == 1, Ordering::Relaxed);
                 self.tell_write_cache()
             }
             _ => Err(Refused::Config),
@@ -297,7 +301,8 @@ impl<'a> Conversation<'a> {
 
     /// Without a cache, or a driver that flushes it, writes go through.
     fn tell_write_cache(&self) -> Result<(), Refused> {
-        let on = !self.writeback || self.features & FLUSH == 0;
+        let writeback = self.place.writeback.load(Ordering::Relaxed);
+        let on = !writeback || self.features & FLUSH == 0;
         Ok(self.place.mailbox.post(Mail::WriteThrough { disk: self.place.disk, on })?)
     }
 

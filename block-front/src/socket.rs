@@ -102,7 +102,8 @@ impl Doorkeeper {
             wake,
         });
         let path = spec.socket().to_owned();
-        let place = Place { spec, disk, first_queue, mailbox, epoll };
+        let writeback = AtomicBool::new(true);
+        let place = Place { spec, disk, first_queue, mailbox, epoll, writeback };
         let door = Door { place, listener, shared: Arc::clone(&shared) };
         let mut keeper = Self { shared, thread: None, path };
         let name = format!("front-{disk}");
