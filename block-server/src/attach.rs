@@ -57,12 +57,19 @@ impl<D: Device> Store<D> {
     }
 
     /// Takes the volume back from a front that is done with it, after the
-    /// last of its requests.
+    /// last of its requests. A hold that was taken away is not the front's any
+    /// more: if the front has the volume again, by another handle or session,
+    /// that stays. Else what is stored may still name it, from a detach that
+    /// could not be stored, and is put right.
     ///
     /// # Errors
     /// A [`StoreError`] when it could not be stored.
-    pub async fn detach(&self, volume: &Volume<D>, front: FrontId) -> Result<(), StoreError> {
+    pub async fn detach(&self, volume: &Volume<D>, hold: &Hold) -> Result<(), StoreError> {
+        let front = hold.front();
         let _change = volume.change.lock().await;
+        if hold.is_revoked() && volume.is_held_by(front) {
+            return Ok(());
+        }
         let old = self.existing(volume)?;
         volume.revoke(|hold| hold.front() == front).await;
         if old.attachments.has(front) {

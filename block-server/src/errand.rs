@@ -8,6 +8,7 @@ use link::{Access, FrontId, VolumeName};
 use tokio::sync::oneshot;
 
 use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, VolumeInfo};
+use crate::catalog::CommitError;
 use crate::session::{Located, Room};
 use crate::size::Size;
 use crate::store::{Store, StoreError, Volume};
@@ -154,7 +155,10 @@ impl<D: Device> Room<D> {
         match store.create(name.clone(), size, read_only).await {
             Ok(volume) => Ok(describe(device, &volume)),
             Err(error) => {
-                self.directory.release(&name);
+                // It may be there after a restart: then the name is its.
+                if !matches!(error, StoreError::Commit(CommitError::Unknown(_))) {
+                    self.directory.release(&name);
+                }
                 Err(error.into())
             }
         }

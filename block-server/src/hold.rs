@@ -56,6 +56,12 @@ impl Hold {
         self.revoked.get()
     }
 
+    /// Whether no request of it runs.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.running.get() == 0
+    }
+
     /// Counts a request in, unless the hold was taken away.
     #[must_use]
     pub fn begin(self: &Rc<Self>) -> Option<Running> {
@@ -75,7 +81,7 @@ impl Hold {
     /// changes who has the volume.
     pub async fn drained(&self) {
         poll_fn(|context| {
-            if self.running.get() == 0 {
+            if self.is_idle() {
                 return Poll::Ready(());
             }
             *self.waiter.borrow_mut() = Some(context.waker().clone());

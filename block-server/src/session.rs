@@ -233,16 +233,18 @@ impl<D: Device> Session<D> {
         let Some(entry) = entry else {
             return Reply::plain(Err(BlockError::NotAttached), 0);
         };
-        // A hold that was taken away is not the front's any more: it may have
-        // the volume again, by another handle or session.
-        if let Some(Handle { volume, hold, .. }) = entry.filter(|entry| !entry.hold.is_revoked())
+        if let Some(Handle { volume, hold, .. }) = entry
             && let Some(store) = room.store_of(&volume)
-            && let Err(error) = store.detach(&volume, hold.front()).await
+            && let Err(error) = store.detach(&volume, &hold).await
         {
+            // The handle stays, so that the front can ask again.
             warn!("a detach could not be stored: {error}");
             return Reply::plain(Err(BlockError::Medium), 0);
         }
-        self.handles.borrow_mut()[place] = None;
+        // The session may have been closed meanwhile.
+        if let Some(entry) = self.handles.borrow_mut().get_mut(place) {
+            *entry = None;
+        }
         Reply::plain(Ok(()), 0)
     }
 }

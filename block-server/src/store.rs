@@ -130,10 +130,11 @@ impl<D> Volume<D> {
     }
 
     /// Ends a session's hold without asking the front: the session is over.
-    /// What is stored stays.
+    /// What is stored stays. While its requests run, whoever changes who has
+    /// the volume finds it, to wait for them.
     pub fn forget(&self, hold: &Rc<Hold>) {
         hold.revoke();
-        self.holds.borrow_mut().retain(|held| !Rc::ptr_eq(held, hold));
+        self.holds.borrow_mut().retain(|held| !(held.is_revoked() && held.is_idle()));
     }
 
     /// Takes holds away and waits for the last of their requests. The caller

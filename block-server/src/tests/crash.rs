@@ -145,12 +145,15 @@ impl History {
         self.create("b", 2).await;
         self.fill("b").await;
         let a = self.store.volume(&name("a")).expect("there");
+        let hold = RefCell::new(None);
         self.change(async {
-            self.store.attach(&a, front(1), Access::Write, None).await.expect("free");
+            let attached = self.store.attach(&a, front(1), Access::Write, None).await;
+            *hold.borrow_mut() = Some(attached.expect("free"));
             Ok(())
         })
         .await;
-        self.change(self.store.detach(&a, front(1))).await;
+        let hold = hold.take().expect("attached");
+        self.change(self.store.detach(&a, &hold)).await;
         self.resize("a", 2 * UNIT_BLOCKS).await;
         self.delete("b").await;
         self.create("c", 2).await;

@@ -15,12 +15,13 @@ use link::{
 
 use super::crash::{front, name};
 use super::disk::{Medium, SimDisk};
+use crate::api::VolumeInfo;
 use crate::catalog::Formatting;
 use crate::chance::Chance;
 use crate::directory::{Directory, WorkerIndex};
 use crate::engine::Engine;
 use crate::errand::{Errand, Failed};
-use crate::layout::{DATA_START, UNIT_BLOCKS};
+use crate::layout::{Copy, DATA_START, UNIT_BLOCKS};
 use crate::mailbox::Mailbox;
 use crate::size::Size;
 use crate::worker::{Limits, Owned, Place, Worker};
@@ -56,6 +57,8 @@ impl Engine for SimEngine {
 struct Rig {
     worker: Worker<SimEngine>,
     mailbox: Arc<Mailbox>,
+    directory: Arc<Directory>,
+    disk: SimDisk,
     held: Rc<Cell<bool>>,
     replies: Vec<(SlotRef, Reply)>,
 }
@@ -74,30 +77,24 @@ impl Rig {
         let engine = SimEngine { disk: disk.clone(), held: Rc::clone(&held) };
         let mailbox = Mailbox::new().expect("an eventfd");
         let drawn = Cell::new(0);
+        let directory = Arc::new(Directory::default());
         let place = Place {
             worker: WorkerIndex(0),
-            directory: Arc::new(Directory::default()),
+            directory: Arc::clone(&directory),
             mailbox: Arc::clone(&mailbox),
             chance: Chance::new(move || {
                 drawn.set(drawn.get() + 1);
                 drawn.get()
             }),
         };
-        let owned =
-            Owned { name: "disk".to_owned(), device: disk, formatting: Formatting::IfBlank };
+        let (name_of_disk, device) = ("disk".to_owned(), disk.clone());
+        let owned = Owned { name: name_of_disk, device, formatting: Formatting::IfBlank };
         let slots = 2 * usize::from(SLOTS);
         let limits = Limits { sessions: 2, slots, small_buffers: 8, large_buffers: 2 };
         let worker = Worker::start(engine, vec![owned], place, limits).expect("a worker");
-        let mut rig = Self { worker, mailbox, held, replies: Vec::new() };
+        let mut rig = Self { worker, mailbox, directory, disk, held, replies: Vec::new() };
         for volume in ["a", "b"] {
-            rig.errand(|answer| Errand::Create {
-                device: "disk".to_owned(),
-                name: name(volume),
-                size: Size(1 << 20),
-                read_only: false,
-                answer,
-            })
-            .expect("created");
+            rig.create(volume).expect("created");
         }
         rig
     }
@@ -121,6 +118,22 @@ impl Rig {
         self.mailbox.send(errand(answer));
         self.settle();
         outcome.try_recv().expect("done")
+    }
+
+    fn create(&mut self, volume: &str) -> Result<VolumeInfo, Failed> {
+        self.errand(|answer| Errand::Create {
+            device: "disk".to_owned(),
+            name: name(volume),
+            size: Size(1 << 20),
+            read_only: false,
+            answer,
+        })
+    }
+
+    /// How many fronts have the volume, as it is stored.
+    fn fronts_of(&mut self, volume: &str) -> usize {
+        let info = self.errand(|answer| Errand::Show { name: name(volume), answer });
+        info.expect("it is there").attachments.len()
     }
 
     fn ask_attach(&mut self, at: SlotRef, volume: &str, access: Access) {
@@ -181,6 +194,105 @@ fn a_front_that_comes_back_waits_for_what_its_old_session_still_does() {
     rig.write(slot(1, 2), new.handle);
     let second = rig.reply(slot(1, 2)).expect("answered");
     assert_eq!((second.outcome, second.word), (Ok(()), first.word + 1));
+}
+
+/// The front's link broke while its write was under way, and the server was
+/// told so before the front came back. Then nobody waited for that write.
+#[test]
+fn a_front_waits_for_its_old_session_also_when_that_has_been_closed() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    let old = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    rig.held.set(true);
+    rig.write(slot(0, 1), old.handle);
+    rig.settle();
+    rig.worker.closed(SessionIndex(0));
+    rig.worker.opened(SessionIndex(1), front(1), SLOTS);
+    rig.ask_attach(slot(1, 0), "a", Access::Write);
+    assert!(rig.reply(slot(1, 0)).is_none(), "the old write runs");
+    rig.held.set(false);
+    assert!(attached(rig.reply(slot(1, 0)).expect("it has ended")).is_ok());
+}
+
+/// The catalog refuses the write of a detach. The front asks again, and was
+/// told that it is done, while what is stored still named it: nobody else got
+/// the volume.
+#[test]
+fn a_detach_that_could_not_be_stored_is_stored_when_it_is_asked_for_again() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    // The attachment is stored once only; before anything else changes, the
+    // second copy must be written too.
+    rig.disk.broken.set(Some(Copy::B.record(0).0));
+    let had = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    for _ in 0..2 {
+        rig.worker.start(slot(0, 0), Work::Detach(had.handle));
+        assert_eq!(rig.reply(slot(0, 0)).expect("answered").outcome, Err(BlockError::Medium));
+    }
+    assert_eq!(rig.fronts_of("a"), 1);
+    rig.disk.broken.set(None);
+    rig.worker.start(slot(0, 0), Work::Detach(had.handle));
+    assert_eq!(rig.reply(slot(0, 0)).expect("answered").outcome, Ok(()));
+    assert_eq!(rig.fronts_of("a"), 0);
+    rig.worker.opened(SessionIndex(1), front(2), SLOTS);
+    assert!(rig.attach(slot(1, 0), "a", Access::Write).is_ok(), "it is free");
+}
+
+/// A detach waits for the changes before it: a resize, and an attach of the
+/// same front by another session. What that one got is not the detaching
+/// session's.
+#[test]
+fn a_detach_takes_nothing_from_the_session_that_came_after() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    rig.worker.opened(SessionIndex(1), front(1), SLOTS);
+    let old = rig.attach(slot(0, 0), "a", Access::Read).expect("free");
+    rig.held.set(true);
+    let (answer, mut resized) = tokio::sync::oneshot::channel();
+    let size = Size(2 << 20);
+    rig.mailbox.send(Errand::Resize { name: name("a"), size, shrink: false, answer });
+    rig.settle();
+    rig.ask_attach(slot(1, 0), "a", Access::Write);
+    rig.settle();
+    rig.worker.start(slot(0, 0), Work::Detach(old.handle));
+    rig.settle();
+    rig.held.set(false);
+    let new = attached(rig.reply(slot(1, 0)).expect("answered")).expect("its own");
+    assert!(resized.try_recv().expect("done").is_ok());
+    assert_eq!(rig.reply(slot(0, 0)).expect("answered").outcome, Ok(()));
+    rig.write(slot(1, 1), new.handle);
+    assert_eq!(rig.reply(slot(1, 1)).expect("answered").outcome, Ok(()));
+    assert_eq!(rig.fronts_of("a"), 1);
+}
+
+/// A front detaches and its link breaks while that is being stored: the
+/// session's handles are gone when the detach comes to its own. It panicked.
+#[test]
+fn a_session_that_is_closed_during_its_detach_ends_quietly() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    let had = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    rig.held.set(true);
+    rig.worker.start(slot(0, 0), Work::Detach(had.handle));
+    rig.settle();
+    rig.worker.closed(SessionIndex(0));
+    rig.held.set(false);
+    rig.settle();
+    assert_eq!(rig.fronts_of("a"), 0);
+}
+
+/// The record of a new volume could be neither written nor put back: it may be
+/// there after a restart. Then the name is not free, for no worker: else two
+/// devices had a volume of that name, and the server would not start.
+#[test]
+fn the_name_of_a_volume_that_may_be_there_stays_taken() {
+    let mut rig = Rig::new();
+    rig.disk.broken.set(Some(Copy::A.record(2).0));
+    assert!(rig.create("c").is_err());
+    assert_eq!(rig.directory.worker_of(&name("c")), Some(WorkerIndex(0)));
+    rig.disk.broken.set(None);
+    assert!(rig.create("c").is_err());
+    assert_eq!(rig.directory.worker_of(&name("c")), Some(WorkerIndex(0)));
 }
 
 #[test]
