@@ -68,6 +68,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let volumes: Vec<VolumeHandle> = specs.iter().map(DiskSpec::volume).collect();
     let (mut client, served) = serve(&turns, client, specs, &config, &stop);
     attaching::give_back(&turns, &mut client, &volumes)?;
+    tracing::info!("stopped");
     served
 }
 
