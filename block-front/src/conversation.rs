@@ -102,15 +102,6 @@ struct Setup {
     runs: bool,
 }
 
-impl Setup {
-    fn lies_in(&self, region: &RegionSpec) -> bool {
-        self.addresses.is_some_and(|RingAddresses { descriptors, available, used }| {
-            let inside = |at: u64| at.wrapping_sub(region.user) < region.len;
-            inside(descriptors) || inside(available) || inside(used)
-        })
-    }
-}
-
 /// The state of a conversation.
 #[derive(Debug)]
 pub(crate) struct Conversation<'a> {
@@ -119,8 +110,9 @@ pub(crate) struct Conversation<'a> {
     peer: Option<Peer>,
     features: u64,
     regions: Vec<Arc<Region>>,
-    /// Removed, but a ring that runs lies there. QEMU removes before it adds
-    /// when it cuts memory anew; requests must not fall into the gap.
+    /// Removed while a ring runs, and nothing has come in their place. QEMU
+    /// removes before it adds when it cuts memory anew; requests must not fall
+    /// into the gap.
     leaving: Vec<Arc<Region>>,
     memory: Arc<GuestMemory>,
     /// Tables that requests may still use: dropped here, never by the worker.
@@ -327,6 +319,8 @@ impl<'a> Conversation<'a> {
         regions.push(self.map(spec, &file)?);
         let mut leaving = self.leaving.clone();
         leaving.retain(|region| !region.spec().overlaps(&spec));
+        // The oldest make room: nothing has come in their place for long.
+        leaving.drain(..(regions.len() + leaving.len()).saturating_sub(MAX_REGIONS));
         self.set_regions(regions, leaving)
     }
 
@@ -339,14 +333,14 @@ impl<'a> Conversation<'a> {
         let mut regions = self.regions.clone();
         let removed = regions.remove(place);
         let mut leaving = self.leaving.clone();
-        if self.rings.iter().any(|ring| ring.runs && ring.lies_in(&removed.spec())) {
+        if self.rings.iter().any(|ring| ring.runs) {
             leaving.push(removed);
         }
         self.set_regions(regions, leaving)
     }
 
-    /// Makes a table of the regions and tells the worker where the running
-    /// rings are in it. On an error nothing has changed.
+    /// Makes a table of the regions and waits until the worker uses it, with
+    /// the running rings where they are in it. On an error nothing has changed.
     fn set_regions(
         &mut self,
         regions: Vec<Arc<Region>>,
@@ -361,8 +355,12 @@ impl<'a> Conversation<'a> {
             })
             .collect();
         if !rings.is_empty() {
-            let memory = Arc::clone(&memory);
-            self.place.mailbox.post(Mail::Memory { disk: self.place.disk, memory, rings })?;
+            let (memory, disk) = (Arc::clone(&memory), self.place.disk);
+            let (taken, is_taken) = sync_channel(1);
+            self.place.mailbox.post(Mail::Memory { disk, memory, rings, taken })?;
+            // The guest may use the new memory as soon as this is answered. A
+            // worker that goes drops its mail.
+            is_taken.recv().map_err(|_| Refused::Closed)?;
         }
         (self.regions, self.leaving) = (regions, leaving);
         self.retired.push(std::mem::replace(&mut self.memory, memory));

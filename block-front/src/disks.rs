@@ -104,13 +104,17 @@ impl Disks {
                     queue.call();
                 }
             }
-            Mail::Memory { disk, memory, rings } => {
+            Mail::Memory { disk, memory, rings, taken } => {
                 for (queue, ring) in rings {
                     let Some(running) = &mut self.queues[queue].queue else { continue };
                     if let Err(why) = running.set_memory(Arc::clone(&memory), ring) {
                         self.disks[disk].drop_for(why);
                     }
                 }
+                // The thread that asked waits for it. Its tables are let go
+                // first: they are unmapped there, never here.
+                drop(memory);
+                let _ = taken.send(());
             }
             Mail::WriteThrough { disk, on } => self.disks[disk].limits.write_through = on,
         }

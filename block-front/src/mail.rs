@@ -33,8 +33,14 @@ pub(crate) enum Mail {
     /// Where a ring's calls go.
     Call { queue: usize, call: Option<OwnedFd> },
     /// A disk has another memory table, in which its running rings are here; a
-    /// ring that is not in it stays where it was.
-    Memory { disk: usize, memory: Arc<GuestMemory>, rings: Vec<(usize, Option<RingMemory>)> },
+    /// ring that is not in it stays where it was. The answer comes when
+    /// requests are begun in it.
+    Memory {
+        disk: usize,
+        memory: Arc<GuestMemory>,
+        rings: Vec<(usize, Option<RingMemory>)>,
+        taken: SyncSender<()>,
+    },
     /// Whether a disk's writes are durable when answered.
     WriteThrough { disk: usize, on: bool },
 }

@@ -3,6 +3,8 @@
 
 mod world;
 
+use std::os::fd::AsFd;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use block_core::Op;
@@ -48,4 +50,95 @@ fn a_write_cache_that_was_turned_off_stays_off_when_qemu_comes_back() {
         let off: Vec<u8> = [32u32, 1, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
         front_end.order(Req::SET_CONFIG, &[&off[..], &[0]].concat(), &[]);
     }
+}
+
+/// QEMU lets the guest use new memory, and takes old memory away, when the
+/// table is acknowledged: requests must be looked up in it by then.
+#[test]
+fn a_memory_table_is_acknowledged_when_the_worker_uses_it() {
+    let world = one_disk();
+    let guest = Guest::new();
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
+    let table = bytes(&[1, 0, MEMORY as u64, USER, 0]);
+    let more = bytes(&[0, 1 << 30, 4096, 1 << 40, 0]);
+    let messages =
+        [(Req::SET_MEM_TABLE, &table), (Req::ADD_MEM_REG, &more), (Req::REM_MEM_REG, &more)];
+    for (request, body) in messages {
+        let held = world.hold();
+        let file = [guest.file.as_fd()];
+        let fds = if request == Req::REM_MEM_REG { &file[..0] } else { &file };
+        front_end.send(request, 0b1001, body, fds).expect("sent");
+        front_end.socket.set_nonblocking(true).expect("set");
+        settle();
+        assert!(front_end.answer().is_err(), "{request:?}: the worker cannot know yet");
+        front_end.socket.set_nonblocking(false).expect("set");
+        drop(held);
+        assert_eq!(front_end.answer().expect("answered"), bytes(&[0]));
+    }
+    ring.offer(ring.prepare(0, IN, 0, 512));
+    ring.wait_used();
+}
+
+/// A front that ends takes no more mail: a conversation that waits for the
+/// worker to take a table must not keep it from ending.
+#[test]
+fn a_front_ends_while_a_memory_table_waits_for_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("disk.sock");
+    let disk = block_front::DiskOptions::new("disk", &socket, link::VolumeHandle(0), 8);
+    // It is never turned.
+    let front = block_front::Front::new(vec![disk.check().expect("valid")]).expect("a front");
+    let guest = Guest::new();
+    let (front_end, _ring) = ready(&socket, &guest, ALL);
+    let table = bytes(&[1, 0, MEMORY as u64, USER, 0]);
+    front_end.send(Req::SET_MEM_TABLE, 0b1001, &table, &[guest.file.as_fd()]).expect("sent");
+    settle();
+    let (ended, end) = channel();
+    std::thread::spawn(move || {
+        drop(front);
+        ended.send(()).expect("somebody waits");
+    });
+    end.recv_timeout(PATIENCE).expect("the front ends");
+    assert!(front_end.is_cut_off());
+}
+
+/// QEMU removes a region before it adds the larger one that takes its place,
+/// also where no ring lies: the guest's data is there all the same.
+#[test]
+fn data_in_a_region_that_was_removed_is_found_until_another_takes_its_place() {
+    let world = one_disk();
+    let guest = Guest::new();
+    let front_end = FrontEnd::connect(&world.sockets[0]);
+    front_end.agree(ALL);
+    let rings = bytes(&[0, 0, DATA, USER, 0]);
+    let half = bytes(&[0, DATA, MEMORY as u64 - DATA - 4096, USER + DATA, DATA]);
+    let data = bytes(&[0, DATA, MEMORY as u64 - DATA, USER + DATA, DATA]);
+    for region in [&rings, &half] {
+        front_end.order(Req::ADD_MEM_REG, region, &[guest.file.as_fd()]);
+    }
+    let mut ring = Ring::new(&guest, 0);
+    ring.start(&front_end);
+    ring.enable(&front_end, true);
+    let status = |ring: &mut Ring<'_>| {
+        ring.offer(ring.prepare(0, IN, 0, 512));
+        ring.wait_used();
+        guest.status(0)
+    };
+    for (old, new) in [(&half, &data), (&data, &half)] {
+        front_end.order(Req::REM_MEM_REG, old, &[]);
+        assert_eq!(status(&mut ring), 0);
+        front_end.order(Req::ADD_MEM_REG, new, &[guest.file.as_fd()]);
+        assert_eq!(status(&mut ring), 0);
+    }
+    // What comes and goes elsewhere does not fill the table.
+    for number in 0..100 {
+        let other = bytes(&[0, (1 << 40) + number * 4096, 4096, (1 << 41) + number * 4096, 0]);
+        front_end.order(Req::ADD_MEM_REG, &other, &[guest.file.as_fd()]);
+        front_end.order(Req::REM_MEM_REG, &other, &[]);
+    }
+    front_end.order(Req::REM_MEM_REG, &half, &[]);
+    assert_eq!(status(&mut ring), 0);
+    ring.stop(&front_end);
+    ring.start(&front_end);
+    assert_eq!(status(&mut ring), 1, "with no ring running it has gone");
 }
