@@ -115,7 +115,7 @@ fn a_request_over_udp_allocates_nothing() {
     let mut client = Client::new(wire, settings);
     let clock = Clock::start();
     let name = VolumeName::new("disk").expect("a name");
-    let volume = client.attach(clock.now(), to, name, Access::Write).expect("memory");
+    let volume = client.attach(clock.now(), to.into(), name, Access::Write).expect("memory");
 
     let mut guest = Counter::default();
     let mut submitted = 0;

@@ -31,7 +31,7 @@ pub(super) fn attach(
         .iter()
         .map(|disk| {
             let access = if disk.read_only { Access::Read } else { Access::Write };
-            client.attach(start, disk.server, disk.volume.clone(), access)
+            client.attach(start, disk.server.into(), disk.volume.clone(), access)
         })
         .collect::<Result<_, _>>()
         .context("no memory for the link's buffers")?;

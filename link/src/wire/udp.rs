@@ -5,8 +5,10 @@
 //! fragments: a frame that is too large for the path is lost, which is how the
 //! handshake finds the segment size.
 
+use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
@@ -50,16 +52,51 @@ pub struct Udp {
 #[derive(Debug)]
 struct Batch {
     bytes: Vec<u8>,
-    to: Option<SocketAddr>,
+    to: Option<UdpPeer>,
     frame: usize,
     frames: usize,
     /// A shorter frame ends a batch: the kernel cuts at equal distances.
     complete: bool,
 }
 
-impl Peer for SocketAddr {
+/// A host and port, and which of our own addresses it speaks to: what is sent
+/// to it leaves from there, since a peer believes only the address it asked.
+#[derive(Clone, Copy)]
+pub struct UdpPeer {
+    address: SocketAddr,
+    local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for UdpPeer {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, local: None }
+    }
+}
+
+/// Whom it is, not how it is reached.
+impl PartialEq for UdpPeer {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+    }
+}
+
+impl Eq for UdpPeer {}
+
+impl Hash for UdpPeer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.address.hash(state);
+    }
+}
+
+impl fmt::Debug for UdpPeer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+impl Peer for UdpPeer {
     fn with_port(mut self, port: u16) -> Self {
-        self.set_port(port);
+        self.address.set_port(port);
         self
     }
 }
@@ -98,14 +135,14 @@ impl Udp {
     }
 
     fn send_batch(&mut self) {
-        let Some(destination) = self.batch.to.take() else { return };
+        let Some(UdpPeer { address: destination, local }) = self.batch.to.take() else { return };
         let segment_size = (self.batch.frames > 1).then_some(self.batch.frame);
         let transmit = Transmit {
             destination,
             ecn: None,
             contents: &self.batch.bytes,
             segment_size,
-            src_ip: None,
+            src_ip: local,
         };
         match self.state.try_send((&self.socket).into(), &transmit) {
             Ok(()) => {}
@@ -143,7 +180,7 @@ impl Batch {
         self.complete = false;
     }
 
-    fn takes(&self, to: SocketAddr, frame: usize, most: usize) -> bool {
+    fn takes(&self, to: UdpPeer, frame: usize, most: usize) -> bool {
         self.to.is_none_or(|batched| {
             batched == to
                 && !self.complete
@@ -153,7 +190,7 @@ impl Batch {
         })
     }
 
-    fn push(&mut self, to: SocketAddr, header: &[u8], payload: &[u8]) {
+    fn push(&mut self, to: UdpPeer, header: &[u8], payload: &[u8]) {
         let frame = header.len() + payload.len();
         if self.to.is_none() {
             self.to = Some(to);
@@ -167,9 +204,9 @@ impl Batch {
 }
 
 impl Wire for Udp {
-    type Peer = SocketAddr;
+    type Peer = UdpPeer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(SocketAddr, &[u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(UdpPeer, &[u8])) -> io::Result<usize> {
         let mut frames = 0;
         for _ in 0..RECEIVE_CALLS {
             let mut metas = [RecvMeta::default(); RECEIVE_DATAGRAMS];
@@ -186,9 +223,10 @@ impl Wire for Udp {
                 Err(error) => return Err(error),
             };
             for (meta, part) in metas[..count].iter().zip(self.received.chunks(RECEIVE_STRIDE)) {
+                let from = UdpPeer { address: meta.addr, local: meta.dst_ip };
                 let burst = &part[RECEIVE_OFFSET..RECEIVE_OFFSET + meta.len];
                 for frame in burst.chunks(meta.stride.max(1)) {
-                    take(meta.addr, frame);
+                    take(from, frame);
                     frames += 1;
                 }
             }
@@ -199,7 +237,7 @@ impl Wire for Udp {
         Ok(frames)
     }
 
-    fn send(&mut self, to: SocketAddr, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, to: UdpPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let frame = HEADER_BYTES + payload.len();
         if !self.batch.takes(to, frame, self.state.max_gso_segments()) {
             self.send_batch();
@@ -243,7 +281,7 @@ mod tests {
     #[test]
     fn frames_of_changing_sizes_keep_their_borders() {
         let (mut here, mut there) = pair();
-        let to = there.local_address().expect("address");
+        let to = there.local_address().expect("address").into();
         let sizes = [4096, 4096, 4096, 100, 4096, 0, 0, 0, 8192, 8192, 512, 1368, 1368, 8192];
         for (mark, size) in (0..).zip(sizes) {
             here.send(to, &[mark; HEADER_BYTES], &vec![mark; size]);
@@ -260,7 +298,7 @@ mod tests {
     #[test]
     fn a_batch_larger_than_a_packet_is_cut_not_lost() {
         let (mut here, mut there) = pair();
-        let to = there.local_address().expect("address");
+        let to = there.local_address().expect("address").into();
         for mark in 0..100 {
             here.send(to, &[mark; HEADER_BYTES], &[mark; 4096]);
         }
@@ -269,10 +307,35 @@ mod tests {
         assert_eq!(marks, (0..100).collect::<Vec<u8>>());
     }
 
+    /// A server that listens on all addresses was asked at one of them: the
+    /// answer must come from that one, or the front does not believe it.
+    #[test]
+    fn an_answer_leaves_from_the_address_that_was_asked() {
+        let any = "0.0.0.0:0".parse().expect("an address");
+        let mut server = Udp::bind(any).expect("a socket");
+        let port = server.local_address().expect("address").port();
+        let mut front = Udp::bind(any).expect("a socket");
+        let asked: UdpPeer = SocketAddr::from(([127, 0, 0, 77], port)).into();
+        front.send(asked, &[1; HEADER_BYTES], &[]);
+        front.flush();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        let mut answered = None;
+        while answered.is_none() && std::time::Instant::now() < end {
+            let mut asking = Vec::new();
+            server.receive(&mut |from, _| asking.push(from)).expect("receive");
+            for from in asking {
+                server.send(from, &[2; HEADER_BYTES], &[]);
+                server.flush();
+            }
+            front.receive(&mut |from, _| answered = Some(from)).expect("receive");
+        }
+        assert_eq!(answered, Some(asked));
+    }
+
     #[test]
     fn a_peer_that_is_not_there_breaks_nothing() {
         let (mut here, there) = pair();
-        let to = there.local_address().expect("address");
+        let to = there.local_address().expect("address").into();
         drop(there);
         for _ in 0..3 {
             here.send(to, &[0; HEADER_BYTES], &[]);
