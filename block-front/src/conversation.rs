@@ -184,11 +184,12 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Tells the front-end to read the configuration again.
+    /// Tells the front-end to read the configuration again, if it listens. A
+    /// back channel that takes nothing is given up: nobody waits for it.
     pub(crate) fn announce_change(&mut self) {
         let Some(channel) = &self.back_channel else { return };
         let header = [BackendReq::CONFIG_CHANGE_MSG.into(), NOTICE_FLAGS, 0u32];
-        if write(channel, &words(header)).is_err() {
+        if write(channel, &words(header), SendFlags::DONTWAIT).is_err() {
             self.back_channel = None;
         }
     }
@@ -488,7 +489,7 @@ impl<'a> Conversation<'a> {
     fn answer(&self, request: u32, body: &[u8]) -> Result<(), Refused> {
         let mut bytes = words([request, ANSWER_FLAGS, body.len() as u32]).to_vec();
         bytes.extend_from_slice(body);
-        write(&self.socket, &bytes).map_err(Refused::Descriptor)
+        write(&self.socket, &bytes, SendFlags::empty()).map_err(Refused::Descriptor)
     }
 }
 
@@ -505,9 +506,9 @@ fn words<const N: usize>(words: [u32; N]) -> Vec<u8> {
 }
 
 /// Sends all of `bytes`; a peer that has gone is an error, not a signal.
-fn write(socket: &UnixStream, mut bytes: &[u8]) -> io::Result<()> {
+fn write(socket: &UnixStream, mut bytes: &[u8], flags: SendFlags) -> io::Result<()> {
     while !bytes.is_empty() {
-        match send(socket, bytes, SendFlags::NOSIGNAL) {
+        match send(socket, bytes, flags | SendFlags::NOSIGNAL) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(sent) => bytes = &bytes[sent..],
             Err(rustix::io::Errno::INTR) => {}

@@ -210,7 +210,8 @@ impl Door {
 
     fn converse(&self, conversation: &mut Conversation<'_>) {
         let mut inbox = Inbox::default();
-        loop {
+        // A front-end that talks without a pause never lets us wait.
+        while !self.shared.quit.load(Ordering::Acquire) {
             if self.shared.resized.swap(false, Ordering::AcqRel) {
                 conversation.announce_change();
             }

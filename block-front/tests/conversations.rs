@@ -3,11 +3,14 @@
 
 mod world;
 
+use std::io::Write;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use block_core::Op;
+use rustix::net::{SendFlags, send};
 use vhost::vhost_user::message::FrontendReq as Req;
 use world::front_end::*;
 use world::{Idle, SWIFT, World};
@@ -141,4 +144,42 @@ fn data_in_a_region_that_was_removed_is_found_until_another_takes_its_place() {
     ring.stop(&front_end);
     ring.start(&front_end);
     assert_eq!(status(&mut ring), 1, "with no ring running it has gone");
+}
+
+/// A front-end that does not read its back channel must not stop the disk's
+/// conversation, and with it the end of the front.
+#[test]
+fn a_back_channel_that_nobody_reads_is_given_up() {
+    let world = one_disk();
+    let guest = Guest::new();
+    let (front_end, _ring) = ready(&world.sockets[0], &guest, ALL);
+    let (_ours, theirs) = UnixStream::pair().expect("a pair");
+    for room in [4096, 1] {
+        while send(&theirs, &vec![0; room], SendFlags::DONTWAIT).is_ok() {}
+    }
+    front_end.order(Req::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]);
+    world.ask(|front| front.resized(0, 1000));
+    settle();
+    front_end.socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a time-out");
+    assert_eq!(write_cache(&front_end), 1);
+}
+
+/// A front-end that talks without a pause must not keep the front from ending.
+#[test]
+fn a_front_ends_while_a_front_end_talks() {
+    let world = one_disk();
+    let socket = UnixStream::connect(&world.sockets[0]).expect("the disk listens");
+    let question = [u32::from(Req::GET_FEATURES), 1, 0];
+    let question: Vec<u8> = question.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let talk = question.repeat(10_000);
+    let answers = socket.try_clone().expect("clone");
+    std::thread::spawn(move || while (&socket).write_all(&talk).is_ok() {});
+    std::thread::spawn(move || std::io::copy(&mut &answers, &mut std::io::sink()));
+    settle();
+    let (ended, end) = channel();
+    std::thread::spawn(move || {
+        world.end();
+        ended.send(()).expect("somebody waits");
+    });
+    end.recv_timeout(PATIENCE).expect("the front ends");
 }
