@@ -1,21 +1,22 @@
 //! One session as the server sees it: at most one request a slot, each run at
 //! most once.
 
+mod answers;
+
 use std::collections::VecDeque;
 
 use block_core::{BlockError, Buffer, Request, Time};
 
-use super::door::Offer;
-use super::slot::{Asked, Due, Outcome, Phase, Slot};
 use crate::attach::{AttachRequest, FrontId};
-use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES, WireOp};
-use crate::frame::{Frame, Header, Kind};
+use crate::code::{UNSCHEDULED_BYTES, WireOp};
+use crate::frame::{Frame, Header};
 use crate::host::{Host, Reply, SessionIndex, SlotRef, Work};
 use crate::segment::{SegmentSet, Segmentation};
-use crate::wire::Wire;
+use crate::server::door::Offer;
+use crate::server::slot::{Asked, Due, Outcome, Phase, Slot};
 
 #[derive(Debug)]
-pub(super) struct Session<P> {
+pub(in crate::server) struct Session<P> {
     index: SessionIndex,
     id: u32,
     peer: P,
@@ -36,13 +37,13 @@ pub(super) struct Session<P> {
 }
 
 /// The queues of the whole server that a session puts its slots in.
-pub(super) struct Queues<'a> {
-    pub(super) waiting: &'a mut VecDeque<SlotRef>,
-    pub(super) send: &'a mut VecDeque<SlotRef>,
+pub(in crate::server) struct Queues<'a> {
+    pub(in crate::server) waiting: &'a mut VecDeque<SlotRef>,
+    pub(in crate::server) send: &'a mut VecDeque<SlotRef>,
 }
 
 impl<P: Copy + Eq> Session<P> {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         now: Time,
         index: SessionIndex,
         offer: Offer<P>,
@@ -67,36 +68,36 @@ impl<P: Copy + Eq> Session<P> {
         }
     }
 
-    pub(super) fn is(&self, id: u32, peer: P) -> bool {
+    pub(in crate::server) fn is(&self, id: u32, peer: P) -> bool {
         self.id == id && self.peer == peer
     }
 
-    pub(super) const fn front(&self) -> FrontId {
+    pub(in crate::server) const fn front(&self) -> FrontId {
         self.front
     }
 
-    pub(super) const fn incarnation(&self) -> u64 {
+    pub(in crate::server) const fn incarnation(&self) -> u64 {
         self.incarnation
     }
 
-    pub(super) const fn channel(&self) -> u16 {
+    pub(in crate::server) const fn channel(&self) -> u16 {
         self.channel
     }
 
     /// Notes that the front was heard.
-    pub(super) const fn hear(&mut self, now: Time) {
+    pub(in crate::server) const fn hear(&mut self, now: Time) {
         self.heard = now;
     }
 
     /// Whether nothing is under way and nothing was heard since `then`.
-    pub(super) fn is_forsaken(&self, then: Time) -> bool {
+    pub(in crate::server) fn is_forsaken(&self, then: Time) -> bool {
         self.running == 0 && !self.closing && self.heard < then
     }
 
     /// Takes the buffers back from requests whose data has not come since
     /// `then`: a front that is alive sends it again when it asks. Whether there
     /// was one.
-    pub(super) fn reclaim(&mut self, then: Time) -> bool {
+    pub(in crate::server) fn reclaim(&mut self, then: Time) -> bool {
         let mut any = false;
         let mut receiving = self.receiving;
         while receiving != 0 {
@@ -113,20 +114,20 @@ impl<P: Copy + Eq> Session<P> {
         any
     }
 
-    pub(super) const fn segments(&self) -> Segmentation {
+    pub(in crate::server) const fn segments(&self) -> Segmentation {
         self.cut
     }
 
-    pub(super) const fn is_closing(&self) -> bool {
+    pub(in crate::server) const fn is_closing(&self) -> bool {
         self.closing
     }
 
-    pub(super) const fn running(&self) -> usize {
+    pub(in crate::server) const fn running(&self) -> usize {
         self.running
     }
 
     /// Drops everything but what the worker has.
-    pub(super) fn close(&mut self) {
+    pub(in crate::server) fn close(&mut self) {
         self.closing = true;
         self.receiving = 0;
         for slot in &mut self.slots {
@@ -149,7 +150,7 @@ impl<P: Copy + Eq> Session<P> {
         }
     }
 
-    pub(super) fn handle_request(
+    pub(in crate::server) fn handle_request(
         &mut self,
         now: Time,
         frame: &Frame<'_>,
@@ -268,7 +269,7 @@ impl<P: Copy + Eq> Session<P> {
     }
 
     /// A buffer may be free now; false if there is none for this request.
-    pub(super) fn grant(
+    pub(in crate::server) fn grant(
         &mut self,
         now: Time,
         slot: u16,
@@ -372,7 +373,7 @@ impl<P: Copy + Eq> Session<P> {
         host.start(at, work);
     }
 
-    pub(super) fn handle_reply(
+    pub(in crate::server) fn handle_reply(
         &mut self,
         now: Time,
         slot: u16,
@@ -419,117 +420,7 @@ impl<P: Copy + Eq> Session<P> {
         slot.due.answer = true;
         self.enqueue(index, send);
     }
-
-    pub(super) fn handle_probe(&mut self, frame: &Frame<'_>, send: &mut VecDeque<SlotRef>) {
-        let header = &frame.header;
-        let index = usize::from(header.slot);
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        let mut progress = None;
-        if header.number > slot.number {
-            progress = Some(Progress::Unknown);
-        } else if header.number < slot.number {
-            return;
-        } else {
-            match &slot.phase {
-                Phase::Receiving { received, .. } => {
-                    slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
-                }
-                Phase::Waiting | Phase::Running | Phase::Sending { .. } => {
-                    progress = Some(Progress::Running);
-                }
-                Phase::Done if slot.is_read() && slot.outcome.code == 0 => {
-                    progress = Some(Progress::Finished);
-                }
-                Phase::Done => slot.due.answer = true,
-                Phase::Idle => progress = Some(Progress::Unknown),
-            }
-        }
-        if progress.is_some() {
-            slot.due.progress = progress;
-            slot.due.progress_number = header.number;
-        }
-        self.enqueue(index, send);
-    }
-
-    /// Asks for what a gap shows to be lost: frames sent well after it have
-    /// come.
-    fn ask_for_gaps(&mut self, counter: u64, send: &mut VecDeque<SlotRef>) {
-        let mut receiving = self.receiving;
-        while receiving != 0 {
-            let index = receiving.trailing_zeros() as usize;
-            receiving &= receiving - 1;
-            let slot = &mut self.slots[index];
-            let Phase::Receiving { received, .. } = &slot.phase else { continue };
-            let gap = counter.saturating_sub(slot.last_counter) > REORDER_FRAMES;
-            if !received.is_empty() && gap {
-                slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
-                slot.last_counter = counter;
-                self.enqueue(index, send);
-            }
-        }
-    }
-
-    /// Sends what is due for a slot; how many frames.
-    pub(super) fn transmit<W: Wire<Peer = P>>(&mut self, slot: u16, wire: &mut W) -> usize {
-        let index = usize::from(slot);
-        let entry = &mut self.slots[index];
-        entry.queued = false;
-        if self.closing {
-            return 0;
-        }
-        let mut frames = 0;
-        let (id, peer, credit) = (self.id, self.peer, self.credit);
-        let counter = &mut self.next_counter;
-        let mut send = |mut header: Header, kind, payload: &[u8]| {
-            header.session = id;
-            header.slot = slot;
-            header.volume = credit;
-            header.counter = *counter;
-            *counter += 1;
-            frames += 1;
-            wire.send(peer, &header.encode(kind, payload), payload);
-        };
-        let base = Header { number: entry.number, attempt: entry.attempt, ..Header::default() };
-        let due = std::mem::take(&mut entry.due);
-        if let Some(progress) = due.progress {
-            let number = due.progress_number;
-            send(Header { number, op: progress as u8, ..base }, Kind::State, &[]);
-        }
-        if let Some(missing) = due.missing
-            && matches!(entry.phase, Phase::Receiving { .. })
-        {
-            send(base, Kind::Missing, &missing.0.to_le_bytes());
-        }
-        if !due.answer {
-            return frames;
-        }
-        let answer = Header {
-            op: entry.outcome.code,
-            count: entry.held_micros,
-            word: entry.outcome.word,
-            news: entry.outcome.news,
-            ..base
-        };
-        match &mut entry.phase {
-            Phase::Sending { buffer, unsent } => {
-                let (start, bytes) = (entry.asked.data_start(), entry.asked.bytes);
-                while let Some(segment) = unsent.pop() {
-                    let range = self.cut.range(segment, bytes);
-                    let offset = range.start as u32;
-                    let payload = &buffer[start + range.start..start + range.end];
-                    send(Header { offset, ..answer }, Kind::Answer, payload);
-                }
-                entry.phase = Phase::Done;
-            }
-            Phase::Done => match &entry.outcome.attach {
-                Some(reply) => send(answer, Kind::Answer, &reply.encode()),
-                None => send(answer, Kind::Answer, &[]),
-            },
-            _ => {}
-        }
-        frames
-    }
 }
 
 /// The set of partly received writes is one word.
-pub(super) const MAX_SLOTS: u16 = u128::BITS as u16;
+pub(in crate::server) const MAX_SLOTS: u16 = u128::BITS as u16;

@@ -1,0 +1,131 @@
+//! What goes back: outcomes, the segments of reads, the segments that are
+//! missing, and how far a request is.
+
+use std::collections::VecDeque;
+
+use super::Session;
+use crate::code::{Progress, REORDER_FRAMES};
+use crate::frame::{Frame, Header, Kind};
+use crate::host::SlotRef;
+use crate::server::slot::Phase;
+use crate::wire::Wire;
+
+impl<P: Copy + Eq> Session<P> {
+    pub(in crate::server) fn handle_probe(
+        &mut self,
+        frame: &Frame<'_>,
+        send: &mut VecDeque<SlotRef>,
+    ) {
+        let header = &frame.header;
+        let index = usize::from(header.slot);
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        let mut progress = None;
+        if header.number > slot.number {
+            progress = Some(Progress::Unknown);
+        } else if header.number < slot.number {
+            return;
+        } else {
+            match &slot.phase {
+                Phase::Receiving { received, .. } => {
+                    slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
+                }
+                Phase::Waiting | Phase::Running | Phase::Sending { .. } => {
+                    progress = Some(Progress::Running);
+                }
+                Phase::Done if slot.is_read() && slot.outcome.code == 0 => {
+                    progress = Some(Progress::Finished);
+                }
+                Phase::Done => slot.due.answer = true,
+                Phase::Idle => progress = Some(Progress::Unknown),
+            }
+        }
+        if progress.is_some() {
+            slot.due.progress = progress;
+            slot.due.progress_number = header.number;
+        }
+        self.enqueue(index, send);
+    }
+
+    /// Asks for what a gap shows to be lost: frames sent well after it have
+    /// come.
+    pub(super) fn ask_for_gaps(&mut self, counter: u64, send: &mut VecDeque<SlotRef>) {
+        let mut receiving = self.receiving;
+        while receiving != 0 {
+            let index = receiving.trailing_zeros() as usize;
+            receiving &= receiving - 1;
+            let slot = &mut self.slots[index];
+            let Phase::Receiving { received, .. } = &slot.phase else { continue };
+            let gap = counter.saturating_sub(slot.last_counter) > REORDER_FRAMES;
+            if !received.is_empty() && gap {
+                slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
+                slot.last_counter = counter;
+                self.enqueue(index, send);
+            }
+        }
+    }
+
+    /// Sends what is due for a slot; how many frames.
+    pub(in crate::server) fn transmit<W: Wire<Peer = P>>(
+        &mut self,
+        slot: u16,
+        wire: &mut W,
+    ) -> usize {
+        let index = usize::from(slot);
+        let entry = &mut self.slots[index];
+        entry.queued = false;
+        if self.closing {
+            return 0;
+        }
+        let mut frames = 0;
+        let (id, peer, credit) = (self.id, self.peer, self.credit);
+        let counter = &mut self.next_counter;
+        let mut send = |mut header: Header, kind, payload: &[u8]| {
+            header.session = id;
+            header.slot = slot;
+            header.volume = credit;
+            header.counter = *counter;
+            *counter += 1;
+            frames += 1;
+            wire.send(peer, &header.encode(kind, payload), payload);
+        };
+        let base = Header { number: entry.number, attempt: entry.attempt, ..Header::default() };
+        let due = std::mem::take(&mut entry.due);
+        if let Some(progress) = due.progress {
+            let number = due.progress_number;
+            send(Header { number, op: progress as u8, ..base }, Kind::State, &[]);
+        }
+        if let Some(missing) = due.missing
+            && matches!(entry.phase, Phase::Receiving { .. })
+        {
+            send(base, Kind::Missing, &missing.0.to_le_bytes());
+        }
+        if !due.answer {
+            return frames;
+        }
+        let answer = Header {
+            op: entry.outcome.code,
+            count: entry.held_micros,
+            word: entry.outcome.word,
+            news: entry.outcome.news,
+            ..base
+        };
+        match &mut entry.phase {
+            Phase::Sending { buffer, unsent } => {
+                let (start, bytes) = (entry.asked.data_start(), entry.asked.bytes);
+                while let Some(segment) = unsent.pop() {
+                    let range = self.cut.range(segment, bytes);
+                    let offset = range.start as u32;
+                    let payload = &buffer[start + range.start..start + range.end];
+                    send(Header { offset, ..answer }, Kind::Answer, payload);
+                }
+                entry.phase = Phase::Done;
+            }
+            Phase::Done => match &entry.outcome.attach {
+                Some(reply) => send(answer, Kind::Answer, &reply.encode()),
+                None => send(answer, Kind::Answer, &[]),
+            },
+            _ => {}
+        }
+        frames
+    }
+}
