@@ -116,6 +116,41 @@ fn goes_back(folder: &TempDir) {
     assert!(taken(&path) + 750 * BLOCK as u64 <= full, "{} of {full}", taken(&path));
 }
 
+/// A guest that says "zero, and keep the space" means to write there when the
+/// file system is full. The space was punched away like any other.
+#[test]
+fn zeroes_that_are_to_keep_their_space_keep_it() {
+    folders().iter().for_each(keeps_space);
+}
+
+fn keeps_space(folder: &TempDir) {
+    let path = folder.path().join("disk");
+    let rig = rig(&path, Some(16 * MIB), true);
+    let pool = rig.pool(1, 256 * BLOCK);
+    let namespace = rig.namespace(1);
+    for at in (0..1024).step_by(256) {
+        let write = namespace.write(Pba(at), filled(&pool, 5), 0..256, Durability::Cached);
+        assert_eq!(rig.run(write).1, Ok(()));
+    }
+    rig.run(namespace.flush()).expect("a flush");
+    let full = taken(&path);
+    // From the middle of the data into the hole behind it.
+    assert_eq!(rig.run(namespace.write_zeroes(extent(500, 1000), false)), Ok(()));
+    rig.run(namespace.flush()).expect("a flush");
+    assert!(taken(&path) >= full + 476 * BLOCK as u64, "{} after {full}", taken(&path));
+    for at in (256..1536).step_by(256) {
+        let (buffer, read) = rig.run(namespace.read(Pba(at), filled(&pool, 1), 0..256));
+        assert_eq!(read, Ok(()));
+        for (block, at) in buffer.chunks_exact(BLOCK).zip(at..) {
+            let expected = if at < 500 { 5 } else { 0 };
+            assert!(block.iter().all(|&byte| byte == expected), "block {at}");
+        }
+    }
+    assert_eq!(rig.run(namespace.write_zeroes(extent(500, 1000), true)), Ok(()));
+    rig.run(namespace.flush()).expect("a flush");
+    assert!(taken(&path) < full, "{} after {full}", taken(&path));
+}
+
 /// Someone truncates the file while it is in use. That namespace fails; the
 /// other one and the process live on.
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use block_core::{Mapping, Memory};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::namespace::whole_pages;
 use crate::PAGE;
@@ -65,6 +65,9 @@ pub enum OpenError {
     Map { path: PathBuf, error: io::Error },
 }
 
+/// The file, what to do, from which byte, with how many.
+type Fallocate = fn(&File, FallocateFlags, u64, u64) -> rustix::io::Result<()>;
+
 #[derive(Debug)]
 pub(super) struct FileDisk {
     path: PathBuf,
@@ -74,6 +77,8 @@ pub(super) struct FileDisk {
     bytes: u64,
     /// A bit for each chunk whose space is known to be reserved.
     reserved: Vec<u64>,
+    /// Asks the kernel; a test asks something worse.
+    fallocate: Fallocate,
     /// The storage failed, or someone cut the file: nothing is believed again.
     failed: bool,
 }
@@ -116,7 +121,8 @@ impl FileDisk {
         };
         let chunks = bytes.div_ceil(CHUNK_BYTES);
         let reserved = vec![0; usize::try_from(chunks.div_ceil(64)).unwrap_or(usize::MAX)];
-        let mut disk = Self { path, file, mapping, bytes, reserved, failed: false };
+        let fallocate: Fallocate = |file, flags, start, len| fallocate(file, flags, start, len);
+        let mut disk = Self { path, file, mapping, bytes, reserved, fallocate, failed: false };
         disk.find_data();
         Ok(disk)
     }
@@ -163,12 +169,19 @@ impl FileDisk {
         self.check(Status::WRITE_FAULT)
     }
 
-    pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Status> {
+    /// Makes the bytes zero. Their space goes back to the file system or is
+    /// reserved, as `keep` says; a file system that can do neither without
+    /// writing gets zeroes written.
+    pub(super) fn zero(&mut self, range: Range<u64>, keep: bool) -> Result<(), Status> {
         self.check(Status::WRITE_FAULT)?;
         let inner = whole_pages(&range);
         let is_reserved = chunks(&range).all(|chunk| self.is_reserved(chunk));
         let is_small = inner.end - inner.start < PUNCH_BYTES;
-        if inner.is_empty() || is_reserved && is_small || !self.punch(inner.clone())? {
+        if inner.is_empty() || is_small && (keep || is_reserved) {
+            return self.clear(range);
+        }
+        let done = if keep { self.empty(inner.clone())? } else { self.punch(inner.clone())? };
+        if !done {
             return self.clear(range);
         }
         self.clear(range.start..inner.start)?;
@@ -220,7 +233,7 @@ impl FileDisk {
             let start = chunk * CHUNK_BYTES;
             let len = CHUNK_BYTES.min(self.bytes - start);
             // KEEP_SIZE: a file that was cut stays cut, so that it is noticed.
-            match fallocate(&self.file, FallocateFlags::KEEP_SIZE, start, len) {
+            match self.allocate(FallocateFlags::KEEP_SIZE, start, len) {
                 Ok(()) => {}
                 // Without reservation a full file system ends as a failed
                 // namespace and not as a lost process.
@@ -229,29 +242,26 @@ impl FileDisk {
                     self.reserve_pages(&part(range, chunk))?;
                     continue;
                 }
-                Err(error) => {
-                    self.fail(&format!("no space could be reserved: {error}"));
-                    return Err(Status::WRITE_FAULT);
-                }
+                Err(error) => return Err(self.refused("no space could be reserved", error)),
             }
-            self.reserved[(chunk / 64) as usize] |= 1 << (chunk % 64);
+            self.mark_reserved(chunk);
         }
         Ok(())
     }
 
     /// Not enough space for a chunk: there may be some for the pages that are
     /// written now.
-    fn reserve_pages(&self, range: &Range<u64>) -> Result<(), Status> {
+    fn reserve_pages(&mut self, range: &Range<u64>) -> Result<(), Status> {
         let start = range.start / PAGE as u64 * PAGE as u64;
         let len = range.end.next_multiple_of(PAGE as u64) - start;
-        fallocate(&self.file, FallocateFlags::KEEP_SIZE, start, len)
-            .map_err(|_| Status::CAPACITY_EXCEEDED)
+        let reserved = self.allocate(FallocateFlags::KEEP_SIZE, start, len);
+        reserved.map_err(|error| self.refused("no space could be reserved", error))
     }
 
     /// Makes whole pages a hole; false if the file system has none.
     fn punch(&mut self, range: Range<u64>) -> Result<bool, Status> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, range.start, range.end - range.start) {
+        match self.allocate(flags, range.start, range.end - range.start) {
             Ok(()) => {
                 for chunk in chunks(&range) {
                     self.reserved[(chunk / 64) as usize] &= !(1 << (chunk % 64));
@@ -259,9 +269,42 @@ impl FileDisk {
                 Ok(true)
             }
             Err(Errno::OPNOTSUPP) => Ok(false),
-            Err(error) => {
-                self.fail(&format!("a hole could not be made: {error}"));
-                Err(Status::WRITE_FAULT)
+            Err(error) => Err(self.refused("a hole could not be made", error)),
+        }
+    }
+
+    /// Makes whole pages reserved space that nothing was written to, in one
+    /// step: space that was given back first, others could take. False if the
+    /// file system has no such thing.
+    fn empty(&mut self, range: Range<u64>) -> Result<bool, Status> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match self.allocate(flags, range.start, range.end - range.start) {
+            Ok(()) => {
+                for chunk in whole_chunks(&range, self.bytes) {
+                    self.mark_reserved(chunk);
+                }
+                Ok(true)
+            }
+            Err(Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(self.refused("space could not be emptied", error)),
+        }
+    }
+
+    /// Changes what space the file has. A signal that came in between is none
+    /// of its business.
+    fn allocate(&self, flags: FallocateFlags, start: u64, len: u64) -> rustix::io::Result<()> {
+        retry_on_intr(|| (self.fallocate)(&self.file, flags, start, len))
+    }
+
+    /// What the command gets whose space the kernel refused. What the machine
+    /// is short of now says nothing about the file; all else ends it.
+    fn refused(&mut self, what: &str, error: Errno) -> Status {
+        match error {
+            Errno::NOSPC | Errno::DQUOT => Status::CAPACITY_EXCEEDED,
+            Errno::NOMEM => Status::INTERNAL,
+            _ => {
+                self.fail(&format!("{what}: {error}"));
+                Status::WRITE_FAULT
             }
         }
     }
@@ -273,14 +316,8 @@ impl FileDisk {
             && let Ok(end) = seek(&self.file, SeekFrom::Hole(start))
             && end > at
         {
-            let first = start.div_ceil(CHUNK_BYTES);
-            let last = if end >= self.bytes {
-                self.bytes.div_ceil(CHUNK_BYTES)
-            } else {
-                end / CHUNK_BYTES
-            };
-            for chunk in first..last {
-                self.reserved[(chunk / 64) as usize] |= 1 << (chunk % 64);
+            for chunk in whole_chunks(&(start..end), self.bytes) {
+                self.mark_reserved(chunk);
             }
             at = end;
         }
@@ -288,6 +325,10 @@ impl FileDisk {
 
     fn is_reserved(&self, chunk: u64) -> bool {
         self.reserved[(chunk / 64) as usize] >> (chunk % 64) & 1 == 1
+    }
+
+    fn mark_reserved(&mut self, chunk: u64) {
+        self.reserved[(chunk / 64) as usize] |= 1 << (chunk % 64);
     }
 
     fn check(&mut self, status: Status) -> Result<(), Status> {
@@ -337,6 +378,68 @@ fn chunks(range: &Range<u64>) -> Range<u64> {
     range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES)
 }
 
+/// The chunks of a file of `bytes` that lie in a range from end to end; the
+/// last one may be short.
+fn whole_chunks(range: &Range<u64>, bytes: u64) -> Range<u64> {
+    let end =
+        if range.end >= bytes { bytes.div_ceil(CHUNK_BYTES) } else { range.end / CHUNK_BYTES };
+    range.start.div_ceil(CHUNK_BYTES)..end
+}
+
 fn part(range: &Range<u64>, chunk: u64) -> Range<u64> {
     range.start.max(chunk * CHUNK_BYTES)..range.end.min((chunk + 1) * CHUNK_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    thread_local! {
+        /// What the kernel answers next, the last one first; then it obeys.
+        static ANSWERS: RefCell<Vec<Errno>> = const { RefCell::new(Vec::new()) };
+    }
+
+    type Change = fn(&mut FileDisk) -> Result<(), Status>;
+
+    /// A signal came, or the machine was out of memory for a moment, while the
+    /// kernel looked for space, and the namespace was gone until the next
+    /// start. A file system that fails must not be believed again, though.
+    #[test]
+    fn a_signal_fails_nothing_and_a_shortage_one_command() {
+        const ALL: Range<u64> = 0..1 << 20;
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = FileOptions { path: folder.path().join("disk"), create: Some(ALL.end) };
+        let mut disk = FileDisk::open(&options).expect("a disk");
+        disk.fallocate = |file, flags, start, len| match ANSWERS.take().split_last() {
+            Some((answer, rest)) => {
+                ANSWERS.set(rest.to_vec());
+                Err(*answer)
+            }
+            None => fallocate(file, flags, start, len),
+        };
+        let changes: [Change; 4] = [
+            |disk| disk.zero(ALL, true),
+            |disk| disk.zero(ALL, false),
+            |disk| disk.deallocate(ALL),
+            |disk| disk.reserve(&ALL),
+        ];
+        for change in changes {
+            for (answers, outcome) in [
+                (vec![Errno::INTR, Errno::INTR], Ok(())),
+                (vec![Errno::NOMEM], Err(Status::INTERNAL)),
+                (vec![Errno::NOMEM, Errno::INTR], Err(Status::INTERNAL)),
+                (vec![Errno::DQUOT, Errno::NOSPC], Err(Status::CAPACITY_EXCEEDED)),
+            ] {
+                disk.punch(ALL).expect("nothing is reserved");
+                ANSWERS.set(answers);
+                assert_eq!(change(&mut disk), outcome);
+                ANSWERS.take();
+            }
+        }
+        ANSWERS.set(vec![Errno::IO]);
+        assert_eq!(disk.deallocate(ALL), Err(Status::WRITE_FAULT));
+        assert_eq!(disk.zero(ALL, true), Err(Status::WRITE_FAULT));
+    }
 }

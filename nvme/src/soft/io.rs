@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::engine::Engine;
 use super::prp;
-use crate::command::{ALL_NAMESPACES, Command, DATASET_DEALLOCATE, FORCE_UNIT_ACCESS, io};
+use crate::command::{
+    ALL_NAMESPACES, Command, DATASET_DEALLOCATE, DEALLOCATE_ZEROES, FORCE_UNIT_ACCESS, io,
+};
 use crate::completion::Status;
 use crate::sys;
 
@@ -72,7 +74,8 @@ impl Engine {
         let index = self.namespace_index(command)?;
         let namespace = &mut self.namespaces[index];
         let bytes = namespace.bytes_of(command.start(), command.block_count())?;
-        namespace.zero(bytes.clone())?;
+        let keep = command.dword(12) & DEALLOCATE_ZEROES == 0;
+        namespace.zero(bytes.clone(), keep)?;
         if command.dword(12) & FORCE_UNIT_ACCESS != 0 {
             namespace.persist(bytes.clone())?;
         }

@@ -119,12 +119,13 @@ impl SoftNamespace {
         self.settle(range)
     }
 
-    /// Makes the bytes zero and gives their space back where that is cheaper.
-    pub(super) fn zero(&mut self, range: Range<u64>) -> Result<(), Status> {
+    /// Makes the bytes zero. A file keeps space for them if `keep`; else it
+    /// gives their space back where that is cheaper, as memory always does.
+    pub(super) fn zero(&mut self, range: Range<u64>, keep: bool) -> Result<(), Status> {
         self.remember(&range);
         match &mut self.backing {
             Backing::Ram(ram) => ram.zero(range.start as usize..range.end as usize)?,
-            Backing::File(file) => file.zero(range.clone())?,
+            Backing::File(file) => file.zero(range.clone(), keep)?,
         }
         self.settle(range)
     }
