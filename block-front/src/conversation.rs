@@ -21,7 +21,7 @@ use crate::config_space::{
 };
 use crate::disk::DiskSpec;
 use crate::front::{unwatch, watch};
-use crate::guest_memory::{GuestMemory, MAX_REGIONS, Region, RegionError, RegionSpec};
+use crate::guest_memory::{GuestMemory, MAX_MAPPED, MAX_REGIONS, Region, RegionError, RegionSpec};
 use crate::inbox::Frame;
 use crate::mail::{Closed, Mail, Mailbox};
 use crate::message::{Message, MessageError};
@@ -34,6 +34,9 @@ const ANSWER_FLAGS: u32 = 0b101;
 
 /// Flags of a message on the back channel that wants no answer.
 const NOTICE_FLAGS: u32 = 0b001;
+
+/// Most memory tables that requests under way may keep alive.
+const MAX_RETIRED: usize = 64;
 
 /// Why a message was not done. The sentence continues "the front-end ...".
 #[derive(Debug, Error)]
@@ -63,6 +66,11 @@ pub(crate) enum Refused {
          (-object memory-backend-memfd,id=mem,size=...,share=on -machine memory-backend=mem)"
     )]
     Private,
+    #[error(
+        "the guest's memory changed {MAX_RETIRED} times while requests were under way; change it \
+         when the server has answered them"
+    )]
+    TooManyTables,
     #[error("the descriptor cannot be used: {0}")]
     Descriptor(#[source] io::Error),
     #[error("the worker has gone")]
@@ -100,6 +108,8 @@ struct Setup {
     /// Until the ring runs; then the worker has it.
     call: Option<OwnedFd>,
     runs: bool,
+    /// Where the running ring is; not the last table, if that has lost it.
+    memory: Option<Arc<GuestMemory>>,
 }
 
 /// The state of a conversation.
@@ -162,11 +172,11 @@ impl<'a> Conversation<'a> {
     /// The conversation cannot go on: the socket broke, or a message that the
     /// front-end does not want acknowledged was refused.
     pub(crate) fn hear(&mut self, frame: Frame, sectors: u64) -> Result<(), Refused> {
+        self.unmap_unused();
         let (request, need_reply) = (frame.request, frame.need_reply);
         let outcome = Message::parse(frame)
             .map_err(Refused::from)
             .and_then(|message| self.act(message, sectors));
-        self.retired.retain(|memory| Arc::strong_count(memory) > 1);
         match outcome {
             Ok(Answer::Number(number)) => self.answer(request, &number.to_ne_bytes()),
             Ok(Answer::Bytes(bytes)) => self.answer(request, &bytes),
@@ -299,7 +309,11 @@ impl<'a> Conversation<'a> {
         Ok(self.place.mailbox.post(Mail::WriteThrough { disk: self.place.disk, on })?)
     }
 
-    fn map(&self, spec: RegionSpec, file: &File) -> Result<Arc<Region>, Refused> {
+    /// Maps a region; `mapped` bytes are mapped already.
+    fn map(&self, spec: RegionSpec, file: &File, mapped: u64) -> Result<Arc<Region>, Refused> {
+        if mapped.saturating_add(spec.len) > MAX_MAPPED {
+            return Err(RegionError::Budget(spec.len).into());
+        }
         if self.peer.as_ref().is_some_and(|peer| peer.maps_privately(spec.user, file)) {
             return Err(Refused::Private);
         }
@@ -307,9 +321,27 @@ impl<'a> Conversation<'a> {
     }
 
     fn set_memory_table(&mut self, table: Vec<(RegionSpec, File)>) -> Result<(), Refused> {
-        let regions: Result<_, _> =
-            table.iter().map(|(spec, file)| self.map(*spec, file)).collect();
-        self.set_regions(regions?, Vec::new())
+        let mut mapped = self.mapped();
+        let mut regions = Vec::with_capacity(table.len());
+        for (spec, file) in table {
+            regions.push(self.map(spec, &file, mapped)?);
+            mapped += spec.len;
+        }
+        self.set_regions(regions, Vec::new())
+    }
+
+    /// How many bytes of guest memory are mapped, also for requests under way.
+    fn mapped(&self) -> u64 {
+        let tables = self.retired.iter().chain([&self.memory]);
+        let mut regions: Vec<_> = tables.flat_map(|table| table.regions()).collect();
+        regions.sort_unstable_by_key(|region| Arc::as_ptr(region));
+        regions.dedup_by_key(|region| Arc::as_ptr(region));
+        regions.iter().map(|region| region.spec().len).sum()
+    }
+
+    /// Unmaps what no request and no ring uses any more.
+    fn unmap_unused(&mut self) {
+        self.retired.retain(|memory| Arc::strong_count(memory) > 1);
     }
 
     fn add_region(&mut self, spec: RegionSpec, file: File) -> Result<(), Refused> {
@@ -317,7 +349,7 @@ impl<'a> Conversation<'a> {
             return Err(RegionError::TooMany.into());
         }
         let mut regions = self.regions.clone();
-        regions.push(self.map(spec, &file)?);
+        regions.push(self.map(spec, &file, self.mapped())?);
         let mut leaving = self.leaving.clone();
         leaving.retain(|region| !region.spec().overlaps(&spec));
         // The oldest make room: nothing has come in their place for long.
@@ -347,12 +379,19 @@ impl<'a> Conversation<'a> {
         regions: Vec<Arc<Region>>,
         leaving: Vec<Arc<Region>>,
     ) -> Result<(), Refused> {
+        self.unmap_unused();
+        if self.retired.len() >= MAX_RETIRED {
+            return Err(Refused::TooManyTables);
+        }
         let all: Vec<_> = regions.iter().chain(&leaving).map(Arc::clone).collect();
         let memory = Arc::new(GuestMemory::new(&all)?);
         let running = self.rings.iter().enumerate().filter(|(_, setup)| setup.runs);
+        let mut moved = Vec::new();
         let rings: Vec<_> = running
             .map(|(queue, setup)| {
-                (self.place.first_queue + queue, locate(queue, setup, &memory).ok())
+                let ring = locate(queue, setup, &memory).ok();
+                moved.extend(ring.is_some().then_some(queue));
+                (self.place.first_queue + queue, ring)
             })
             .collect();
         if !rings.is_empty() {
@@ -363,8 +402,12 @@ impl<'a> Conversation<'a> {
             // worker that goes drops its mail.
             is_taken.recv().map_err(|_| Refused::Closed)?;
         }
+        for queue in moved {
+            self.rings[queue].memory = Some(Arc::clone(&memory));
+        }
         (self.regions, self.leaving) = (regions, leaving);
         self.retired.push(std::mem::replace(&mut self.memory, memory));
+        self.unmap_unused();
         Ok(())
     }
 
@@ -423,6 +466,7 @@ impl<'a> Conversation<'a> {
         if let Some(mut running) = running {
             running.set_call(setup.call.take());
             setup.runs = true;
+            setup.memory = Some(Arc::clone(&self.memory));
             let queue = self.place.first_queue + queue;
             self.place.mailbox.post(Mail::Start { queue, running })?;
         }
@@ -474,6 +518,7 @@ impl<'a> Conversation<'a> {
             self.rings[queue].base = stopped.base();
             self.rings[queue].call = stopped.set_call(None);
         }
+        self.rings[queue].memory = None;
     }
 
     fn queue(&self, index: u32) -> Result<usize, Refused> {

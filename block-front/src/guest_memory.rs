@@ -21,6 +21,11 @@ use crate::sys::Span;
 /// guarded mappings has places for 64 disks of this many, twice over.
 pub(crate) const MAX_REGIONS: usize = 32;
 
+/// Most bytes that one disk keeps mapped, also of memory that was replaced and
+/// that requests still use: all disks share 128 TiB of address space. A table
+/// that replaces another is mapped beside it.
+pub(crate) const MAX_MAPPED: u64 = 16 << 40;
+
 /// `statfs` types of file systems, from linux/magic.h.
 const HUGETLBFS: FsWord = 0x958458f6;
 const FUSE: FsWord = 0x65735546;
@@ -73,6 +78,11 @@ pub(crate) enum RegionError {
     Overlap,
     #[error("more than {MAX_REGIONS} regions")]
     TooMany,
+    #[error(
+        "a region of {0:#x} bytes and what is mapped already are more than the \
+         {MAX_MAPPED:#x} bytes that a disk may map; give the guest less memory"
+    )]
+    Budget(u64),
     #[error("no region is like the one to remove")]
     Unknown,
 }
@@ -125,6 +135,7 @@ pub(crate) struct GuestMemory {
     entries: Vec<(u64, u64, Span)>,
     /// By address in the front-end's process; for rings.
     users: Vec<(u64, Span)>,
+    regions: Vec<Arc<Region>>,
 }
 
 impl GuestMemory {
@@ -141,7 +152,12 @@ impl GuestMemory {
             return Err(RegionError::Overlap);
         }
         let users = regions.iter().map(|region| (region.spec.user, region.span.clone())).collect();
-        Ok(Self { entries, users })
+        Ok(Self { entries, users, regions: regions.to_vec() })
+    }
+
+    /// The regions that the table keeps mapped.
+    pub(crate) fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
     }
 
     /// What holds guest address `at`, the place of `at` in it, and how many

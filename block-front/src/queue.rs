@@ -210,7 +210,19 @@ impl Queue {
             None => self.tables.push(table),
         }
         self.table = number;
+        for place in 0..self.tables.len() {
+            self.let_table_go(place);
+        }
         Ok(())
+    }
+
+    /// A table that no request uses any more is not kept: the conversation
+    /// unmaps it.
+    fn let_table_go(&mut self, place: usize) {
+        if self.tables[place].requests == 0 && place != usize::from(self.table) {
+            let memory = Arc::clone(&self.tables[usize::from(self.table)].memory);
+            self.tables[place].memory = memory;
+        }
     }
 
     /// Whether there is something to offer that no completion has to come for
@@ -427,6 +439,7 @@ impl Queue {
         self.free.push(number);
         table.memory.write(slot.status_at, &[slot.status])?;
         self.ring.give_back(slot.head, slot.writable);
+        self.let_table_go(usize::from(slot.table));
         Ok(())
     }
 

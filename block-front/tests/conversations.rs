@@ -6,6 +6,7 @@ mod world;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use block_core::Op;
 use rustix::net::{SendFlags, send};
 use vhost::vhost_user::message::FrontendReq as Req;
 use world::front_end::*;
-use world::{Idle, SWIFT, World};
+use world::{Idle, Manners, SWIFT, World};
 
 fn one_disk() -> World {
     World::new(1, 4096, SWIFT, Idle::Sleep, |_| ())
@@ -182,4 +183,60 @@ fn a_front_ends_while_a_front_end_talks() {
         ended.send(()).expect("somebody waits");
     });
     end.recv_timeout(PATIENCE).expect("the front ends");
+}
+
+/// Files without contents cost a front-end nothing, and address space is what
+/// all disks share.
+#[test]
+fn a_disk_maps_no_more_than_its_budget() {
+    let world = one_disk();
+    let file = rustix::fs::memfd_create("huge", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+    rustix::fs::ftruncate(&file, 32 << 40).expect("grow");
+    let front_end = FrontEnd::connect(&world.sockets[0]);
+    front_end.agree(ALL);
+    let region = |at: u64, len: u64| bytes(&[0, at << 40, len << 40, at << 40, 0]);
+    let add = |at, len| front_end.tell(Req::ADD_MEM_REG, &region(at, len), &[file.as_fd()]);
+    assert!(!add(0, 17));
+    assert!(add(0, 9));
+    assert!(!add(20, 9));
+    assert!(add(20, 7));
+    let two = bytes(&[2, 0, 9 << 40, 0, 0, 20 << 40, 9 << 40, 20 << 40, 0]);
+    assert!(!front_end.tell(Req::SET_MEM_TABLE, &two, &[file.as_fd(), file.as_fd()]));
+    front_end.order(Req::REM_MEM_REG, &region(0, 9), &[]);
+    assert!(add(40, 9), "what is unmapped counts no more");
+}
+
+/// Each request under way keeps the table it began under, and the table its
+/// mappings. A front-end that changes tables while the server is away gets no
+/// further than a bound, and on again when the requests have ended.
+#[test]
+fn tables_that_requests_hold_are_bounded() {
+    let world = World::new(1, 4096, Manners { slots: 100, ..SWIFT }, Idle::Sleep, |_| ());
+    let guest = Guest::new();
+    let (front_end, mut ring) = ready(&world.sockets[0], &guest, ALL);
+    world.switches.stalled.store(true, Ordering::Relaxed);
+    let head = ring.prepare(0, IN, 0, 512);
+    let table = bytes(&[1, 0, MEMORY as u64, USER, 0]);
+    let share = || front_end.tell(Req::SET_MEM_TABLE, &table, &[guest.file.as_fd()]);
+    let mut changes = 0;
+    loop {
+        *world.switches.log.lock().expect("log") = Some(Vec::new());
+        ring.offer(head);
+        while world.switches.log.lock().expect("log").as_ref().expect("kept").is_empty() {
+            std::thread::yield_now();
+        }
+        if !share() {
+            break;
+        }
+        changes += 1;
+        assert!(changes <= 80, "no bound");
+    }
+    assert!(changes >= 32, "{changes}");
+    world.switches.stalled.store(false, Ordering::Relaxed);
+    for _ in 0..=changes {
+        ring.wait_used();
+    }
+    for _ in 0..100 {
+        assert!(share(), "nothing is held any more");
+    }
 }
