@@ -102,6 +102,8 @@ pub struct Session<D> {
     /// One attach or detach at a time: a repeated attach must find what the
     /// first one got.
     changing: tokio::sync::Mutex<()>,
+    /// It is over; what was under way ends without effect on its handles.
+    closed: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -124,11 +126,12 @@ impl<D: Device> Session<D> {
     #[must_use]
     pub fn new(front: FrontId, slots: u16) -> Self {
         let (handles, changing) = (RefCell::default(), tokio::sync::Mutex::new(()));
-        Self { front, slots, handles, changing }
+        Self { front, slots, handles, changing, closed: Cell::new(false) }
     }
 
     /// Gives up what the session holds. The front keeps its volumes.
     pub fn close(&self) {
+        self.closed.set(true);
         for handle in self.handles.borrow_mut().drain(..).flatten() {
             handle.volume.forget(&handle.hold);
         }
@@ -176,6 +179,11 @@ impl<D: Device> Session<D> {
         };
         let own = own.map(|(_, handle)| handle.hold);
         match store.attach(&volume, self.front, request.access, own.as_ref()).await {
+            // Nobody would ever give it back.
+            Ok(hold) if self.closed.get() => {
+                volume.forget(&hold);
+                AttachReply::Refused(Refused::Failed)
+            }
             Ok(hold) => {
                 volume.raw.reserve(usize::from(self.slots));
                 let same = own.is_some_and(|own| Rc::ptr_eq(&own, &hold));

@@ -281,6 +281,24 @@ fn a_session_that_is_closed_during_its_detach_ends_quietly() {
     assert_eq!(rig.fronts_of("a"), 0);
 }
 
+/// A front's link breaks while its attach is being stored. The front has the
+/// volume then, but nobody holds it: no request can come, and `connected` would
+/// be said of a front that is gone.
+#[test]
+fn a_session_that_is_closed_during_its_attach_holds_nothing() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), front(1), SLOTS);
+    rig.held.set(true);
+    rig.ask_attach(slot(0, 0), "a", Access::Write);
+    rig.settle();
+    rig.worker.closed(SessionIndex(0));
+    rig.held.set(false);
+    rig.settle();
+    let info = rig.errand(|answer| Errand::Show { name: name("a"), answer }).expect("there");
+    assert_eq!(info.attachments.len(), 1);
+    assert!(!info.attachments[0].connected);
+}
+
 /// The record of a new volume could be neither written nor put back: it may be
 /// there after a restart. Then the name is not free, for no worker: else two
 /// devices had a volume of that name, and the server would not start.
