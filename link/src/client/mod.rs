@@ -178,12 +178,6 @@ impl<W: Wire> Client<W> {
         self.sessions[self.volumes[usize::from(volume.0)].session].refused()
     }
 
-    /// Whether the volume's server answers.
-    #[must_use]
-    pub fn is_connected(&self, volume: VolumeHandle) -> bool {
-        self.sessions[self.volumes[usize::from(volume.0)].session].is_live()
-    }
-
     /// Whether some volume has another size since this was asked last.
     #[must_use]
     pub fn take_resized(&mut self) -> bool {
@@ -217,12 +211,6 @@ impl<W: Wire> Client<W> {
     #[must_use]
     pub fn wire(&self) -> &W {
         &self.wire
-    }
-
-    /// The slots whose requests are under way, for an idle loop.
-    #[must_use]
-    pub fn outstanding(&self) -> usize {
-        self.sessions.iter().map(Session::outstanding).sum()
     }
 
     fn receive(&mut self, now: Time, guest: &mut impl Guest) -> usize {

@@ -1,6 +1,6 @@
 //! A slot at the front: one outstanding request and what is known of it.
 
-use block_core::{BLOCK_SIZE, Buffer, Op, Time};
+use block_core::{Buffer, Op, Time};
 
 use crate::attach::BODY_BYTES;
 use crate::path::Part;
@@ -108,8 +108,7 @@ impl Slot {
     /// part has come is asked for whole: two attempts may read different data,
     /// and a block must not mix them.
     pub(super) fn read_again(&mut self, cut: Segmentation) {
-        let missing = cut.blocks(cut.all(self.bytes).without(self.received), self.bytes);
-        let again = if self.is_block_aligned() { missing } else { u32::MAX };
+        let again = if self.is_block_aligned() { self.wanted(cut) } else { u32::MAX };
         self.received = self.received.without(cut.of_blocks(again, self.bytes));
         self.attempt = self.attempt.wrapping_add(1);
         self.request_due = true;
@@ -123,6 +122,6 @@ impl Slot {
 
     fn is_block_aligned(&self) -> bool {
         matches!(self.purpose, Use::Part(part)
-            if part.range.is_some_and(|range| range.start() * 512 % BLOCK_SIZE as u64 == 0))
+            if part.range.is_some_and(|range| range.offset_in_block() == 0))
     }
 }

@@ -127,10 +127,6 @@ impl<P: Peer> Session<P> {
         }
     }
 
-    pub(in crate::client) fn outstanding(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.purpose != Use::Free).count()
-    }
-
     pub(in crate::client) fn deadline(&self) -> Option<Time> {
         match &self.phase {
             Phase::Greeting(greeting) => Some(greeting.deadline()),

@@ -88,9 +88,10 @@ impl<P: Peer> Session<P> {
             send(&mut header, Kind::Probe, &[]);
         }
         if std::mem::take(&mut slot.request_due) {
-            match slot.body.as_ref().map(|body| &body[..]).or(slot.data.as_deref()) {
+            let unsent = std::mem::take(&mut slot.unsent);
+            match slot.carried() {
                 Some(data) => {
-                    while let Some(segment) = slot.unsent.pop() {
+                    for segment in unsent.iter() {
                         let range = self.cut.range(segment, slot.bytes);
                         header.offset = range.start as u32;
                         send(&mut header, Kind::Request, &data[range]);
