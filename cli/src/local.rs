@@ -82,7 +82,7 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
     let info = WorkerInfo {
         address: "local".to_owned(),
         cpu: settings.cpu,
-        idle: format!("{:?}", settings.idle).to_lowercase(),
+        idle: settings.idle.to_string(),
     };
     let office = Office {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,7 +1,7 @@
 //! The loop of a polling thread, and the one place where it waits.
 
+use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
@@ -30,17 +30,15 @@ pub enum Idle {
     Interrupt,
 }
 
-impl FromStr for Idle {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "spin" => Ok(Self::Spin),
-            "yield" => Ok(Self::Yield),
-            "adaptive" => Ok(Self::Adaptive),
-            "interrupt" => Ok(Self::Interrupt),
-            _ => Err(format!("'{text}' is not one of spin, yield, adaptive, interrupt")),
-        }
+/// As configurations say it.
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Spin => "spin",
+            Self::Yield => "yield",
+            Self::Adaptive => "adaptive",
+            Self::Interrupt => "interrupt",
+        })
     }
 }
 

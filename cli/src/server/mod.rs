@@ -97,7 +97,7 @@ impl Workers {
             let info = WorkerInfo {
                 address: format!("udp://{}", settings.listen),
                 cpu: settings.cpu,
-                idle: format!("{:?}", settings.idle).to_lowercase(),
+                idle: settings.idle.to_string(),
             };
             (info, Arc::clone(mailbox))
         });
