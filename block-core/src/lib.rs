@@ -5,6 +5,7 @@
 //! meets them.
 
 pub mod buffer;
+pub mod chance;
 pub mod device;
 pub mod error;
 pub mod mapping;
@@ -14,6 +15,7 @@ pub mod time;
 pub mod unit;
 
 pub use buffer::{Buffer, DmaMemory, Pool};
+pub use chance::Chance;
 pub use device::Device;
 pub use error::BlockError;
 pub use mapping::{Mapping, Memory};

@@ -44,13 +44,12 @@ pub mod control;
 
 pub mod config;
 
-pub mod chance;
 pub mod size;
 
 #[cfg(test)]
 mod tests;
 
-pub use chance::Chance;
+pub use block_core::Chance;
 pub use client::Client;
 pub use config::ServerConfig;
 pub use control::{Control, Office};

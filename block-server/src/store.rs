@@ -11,7 +11,6 @@ use tracing::info;
 
 use crate::attachments::Attachments;
 use crate::catalog::{Catalog, CommitError, Formatting, OpenError};
-use crate::chance::Chance;
 use crate::hold::Hold;
 use crate::layout::{
     DATA_START, DeviceId, MAX_EXTENTS, PLACES, UNIT_BLOCKS, VolumeId, VolumeRecord,
@@ -19,6 +18,7 @@ use crate::layout::{
 use crate::size::Size;
 use crate::space::{NoSpace, Space};
 use crate::volume::{RawVolume, Scratch, zero_extent};
+use block_core::Chance;
 
 /// Most blocks that one command deallocates: a bound on how long it keeps a
 /// device from other work (16 MiB).

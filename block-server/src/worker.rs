@@ -20,13 +20,13 @@ use tracing::warn;
 use turn::{Executor, TaskId};
 
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
-use crate::chance::Chance;
 use crate::directory::{Directory, WorkerIndex};
 use crate::engine::Engine;
 use crate::errand::{self, Errand};
 use crate::mailbox::Mailbox;
 use crate::session::{Job, Room, Session, Slot, serve_slot};
 use crate::store::Store;
+use block_core::Chance;
 
 /// A small buffer: 8 KiB that begin inside of a block, and a block to merge
 /// in (see [`RawVolume::serve`](crate::volume::RawVolume::serve)).

@@ -14,10 +14,10 @@ use link::{Access, FrontId, VolumeName};
 use super::disk::{Medium, SimDisk};
 use crate::attachments::Attachments;
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
-use crate::chance::Chance;
 use crate::layout::{Copy, DATA_START, UNIT_BLOCKS, VolumeRecord};
 use crate::size::Size;
 use crate::store::{Store, StoreError};
+use block_core::Chance;
 
 const UNITS: u64 = 4;
 const BLOCKS: u64 = DATA_START.0 + UNITS * UNIT_BLOCKS;

@@ -17,7 +17,6 @@ use super::crash::{front, name};
 use super::disk::{Medium, SimDisk};
 use crate::api::VolumeInfo;
 use crate::catalog::Formatting;
-use crate::chance::Chance;
 use crate::directory::{Directory, WorkerIndex};
 use crate::engine::Engine;
 use crate::errand::{Errand, Failed};
@@ -25,6 +24,7 @@ use crate::layout::{Copy, DATA_START, UNIT_BLOCKS};
 use crate::mailbox::Mailbox;
 use crate::size::Size;
 use crate::worker::{Limits, Owned, Place, Worker};
+use block_core::Chance;
 
 /// Completes one command each time it works, unless it is held.
 struct SimEngine {

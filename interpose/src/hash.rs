@@ -1,0 +1,1 @@
+//! Keyed BLAKE3 of blocks, several at once.

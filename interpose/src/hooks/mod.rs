@@ -1,0 +1,1 @@
+//! Interposers: pairs of hooks around every request of a volume.

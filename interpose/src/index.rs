@@ -1,0 +1,1 @@
+//! The dedup index: from a hash to where such a block may be.

@@ -1,0 +1,1 @@
+//! The journal: what happened since the last checkpoint.

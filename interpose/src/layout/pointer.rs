@@ -1,0 +1,172 @@
+//! A pointer: where a block is, and what it takes to open it.
+//!
+//! ```text
+//! 0    tag, 16 bytes
+//! 16   seq u32
+//! 20   era u24
+//! 23   pba u40
+//! 28   (birth << 2 | kind) u32
+//! ```
+
+use block_core::Pba;
+
+use super::identity::{Epoch, EraId};
+
+/// Bytes of a pointer.
+pub const POINTER_BYTES: usize = 32;
+
+/// Pointers in a page of a tree.
+pub const POINTERS: usize = block_core::BLOCK_SIZE / POINTER_BYTES;
+
+/// A pool has at most so many blocks: 256 TiB.
+pub const MAX_BLOCKS: u64 = 1 << 36;
+
+const _: () = assert!(POINTERS == 128);
+
+/// What opens a sealed block: AES-256-GCM's tag, and which key and nonce. No
+/// two blocks that were ever sealed have the same era and seq.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Seal {
+    /// The authentication tag.
+    pub tag: [u8; 16],
+    /// The number of this seal in its era; the nonce.
+    pub seq: u32,
+    /// Which salt the key was made with.
+    pub era: EraId,
+}
+
+impl Seal {
+    /// Era and seq as one number: names the sealed block, once and for ever.
+    #[must_use]
+    pub const fn key(&self) -> u64 {
+        (self.era.0 as u64) << 32 | self.seq as u64
+    }
+}
+
+/// What a pointer points at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Nothing: reads as zero.
+    #[default]
+    Hole,
+    /// A guest's block.
+    Data,
+    /// A page of the pool.
+    Page,
+}
+
+/// Where a block is, what opens it, and since when this pointer stands here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Pointer {
+    /// What opens the block.
+    pub seal: Seal,
+    /// Where it is.
+    pub pba: Pba,
+    /// In which epoch this pointer was written; a duplicate's is younger than
+    /// its block.
+    pub birth: Epoch,
+    /// What it points at.
+    pub kind: Kind,
+}
+
+impl Pointer {
+    /// Nothing, since always: what a new tree is full of; 32 zero bytes.
+    pub const HOLE: Self = Self {
+        seal: Seal { tag: [0; 16], seq: 0, era: EraId(0) },
+        pba: Pba(0),
+        birth: Epoch(0),
+        kind: Kind::Hole,
+    };
+
+    /// Whether it points at nothing.
+    #[must_use]
+    pub const fn is_hole(&self) -> bool {
+        matches!(self.kind, Kind::Hole)
+    }
+
+    /// The pointer as its bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; POINTER_BYTES] {
+        let mut bytes = [0; POINTER_BYTES];
+        bytes[..16].copy_from_slice(&self.seal.tag);
+        bytes[16..20].copy_from_slice(&self.seal.seq.to_le_bytes());
+        bytes[20..23].copy_from_slice(&self.seal.era.0.to_le_bytes()[..3]);
+        bytes[23..28].copy_from_slice(&self.pba.0.to_le_bytes()[..5]);
+        let kind = match self.kind {
+            Kind::Hole => 0,
+            Kind::Data => 1,
+            Kind::Page => 2,
+        };
+        bytes[28..].copy_from_slice(&(self.birth.0 << 2 | kind).to_le_bytes());
+        bytes
+    }
+
+    /// The pointer that these bytes are, or `None` for a kind that there is
+    /// not or a block that no pool has.
+    #[must_use]
+    pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Option<Self> {
+        let word = u32_at(bytes, 28);
+        let kind = match word & 3 {
+            0 => Kind::Hole,
+            1 => Kind::Data,
+            2 => Kind::Page,
+            _ => return None,
+        };
+        let mut pba = [0; 8];
+        pba[..5].copy_from_slice(&bytes[23..28]);
+        let pba = Pba(u64::from_le_bytes(pba));
+        if pba.0 >= MAX_BLOCKS {
+            return None;
+        }
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&bytes[..16]);
+        let era = EraId(u32_at(bytes, 20) & 0xff_ffff);
+        let seal = Seal { tag, seq: u32_at(bytes, 16), era };
+        Some(Self { seal, pba, birth: Epoch(word >> 2), kind })
+    }
+
+    /// The pointer at a place of a page, or `None` when it is malformed.
+    #[must_use]
+    pub fn in_page(page: &[u8], place: usize) -> Option<Self> {
+        let bytes = page.get(place * POINTER_BYTES..(place + 1) * POINTER_BYTES)?;
+        Self::decode(bytes.try_into().ok()?)
+    }
+}
+
+fn u32_at(bytes: &[u8; POINTER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes of one pointer, written by hand: what is on disks must be
+    /// read by every later version.
+    #[test]
+    fn a_pointer_has_these_bytes() {
+        let pointer = Pointer {
+            seal: Seal { tag: *b"0123456789abcdef", seq: 0x0403_0201, era: EraId(0x07_0605) },
+            pba: Pba(0x08_0908_0706),
+            birth: Epoch(0x0102_0304),
+            kind: Kind::Page,
+        };
+        let mut expected = *b"0123456789abcdef\x01\x02\x03\x04\x05\x06\x07\x06\x07\x08\x09\x08....";
+        expected[28..].copy_from_slice(&(0x0102_0304u32 << 2 | 2).to_le_bytes());
+        assert_eq!(pointer.encode(), expected);
+        assert_eq!(Pointer::decode(&expected), Some(pointer));
+        assert_eq!(Pointer::HOLE.encode(), [0; POINTER_BYTES]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_decodes_encodes_to_the_same_bytes(bytes: [u8; POINTER_BYTES]) {
+            if let Some(pointer) = Pointer::decode(&bytes) {
+                prop_assert_eq!(pointer.encode(), bytes);
+                prop_assert!(pointer.pba.0 < MAX_BLOCKS);
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Pages of the pool: read, opened, kept, sealed and written.

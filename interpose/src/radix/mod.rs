@@ -1,0 +1,1 @@
+//! Trees of pages: found in, merged into, walked.

@@ -1,0 +1,1 @@
+//! Opened guest blocks, by the seal that names them.

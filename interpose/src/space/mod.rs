@@ -1,0 +1,1 @@
+//! Which blocks are free: counts, their directory, and who gets the next one.

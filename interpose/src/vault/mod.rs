@@ -1,0 +1,1 @@
+//! Keys: who unlocks the pool, what seals its blocks.
