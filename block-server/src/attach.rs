@@ -35,7 +35,7 @@ impl<D: Device> Store<D> {
         if old.read_only && access == Access::Write {
             return Err(Refused::ReadOnly);
         }
-        let attachment = Attachment { front, incarnation: 0, verifier: volume.raw.verifier() };
+        let attachment = Attachment { front, incarnation: 0, verifier: volume.requests.verifier() };
         let attachments = old.attachments.with(attachment, access)?;
         if let Some(own) = own.filter(|own| !own.is_revoked() && own.access() == access) {
             return Ok(Rc::clone(own));
@@ -48,7 +48,7 @@ impl<D: Device> Store<D> {
                 error!("an attachment could not be stored: {error}");
                 return Err(Refused::Failed);
             }
-            volume.raw.raise_order(u64::from(order_epoch) << ORDER_BITS);
+            volume.requests.raise_order(u64::from(order_epoch) << ORDER_BITS);
             volume.has_epoch.set(true);
         }
         let hold = Hold::new(front, access);

@@ -17,8 +17,6 @@ pub mod hold;
 
 pub mod volume;
 
-pub mod range_lock;
-
 pub mod engine;
 
 mod attach;

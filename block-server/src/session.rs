@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use block_core::{BlockCount, BlockError, Device, Request};
+use block_core::{BlockCount, BlockError, Device, Request, Served};
 use link::{
     Access, AttachReply, AttachRequest, Attached, FrontId, Refused, Reply, SlotRef, VolumeHandle,
     VolumeName, Work,
@@ -17,7 +17,6 @@ use tracing::warn;
 use crate::directory::{Directory, WorkerIndex};
 use crate::hold::{Hold, Running};
 use crate::store::{Store, Volume};
-use crate::volume::Served;
 
 /// Most volumes that one session has at a time, and handles that it has been
 /// given and lost.
@@ -140,9 +139,9 @@ impl<D: Device> Session<D> {
     async fn serve(&self, handle: VolumeHandle, request: Request) -> Reply {
         match self.begin(handle, &request) {
             Ok((volume, running, told)) => {
-                let Served { outcome, word, buffer } = volume.raw.serve(request).await;
+                let Served { outcome, word, buffer } = volume.requests.serve(request).await;
                 drop(running);
-                let news = volume.raw.blocks() != told;
+                let news = volume.requests.blocks() != told;
                 Reply { outcome, word, buffer, attach: None, news }
             }
             Err(error) => Reply { buffer: request.buffer, ..Reply::plain(Err(error), 0) },
@@ -185,7 +184,7 @@ impl<D: Device> Session<D> {
                 AttachReply::Refused(Refused::Failed)
             }
             Ok(hold) => {
-                volume.raw.reserve(usize::from(self.slots));
+                volume.requests.reserve(usize::from(self.slots));
                 let same = own.is_some_and(|own| Rc::ptr_eq(&own, &hold));
                 self.attached(if same { Some(place) } else { None }, volume, hold)
             }
@@ -206,7 +205,7 @@ impl<D: Device> Session<D> {
             handle: VolumeHandle(place as u16),
             volume_id: record.id.0,
             generation: record.generation,
-            verifier: volume.raw.verifier(),
+            verifier: volume.requests.verifier(),
             sectors: record.blocks.sectors(),
             read_only: record.read_only || hold.access() == Access::Read,
         });

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use block_core::unit::{BLOCK_SIZE, BlockCount, Extent, Pba};
-use block_core::{BlockError, Buffer, Device};
+use block_core::{BlockError, Buffer, Chance, Device, Ordered, Scratch};
 use link::{FrontId, VolumeName};
 use thiserror::Error;
 use tracing::info;
@@ -17,8 +17,7 @@ use crate::layout::{
 };
 use crate::size::Size;
 use crate::space::{NoSpace, Space};
-use crate::volume::{RawVolume, Scratch, zero_extent};
-use block_core::Chance;
+use crate::volume::{RawVolume, zero_extent};
 
 /// Most blocks that one command deallocates: a bound on how long it keeps a
 /// device from other work (16 MiB).
@@ -104,7 +103,7 @@ enum Place<D> {
 #[derive(Debug)]
 pub struct Volume<D> {
     /// What serves its requests.
-    pub raw: RawVolume<D>,
+    pub requests: Ordered<RawVolume<D>>,
     place: usize,
     record: RefCell<VolumeRecord>,
     /// Held by whoever changes the record: one at a time, in order of arrival.
@@ -403,8 +402,8 @@ impl<D: Device> Store<D> {
         record: VolumeRecord,
     ) -> Result<(), CommitError> {
         self.catalog.commit(volume.place, Some(record.clone())).await?;
-        if record.blocks != volume.raw.blocks() {
-            volume.raw.remap(record.blocks, &record.extents);
+        if record.blocks != volume.requests.blocks() {
+            volume.requests.below().remap(record.blocks, &record.extents);
         }
         *volume.record.borrow_mut() = record;
         Ok(())
@@ -468,9 +467,10 @@ impl<D: Device> Volume<D> {
         scratch: &Rc<Scratch>,
         verifier: u64,
     ) -> Self {
-        let (device, scratch) = (Rc::clone(device), Rc::clone(scratch));
+        let raw = RawVolume::new(Rc::clone(device), record.blocks, &record.extents);
+        let scratch = Rc::clone(scratch);
         Self {
-            raw: RawVolume::new(device, scratch, record.blocks, &record.extents, verifier),
+            requests: Ordered::new(raw, scratch, verifier),
             place,
             record: RefCell::new(record),
             change: tokio::sync::Mutex::new(()),

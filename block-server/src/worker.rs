@@ -29,7 +29,7 @@ use crate::store::Store;
 use block_core::Chance;
 
 /// A small buffer: 8 KiB that begin inside of a block, and a block to merge
-/// in (see [`RawVolume::serve`](crate::volume::RawVolume::serve)).
+/// in (see [`Ordered::serve`](block_core::Ordered::serve)).
 const SMALL_BYTES: usize = (2 + 1 + 1) * BLOCK_SIZE;
 
 /// A large buffer: the largest request, and a block to merge in.

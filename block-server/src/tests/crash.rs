@@ -132,10 +132,10 @@ impl History {
             buffer.fill(mark(text));
             let range = SectorRange::new(block * 8, 8);
             let request = Request { op: Op::Write, range, buffer: Some(buffer) };
-            volume.raw.serve(request).await.outcome.expect("written");
+            volume.requests.serve(request).await.outcome.expect("written");
         }
         let flush = Request { op: Op::Flush, range: None, buffer: None };
-        volume.raw.serve(flush).await.outcome.expect("flushed");
+        volume.requests.serve(flush).await.outcome.expect("flushed");
         self.ledger.borrow_mut().written.push((name(text), 0..blocks));
     }
 

@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use block_core::unit::{BLOCK_SIZE, BlockCount, Extent, Pba, SECTOR_SIZE, SectorRange};
-use block_core::{BlockError, Op, Pool, Request};
+use block_core::{BlockError, Op, Ordered, Pool, Request, Served};
 use proptest::prelude::*;
 use turn::Executor;
 
 use super::disk::{Medium, SimDisk};
-use crate::volume::{RawVolume, Served};
+use crate::volume::RawVolume;
 
 const BLOCKS: u64 = 24;
 const SECTORS: u64 = BLOCKS * 8;
@@ -22,7 +22,7 @@ fn extents() -> [Extent; 3] {
 
 struct Rig {
     disk: SimDisk,
-    volume: Rc<RawVolume<SimDisk>>,
+    volume: Rc<Ordered<RawVolume<SimDisk>>>,
     executor: Executor,
     pool: Pool,
     served: Rc<RefCell<Vec<(usize, Served)>>>,
@@ -38,8 +38,8 @@ impl Rig {
         let disk = SimDisk::new(medium, 80, seed);
         let scratch = Pool::private(1, BLOCK_SIZE).expect("memory").take();
         let scratch = Rc::new(tokio::sync::Mutex::new(scratch));
-        let volume =
-            RawVolume::new(Rc::new(disk.clone()), scratch, BlockCount(BLOCKS), &extents(), 99);
+        let raw = RawVolume::new(Rc::new(disk.clone()), BlockCount(BLOCKS), &extents());
+        let volume = Ordered::new(raw, scratch, 99);
         Self {
             disk,
             volume: Rc::new(volume),

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
-use block_core::LbaRange;
+use crate::unit::LbaRange;
 
 /// The changes of one volume that have come and not ended.
 #[derive(Debug)]
@@ -138,7 +138,7 @@ mod tests {
     use std::pin::Pin;
     use std::task::Context;
 
-    use block_core::{BlockCount, Lba};
+    use crate::unit::{BlockCount, Lba};
     use proptest::prelude::*;
 
     use super::*;
