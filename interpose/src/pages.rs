@@ -1,1 +1,498 @@
 //! Pages of the pool: read, opened, kept, sealed and written.
+//!
+//! All memory is the buffers that the store is given: a page that is read,
+//! kept, changed or on its way to the device has one of them. When none is
+//! free the page that was not used for longest and that nobody holds goes;
+//! when all are held, whoever needs one waits.
+//!
+//! *Headroom.* Nothing here waits for a buffer while it holds one, so loads
+//! never block each other. A caller that holds pages while it asks for more
+//! must be counted: the buffers have to be more than the sum of what all such
+//! callers that run at the same time may hold ([`crate::radix::Merge`] and
+//! [`crate::radix::Walk`] say how many that is).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+
+use block_core::device::Durability;
+use block_core::{BLOCK_SIZE, BlockError, Buffer, Device, Pba, Pool};
+use lru::LruCache;
+use thiserror::Error;
+use tokio::sync::Notify;
+
+use crate::layout::{Binding, Class, Seal};
+
+#[cfg(test)]
+pub(crate) mod disk;
+#[cfg(test)]
+mod tests;
+
+/// Seals and opens pages: the keys of an open pool.
+pub trait Sealer {
+    /// Seals in place.
+    ///
+    /// # Errors
+    /// When there is no key or no nonce left.
+    fn seal(&self, binding: &Binding, page: &mut [u8]) -> Result<Seal, Unsealed>;
+
+    /// Opens in place.
+    ///
+    /// # Errors
+    /// When the bytes are not what was sealed, or not for this binding.
+    fn open(&self, seal: &Seal, binding: &Binding, page: &mut [u8]) -> Result<(), Unopened>;
+}
+
+/// The keys could not seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsealed;
+
+/// The keys could not open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unopened;
+
+/// A page that cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the {class:?} page at block {} {what}", pba.0)]
+pub struct Damage {
+    /// Where it lies.
+    pub pba: Pba,
+    /// What it should be.
+    pub class: Class,
+    /// What is wrong with it.
+    pub what: What,
+}
+
+/// What is wrong with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum What {
+    /// The device does not give it: it may do so later.
+    #[error("cannot be read: {0}")]
+    Unreadable(BlockError),
+    /// Its bytes are not those that were sealed for this place.
+    #[error("is not what was written there")]
+    Unopened,
+    /// Its seal is good and what it says cannot be.
+    #[error("is malformed")]
+    Malformed,
+}
+
+/// Why a page could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PagesError {
+    /// The device's error.
+    #[error("a page could not be written at block {}: {error}", pba.0)]
+    Unwritten {
+        /// Where it should lie.
+        pba: Pba,
+        /// What the device says.
+        error: BlockError,
+    },
+    /// There is no key to seal it with.
+    #[error("a page could not be sealed")]
+    Unsealed,
+}
+
+/// An opened page, shared with the store.
+#[derive(Debug)]
+pub struct Page(Rc<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    buffer: Buffer,
+    seal: Seal,
+    binding: Binding,
+    claim: Claim,
+}
+
+impl Clone for Page {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl Deref for Page {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.buffer[..BLOCK_SIZE]
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // The store's own may be the last one left, which can be evicted.
+        self.0.claim.0.notify();
+    }
+}
+
+/// A page that is being made: 4096 bytes with one owner.
+#[derive(Debug)]
+pub struct PageBuf {
+    buffer: Buffer,
+    claim: Claim,
+}
+
+impl Deref for PageBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.buffer[..BLOCK_SIZE]
+    }
+}
+
+impl DerefMut for PageBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..BLOCK_SIZE]
+    }
+}
+
+/// Goes with each buffer that is in use; its end tells who waits for one.
+#[derive(Debug)]
+struct Claim(Rc<Claims>);
+
+#[derive(Debug, Default)]
+struct Claims {
+    held: Cell<usize>,
+    waiting: Cell<usize>,
+    freed: Notify,
+}
+
+impl Claims {
+    fn notify(&self) {
+        if self.waiting.get() > 0 {
+            self.freed.notify_one();
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.held.set(self.0.held.get() - 1);
+        self.0.notify();
+    }
+}
+
+/// One read that several wait for.
+struct Flight {
+    seal: Seal,
+    binding: Binding,
+    outcome: Cell<Option<Result<Page, Damage>>>,
+    over: Cell<bool>,
+    ended: Notify,
+}
+
+/// The page store of a pool.
+pub struct Pages<D> {
+    device: Rc<D>,
+    sealer: Rc<dyn Sealer>,
+    buffers: Pool,
+    claims: Rc<Claims>,
+    kept: RefCell<LruCache<u64, Page>>,
+    flights: RefCell<HashMap<u64, Rc<Flight>>>,
+}
+
+impl<D: Device> Pages<D> {
+    /// A store of as many pages as there are buffers.
+    #[must_use]
+    pub fn new(device: Rc<D>, sealer: Rc<dyn Sealer>, buffers: Pool) -> Self {
+        assert!(buffers.buffer_bytes() >= BLOCK_SIZE && buffers.count() > 0);
+        Self {
+            device,
+            sealer,
+            buffers,
+            claims: Rc::default(),
+            kept: RefCell::new(LruCache::unbounded()),
+            flights: RefCell::default(),
+        }
+    }
+
+    /// The device below.
+    #[must_use]
+    pub fn device(&self) -> &Rc<D> {
+        &self.device
+    }
+
+    /// The page with this seal, if it is kept.
+    #[must_use]
+    pub fn cached(&self, seal: &Seal) -> Option<Page> {
+        self.kept.borrow_mut().get(&seal.key()).filter(|page| page.0.seal == *seal).cloned()
+    }
+
+    /// What `look` sees in a page that is kept; costs no count.
+    pub fn peek<T>(
+        &self,
+        seal: &Seal,
+        binding: &Binding,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Option<T> {
+        let mut kept = self.kept.borrow_mut();
+        let page = kept.get(&seal.key())?;
+        (page.0.seal == *seal && page.0.binding == *binding).then(|| look(page))
+    }
+
+    /// Reads a page, or finds it, and keeps it. Two loads of one page at the
+    /// same time read it once.
+    ///
+    /// # Errors
+    /// When the page cannot be had; the next load tries again.
+    pub async fn load(&self, seal: &Seal, binding: Binding) -> Result<Page, Damage> {
+        let page = self.load_once(seal, binding).await?;
+        self.keep(&page);
+        Ok(page)
+    }
+
+    /// The same for one that is not needed again soon: a page that was read
+    /// for this is not kept.
+    ///
+    /// # Errors
+    /// As those of [`Pages::load`].
+    pub async fn load_once(&self, seal: &Seal, binding: Binding) -> Result<Page, Damage> {
+        loop {
+            if let Some(page) = self.cached(seal) {
+                return check_binding(page, &binding);
+            }
+            let flight = self.flights.borrow().get(&seal.key()).cloned();
+            let Some(flight) = flight else {
+                return self.lead(seal, binding).await;
+            };
+            while !flight.over.get() {
+                flight.ended.notified().await;
+            }
+            if flight.seal != *seal || flight.binding != binding {
+                continue;
+            }
+            // Nothing when whoever read it was dropped: then it is our turn.
+            let outcome = flight.outcome.take();
+            flight.outcome.set(outcome.clone());
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
+        }
+    }
+
+    /// Reads the page for everybody who asks for it meanwhile.
+    async fn lead(&self, seal: &Seal, binding: Binding) -> Result<Page, Damage> {
+        let flight = Rc::new(Flight {
+            seal: *seal,
+            binding,
+            outcome: Cell::new(None),
+            over: Cell::new(false),
+            ended: Notify::new(),
+        });
+        self.flights.borrow_mut().insert(seal.key(), Rc::clone(&flight));
+        let landing = Landing { flight, flights: &self.flights };
+        let outcome = self.read(seal, binding).await;
+        landing.flight.outcome.set(Some(outcome.clone()));
+        outcome
+    }
+
+    async fn read(&self, seal: &Seal, binding: Binding) -> Result<Page, Damage> {
+        let damage = |what| Damage { pba: binding.pba, class: binding.class, what };
+        if binding.pba.0 >= self.device.blocks().0 {
+            return Err(damage(What::Malformed));
+        }
+        let PageBuf { buffer, claim } = self.buffer().await;
+        let (mut buffer, outcome) = self.device.read(binding.pba, buffer, 0..1).await;
+        outcome.map_err(|error| damage(What::Unreadable(error)))?;
+        self.sealer
+            .open(seal, &binding, &mut buffer[..BLOCK_SIZE])
+            .map_err(|Unopened| damage(What::Unopened))?;
+        Ok(Page(Rc::new(Kept { buffer, seal: *seal, binding, claim })))
+    }
+
+    fn keep(&self, page: &Page) {
+        let key = page.0.seal.key();
+        let mut kept = self.kept.borrow_mut();
+        if kept.get(&key).is_none() {
+            kept.put(key, page.clone());
+        }
+    }
+
+    /// A page of zeroes to fill. Waits for a free buffer.
+    pub async fn blank(&self) -> PageBuf {
+        let mut page = self.buffer().await;
+        page.fill(0);
+        page
+    }
+
+    /// A page to change that begins as `page`. Waits for a free buffer.
+    pub async fn copy_of(&self, page: &Page) -> PageBuf {
+        let mut copy = self.buffer().await;
+        copy.copy_from_slice(page);
+        copy
+    }
+
+    /// The same for a caller that gives the page up: copies only what is
+    /// shared.
+    pub async fn own(&self, page: Page) -> PageBuf {
+        let shared = Rc::clone(&page.0);
+        drop(page);
+        match Rc::try_unwrap(shared) {
+            Ok(Kept { buffer, claim, .. }) => PageBuf { buffer, claim },
+            Err(shared) => self.copy_of(&Page(shared)).await,
+        }
+    }
+
+    /// Seals the page and writes it. With `keep`, a copy is kept if there is
+    /// room for one: this never waits for a buffer.
+    ///
+    /// # Errors
+    /// When it cannot be sealed or written. What is at its place then is not
+    /// known.
+    pub async fn write(
+        &self,
+        binding: Binding,
+        page: PageBuf,
+        keep: bool,
+    ) -> Result<Seal, PagesError> {
+        let sealed = self.seal(binding, page, keep)?;
+        let seal = sealed.seal;
+        self.put(sealed).await?;
+        Ok(seal)
+    }
+
+    /// The same in two steps, for writers that go on with the seal while the
+    /// device writes: the page is there when the future has ended well. It
+    /// begins to write when it is first polled.
+    ///
+    /// # Errors
+    /// When it cannot be sealed.
+    pub fn begin_write(
+        self: &Rc<Self>,
+        binding: Binding,
+        page: PageBuf,
+        keep: bool,
+    ) -> Result<(Seal, impl Future<Output = Result<(), PagesError>> + use<D>), PagesError> {
+        let sealed = self.seal(binding, page, keep)?;
+        let pages = Rc::clone(self);
+        Ok((sealed.seal, async move { pages.put(sealed).await }))
+    }
+
+    fn seal(&self, binding: Binding, page: PageBuf, keep: bool) -> Result<Sealed, PagesError> {
+        let copy = if keep { self.buffer_at_hand() } else { None };
+        let (mut page, plain) = match copy {
+            Some(mut copy) => {
+                copy.copy_from_slice(&page);
+                (copy, Some(page))
+            }
+            None => (page, None),
+        };
+        let seal =
+            self.sealer.seal(&binding, &mut page).map_err(|Unsealed| PagesError::Unsealed)?;
+        let kept = plain.map(|PageBuf { buffer, claim }| {
+            let plain = Page(Rc::new(Kept { buffer, seal, binding, claim }));
+            self.keep(&plain);
+            plain
+        });
+        Ok(Sealed { pba: binding.pba, seal, page, kept })
+    }
+
+    /// `sealed.kept` lives until the device has the page, so that nobody reads
+    /// it from there before.
+    async fn put(&self, sealed: Sealed) -> Result<(), PagesError> {
+        let Sealed { pba, seal, page: PageBuf { buffer, claim }, kept } = sealed;
+        let writing = self.device.write(pba, buffer, 0..1, Durability::Cached);
+        let (buffer, outcome) = writing.await;
+        drop(PageBuf { buffer, claim });
+        outcome.map_err(|error| {
+            self.forget(&seal);
+            PagesError::Unwritten { pba, error }
+        })?;
+        drop(kept);
+        Ok(())
+    }
+
+    /// Drops a page that nobody needs any more.
+    pub fn forget(&self, seal: &Seal) {
+        let page = self.kept.borrow_mut().pop(&seal.key());
+        drop(page);
+    }
+
+    /// Drops everything that is kept.
+    pub fn purge(&self) {
+        let kept = std::mem::replace(&mut *self.kept.borrow_mut(), LruCache::unbounded());
+        drop(kept);
+    }
+
+    async fn buffer(&self) -> PageBuf {
+        loop {
+            if let Some(page) = self.buffer_at_hand() {
+                return page;
+            }
+            let _waiting = Waiting::new(&self.claims);
+            // A buffer whose read was given up comes back from the device
+            // without a word.
+            let used = self.buffers.count() - self.buffers.available();
+            if used > self.claims.held.get() {
+                turn::yield_now().await;
+            } else {
+                self.claims.freed.notified().await;
+            }
+        }
+    }
+
+    fn buffer_at_hand(&self) -> Option<PageBuf> {
+        let buffer = self.buffers.take().or_else(|| {
+            self.evict();
+            self.buffers.take()
+        })?;
+        self.claims.held.set(self.claims.held.get() + 1);
+        Some(PageBuf { buffer, claim: Claim(Rc::clone(&self.claims)) })
+    }
+
+    fn evict(&self) {
+        let mut kept = self.kept.borrow_mut();
+        let unused = kept.iter().rev().find(|(_, page)| Rc::strong_count(&page.0) == 1);
+        if let Some(key) = unused.map(|(key, _)| *key) {
+            kept.pop(&key);
+        }
+    }
+}
+
+/// The tree says where each page lies and what it is; a page that was opened
+/// as something else does not open as this.
+fn check_binding(page: Page, binding: &Binding) -> Result<Page, Damage> {
+    if page.0.binding == *binding {
+        return Ok(page);
+    }
+    Err(Damage { pba: binding.pba, class: binding.class, what: What::Unopened })
+}
+
+struct Sealed {
+    pba: Pba,
+    seal: Seal,
+    page: PageBuf,
+    kept: Option<Page>,
+}
+
+/// Ends a flight, also when its leader is dropped.
+struct Landing<'a> {
+    flight: Rc<Flight>,
+    flights: &'a RefCell<HashMap<u64, Rc<Flight>>>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.flights.borrow_mut().remove(&self.flight.seal.key());
+        self.flight.over.set(true);
+        self.flight.ended.notify_waiters();
+    }
+}
+
+struct Waiting<'a>(&'a Claims);
+
+impl<'a> Waiting<'a> {
+    fn new(claims: &'a Claims) -> Self {
+        claims.waiting.set(claims.waiting.get() + 1);
+        Self(claims)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
