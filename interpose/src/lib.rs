@@ -12,6 +12,8 @@ pub mod hash;
 pub mod index;
 pub mod read_cache;
 
+pub mod overlay;
+
 pub mod journal;
 
 pub mod pages;
