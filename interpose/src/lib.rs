@@ -23,3 +23,7 @@ pub mod space;
 pub mod vault;
 
 pub mod layout;
+
+#[cfg(test)]
+#[path = "../tests/disk/mod.rs"]
+mod disk;
