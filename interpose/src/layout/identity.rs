@@ -14,6 +14,9 @@ pub struct PoolId(pub [u8; 16]);
 pub struct Epoch(pub u32);
 
 impl Epoch {
+    /// Stands for the end of history in the key of a head.
+    pub const HEAD: Self = Self(u32::MAX);
+
     /// The last one that a pointer can say.
     pub const MAX: Self = Self((1 << 30) - 1);
 }

@@ -7,6 +7,7 @@ pub mod binding;
 pub mod control;
 pub mod fixed;
 pub mod identity;
+pub mod node;
 pub mod pointer;
 pub mod record;
 
