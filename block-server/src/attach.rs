@@ -10,7 +10,8 @@ use tracing::{error, info};
 use crate::attachments::{Attachment, Attachments};
 use crate::hold::Hold;
 use crate::layout::VolumeRecord;
-use crate::store::{Store, StoreError, Volume};
+use crate::store::{Store, StoreError};
+use crate::volume::Volume;
 
 /// Order numbers below the epoch's bits: at a million changes a second they
 /// last for half a year of one server run, and a million runs have an epoch.

@@ -9,9 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, VolumeInfo};
 use crate::catalog::CommitError;
-use crate::session::{Located, Room};
+use crate::room::{Located, Room};
 use crate::size::Size;
-use crate::store::{Store, StoreError, Volume};
+use crate::store::{Store, StoreError};
+use crate::volume::Volume;
 
 /// Where the outcome of an errand goes.
 pub type Answer<T> = oneshot::Sender<Result<T, Failed>>;

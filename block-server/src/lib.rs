@@ -11,11 +11,14 @@ pub mod station;
 
 pub mod worker;
 
+pub mod room;
 pub mod session;
 
 pub mod hold;
 
 pub mod volume;
+
+pub mod extents;
 
 pub mod engine;
 
@@ -24,6 +27,8 @@ mod attach;
 pub mod attachments;
 
 pub mod store;
+
+pub mod raw;
 
 pub mod catalog;
 pub mod layout;

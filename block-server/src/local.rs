@@ -28,6 +28,8 @@ pub struct LocalPath<E: Engine> {
     /// Parts that were answered while an attach was waited for.
     early: Vec<(SlotRef, Reply)>,
     has_news: bool,
+    /// The moment of the last turn.
+    now: Time,
 }
 
 /// A part that the worker has.
@@ -51,6 +53,7 @@ impl<E: Engine> LocalPath<E> {
             free: (1..slots).rev().collect(),
             early: Vec::new(),
             has_news: false,
+            now: Time::ZERO,
         }
     }
 
@@ -91,7 +94,7 @@ impl<E: Engine> LocalPath<E> {
         let at = SlotRef { session: SESSION, slot: ATTACHING };
         self.worker.start(at, work);
         loop {
-            self.worker.run();
+            self.worker.run(self.now);
             while let Some((from, reply)) = self.worker.next_reply() {
                 if from == at {
                     return reply;
@@ -146,8 +149,9 @@ impl<E: Engine> Path for LocalPath<E> {
         Ok(())
     }
 
-    fn turn(&mut self, _: Time, guest: &mut impl Guest) -> bool {
-        let mut moved = self.worker.run();
+    fn turn(&mut self, now: Time, guest: &mut impl Guest) -> bool {
+        self.now = now;
+        let mut moved = self.worker.run(now);
         while let Some((at, reply)) = self.early.pop() {
             self.finish(at, reply, guest);
             moved = true;
@@ -161,7 +165,7 @@ impl<E: Engine> Path for LocalPath<E> {
     }
 
     fn deadline(&self) -> Option<Time> {
-        None
+        self.worker.deadline()
     }
 
     fn abandon(&mut self, volume: VolumeHandle, guest: &mut impl Guest) {

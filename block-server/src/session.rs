@@ -1,66 +1,24 @@
 //! A front's session: its handles, and a task for each of its slots.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 
 use block_core::{BlockCount, BlockError, Device, Request, Served};
 use link::{
     Access, AttachReply, AttachRequest, Attached, FrontId, Refused, Reply, SlotRef, VolumeHandle,
-    VolumeName, Work,
+    Work,
 };
 use tracing::warn;
 
-use crate::directory::{Directory, WorkerIndex};
 use crate::hold::{Hold, Running};
-use crate::store::{Store, Volume};
+use crate::room::{Located, Room};
+use crate::volume::Volume;
 
 /// Most volumes that one session has at a time, and handles that it has been
 /// given and lost.
 pub const MAX_HANDLES: usize = 1024;
-
-/// What all tasks of a worker share.
-#[derive(Debug)]
-pub struct Room<D> {
-    /// The devices with their volumes, by name.
-    pub stores: Vec<(String, Store<D>)>,
-    /// The volumes of all workers.
-    pub directory: Arc<Directory>,
-    /// Which worker this is.
-    pub worker: WorkerIndex,
-    /// Answers that wait to be collected.
-    pub replies: RefCell<VecDeque<(SlotRef, Reply)>>,
-}
-
-/// A volume, and where it is.
-#[derive(Debug)]
-pub struct Located<'a, D> {
-    /// The name of its device.
-    pub device: &'a str,
-    /// The device's volumes.
-    pub store: &'a Store<D>,
-    /// The volume.
-    pub volume: Rc<Volume<D>>,
-}
-
-impl<D: Device> Room<D> {
-    /// The volume of that name, if this worker has it.
-    #[must_use]
-    pub fn find(&self, name: &VolumeName) -> Option<Located<'_, D>> {
-        self.stores.iter().find_map(|(device, store)| {
-            let volume = store.volume(name).ok()?;
-            Some(Located { device, store, volume })
-        })
-    }
-
-    fn store_of(&self, volume: &Rc<Volume<D>>) -> Option<&Store<D>> {
-        let mut stores = self.stores.iter().map(|(_, store)| store);
-        stores.find(|store| store.has(volume))
-    }
-}
 
 /// One slot: where the worker puts work, and its task finds it.
 #[derive(Default)]
@@ -272,6 +230,6 @@ pub async fn serve_slot<D: Device>(
             }
             Work::Detach(handle) => session.detach(&room, handle).await,
         };
-        room.replies.borrow_mut().push_back((at, reply));
+        room.reply(at, reply);
     }
 }

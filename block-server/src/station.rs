@@ -54,7 +54,7 @@ impl<E: Engine, W: Wire> WorkerStation<E, W> {
 impl<E: Engine, W: Wire> Station for WorkerStation<E, W> {
     fn turn(&mut self, now: Time) -> bool {
         let mut moved = self.receive(now) > 0;
-        moved |= self.worker.run();
+        moved |= self.worker.run(now);
         moved |= self.collect_replies(now);
         self.server.serve_waiting(now, &mut self.worker);
         moved |= self.server.transmit(&mut self.wire);
@@ -72,7 +72,7 @@ impl<E: Engine, W: Wire> Station for WorkerStation<E, W> {
 
     /// The server's side of the link has no timers: fronts ask.
     fn deadline(&self) -> Option<Time> {
-        None
+        self.worker.deadline()
     }
 
     fn is_stopped(&self) -> bool {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
-use block_core::{Buffer, Pool};
+use block_core::{Buffer, Chance, Pool, Time};
 use link::{FrontId, Host, Reply, SessionIndex, SlotRef, Work};
 use thiserror::Error;
 use tracing::warn;
@@ -24,9 +24,9 @@ use crate::directory::{Directory, WorkerIndex};
 use crate::engine::Engine;
 use crate::errand::{self, Errand};
 use crate::mailbox::Mailbox;
-use crate::session::{Job, Room, Session, Slot, serve_slot};
+use crate::room::Room;
+use crate::session::{Job, Session, Slot, serve_slot};
 use crate::store::Store;
-use block_core::Chance;
 
 /// A small buffer: 8 KiB that begin inside of a block, and a block to merge
 /// in (see [`Ordered::serve`](block_core::Ordered::serve)).
@@ -37,6 +37,9 @@ const LARGE_BYTES: usize = (MAX_REQUEST_BLOCKS + 1) * BLOCK_SIZE;
 
 /// Most errands that are done at the same time.
 const ERRANDS: usize = 64;
+
+/// Most tasks that nobody waits for.
+const LIVES: usize = 256;
 
 /// Most errands that one turn begins.
 const ERRAND_BURST: usize = 4;
@@ -175,16 +178,11 @@ impl<E: Engine> Worker<E> {
                 }
             }
         }
-        let room = Room {
-            stores,
-            directory: place.directory,
-            worker: place.worker,
-            replies: std::cell::RefCell::default(),
-        };
+        let room = Room::new(stores, place.directory, place.worker);
         Ok(Self {
             // Twice: the tasks of a session that has just been closed end in
             // the next turn, and a new one may have opened by then.
-            executor: Executor::new(2 * limits.slots + ERRANDS),
+            executor: Executor::new(2 * limits.slots + ERRANDS + LIVES),
             sessions: std::iter::repeat_with(|| None).take(limits.sessions).collect(),
             room: Rc::new(room),
             small,
@@ -201,9 +199,11 @@ impl<E: Engine> Worker<E> {
     /// One turn of everything below the wire: takes errands, takes what the
     /// devices have answered, runs who can go on, hands commands down, and
     /// takes what was answered at once. Returns whether anything moved.
-    pub fn run(&mut self) -> bool {
+    pub fn run(&mut self, now: Time) -> bool {
         self.turns = self.turns.wrapping_add(1);
+        self.room.tick(now);
         let mut moved = usize::from(self.take_errands());
+        moved += self.begin_lives();
         moved += self.step();
         // A controller of this thread answers at once: look again.
         if self.engine.work() > 0 {
@@ -236,9 +236,27 @@ impl<E: Engine> Worker<E> {
         true
     }
 
+    /// Begins what other tasks have begun and nobody waits for.
+    fn begin_lives(&mut self) -> usize {
+        let mut begun = 0;
+        while let Some(life) = self.room.next_life() {
+            begun += 1;
+            if self.executor.spawn(life).is_none() {
+                warn!("too many tasks at a time; one was not begun");
+            }
+        }
+        begun
+    }
+
+    /// When the worker wants to be turned although nothing has come.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        self.room.deadline()
+    }
+
     /// What a slot has answered, the oldest first.
     pub fn next_reply(&mut self) -> Option<(SlotRef, Reply)> {
-        self.room.replies.borrow_mut().pop_front()
+        self.room.next_reply()
     }
 
     /// Whether a turn would move something, or something is under way that
@@ -246,9 +264,10 @@ impl<E: Engine> Worker<E> {
     #[must_use]
     pub fn has_work(&self) -> bool {
         self.executor.is_runnable()
+            || self.room.has_lives()
             || self.mailbox.has_news()
             || self.engine.is_busy()
-            || !self.room.replies.borrow().is_empty()
+            || self.room.has_replies()
     }
 
     /// Readable when an errand has come; to be waited for edge-triggered.
@@ -297,10 +316,7 @@ impl<E: Engine> Host for Worker<E> {
             self.slots += 1;
             seat.slots.push((slot, task));
         }
-        let mut replies = self.room.replies.borrow_mut();
-        let missing = self.slots.saturating_sub(replies.len());
-        replies.reserve(missing);
-        drop(replies);
+        self.room.reserve_replies(self.slots);
         match self.sessions.get_mut(usize::from(session.0)) {
             Some(place) => *place = Some(seat),
             None => warn!(%front, "no room for a session; raise the worker's limit"),
@@ -315,7 +331,7 @@ impl<E: Engine> Host for Worker<E> {
             return;
         }
         // There was no room for it (`opened` has said so).
-        self.room.replies.borrow_mut().push_back((at, refuse(work)));
+        self.room.reply(at, refuse(work));
     }
 
     fn closed(&mut self, session: SessionIndex) {

@@ -29,7 +29,7 @@ fn serve(network: &Network, file: &std::path::Path, volume: Option<&str>) -> Sof
     let (mut worker, mailbox) = file_worker(file);
     if let Some(volume) = volume {
         let turn = || {
-            worker.run();
+            worker.run(Time::ZERO);
         };
         create(&mailbox, turn, volume, SECTORS * 512).expect("created");
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use turn::Executor;
 
 use super::disk::{Medium, SimDisk};
-use crate::volume::RawVolume;
+use crate::extents::RawVolume;
 
 const BLOCKS: u64 = 24;
 const SECTORS: u64 = BLOCKS * 8;

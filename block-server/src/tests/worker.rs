@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::unit::{BLOCK_SIZE, SectorRange};
-use block_core::{BlockError, Op, Pool, Request};
+use block_core::{BlockError, Op, Pool, Request, Time};
 use link::{
     Access, AttachReply, AttachRequest, Attached, FrontId, Host, Refused, Reply, SessionIndex,
     SlotRef, VolumeHandle, Work,
@@ -100,7 +100,7 @@ impl Rig {
     }
 
     fn settle(&mut self) {
-        while self.worker.run() {}
+        while self.worker.run(Time::ZERO) {}
         self.replies.extend(std::iter::from_fn(|| self.worker.next_reply()));
     }
 

@@ -1,0 +1,138 @@
+//! What all tasks of a worker share.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use block_core::{Device, Time};
+use link::{Reply, SlotRef, VolumeName};
+
+use crate::directory::{Directory, WorkerIndex};
+use crate::store::Store;
+use crate::volume::Volume;
+
+/// Work that nobody waits for: a task of its own, to its end.
+pub type Life = Pin<Box<dyn Future<Output = ()>>>;
+
+/// A worker's devices and what they have to say.
+pub struct Room<D> {
+    /// The devices with their volumes, by name.
+    pub stores: Vec<(String, Store<D>)>,
+    /// The volumes of all workers.
+    pub directory: Arc<Directory>,
+    /// Which worker this is.
+    pub worker: WorkerIndex,
+    /// Answers that wait to be collected.
+    replies: RefCell<VecDeque<(SlotRef, Reply)>>,
+    lives: RefCell<VecDeque<Life>>,
+    now: Cell<Time>,
+}
+
+/// A volume, and where it is.
+#[derive(Debug)]
+pub struct Located<'a, D> {
+    /// The name of its device.
+    pub device: &'a str,
+    /// The device's volumes.
+    pub store: &'a Store<D>,
+    /// The volume.
+    pub volume: Rc<Volume<D>>,
+}
+
+impl<D> Room<D> {
+    /// A room with these devices.
+    #[must_use]
+    pub fn new(
+        stores: Vec<(String, Store<D>)>,
+        directory: Arc<Directory>,
+        worker: WorkerIndex,
+    ) -> Self {
+        Self {
+            stores,
+            directory,
+            worker,
+            replies: RefCell::default(),
+            lives: RefCell::default(),
+            now: Cell::new(Time::ZERO),
+        }
+    }
+
+    /// The moment of the worker's turn.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.now.get()
+    }
+
+    /// Begins, in the next turn, something that nobody waits for.
+    pub fn begin(&self, life: Life) {
+        self.lives.borrow_mut().push_back(life);
+    }
+
+    /// What is to be begun, the oldest first.
+    #[must_use]
+    pub fn next_life(&self) -> Option<Life> {
+        self.lives.borrow_mut().pop_front()
+    }
+
+    /// Whether something is to be begun.
+    #[must_use]
+    pub fn has_lives(&self) -> bool {
+        !self.lives.borrow().is_empty()
+    }
+
+    /// Leaves an answer to be collected.
+    pub fn reply(&self, at: SlotRef, reply: Reply) {
+        self.replies.borrow_mut().push_back((at, reply));
+    }
+
+    /// The oldest answer that was not collected.
+    #[must_use]
+    pub fn next_reply(&self) -> Option<(SlotRef, Reply)> {
+        self.replies.borrow_mut().pop_front()
+    }
+
+    /// Whether an answer waits.
+    #[must_use]
+    pub fn has_replies(&self) -> bool {
+        !self.replies.borrow().is_empty()
+    }
+
+    /// Makes room, so that so many answers at a time allocate nothing.
+    pub fn reserve_replies(&self, slots: usize) {
+        let mut replies = self.replies.borrow_mut();
+        let missing = slots.saturating_sub(replies.len());
+        replies.reserve(missing);
+    }
+}
+
+impl<D: Device> Room<D> {
+    /// A turn begins.
+    pub fn tick(&self, now: Time) {
+        self.now.set(now);
+    }
+
+    /// When a turn is wanted although nothing has come.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        None
+    }
+
+    /// The volume of that name, if this worker has it.
+    #[must_use]
+    pub fn find(&self, name: &VolumeName) -> Option<Located<'_, D>> {
+        self.stores.iter().find_map(|(device, store)| {
+            let volume = store.volume(name).ok()?;
+            Some(Located { device, store, volume })
+        })
+    }
+
+    /// The device that has this volume.
+    #[must_use]
+    pub fn store_of(&self, volume: &Rc<Volume<D>>) -> Option<&Store<D>> {
+        let mut stores = self.stores.iter().map(|(_, store)| store);
+        stores.find(|store| store.has(volume))
+    }
+}
