@@ -1,0 +1,192 @@
+//! What the journal says after a crash: where its chain ends, whether that is
+//! all that was durable, and its records again.
+
+use block_core::{Device, Pool};
+use thiserror::Error;
+use turn::yield_now;
+
+use super::block::{self, Header, Opened, Ring, Unproven};
+use super::read_ahead::ReadAhead;
+use super::{Position, Seals};
+use crate::layout::Record;
+use crate::layout::control::Malformed;
+
+/// Blocks that are opened before other tasks get their turn.
+const BLOCKS_IN_A_TURN: usize = 32;
+
+/// Where a recovery begins: what the superblock says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// The first block that the checkpoint does not hold.
+    pub position: Position,
+    /// The mark when the superblock was written.
+    pub mark: u64,
+}
+
+/// Whether the journal holds all that it must.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing that was known to be durable is missing.
+    Whole,
+    /// This block was durable and is not there, or it cannot be read, or it
+    /// says what no journal says. Those before it are good.
+    Damaged {
+        /// Its number.
+        missing: u64,
+    },
+}
+
+/// The journal that a device holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// Its end: what would follow.
+    pub end: Position,
+    /// The last number that was known to be durable. What blocks after it name
+    /// may not have reached the device.
+    pub mark: u64,
+    /// Whether this is all that it must be.
+    pub verdict: Verdict,
+}
+
+/// Why records could not be replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ReplayError {
+    /// A block that was good a moment ago is not.
+    #[error("block {0} of the journal does not read as it did a moment ago")]
+    Changed(u64),
+    /// A record that cannot be.
+    #[error("block {0} of the journal says what cannot be")]
+    Malformed(u64),
+}
+
+/// Follows the chain of tags from `start`, and looks at every other block of
+/// the ring for a mark that says that more was durable.
+///
+/// Blocks of a history that a recovery has cut off do no harm: their marks are
+/// below the cut, and the chain does not lead to them unless what replaced
+/// them never reached the device.
+///
+/// Reads through `buffers`, of any size; 16 large ones are fast, one is
+/// enough. Without a free one the chain is damaged at its start.
+pub async fn scan<D: Device>(
+    device: &D,
+    seals: &dyn Seals,
+    buffers: &Pool,
+    ring: &Ring,
+    start: Start,
+) -> Chain {
+    let mut scan = Scan { ring, seals, end: start.position, mark: start.mark, ended: None };
+    let first = start.position.next;
+    let mut ahead = ReadAhead::new(device, buffers, ring, first, first + ring.blocks());
+    let mut seen = 0;
+    while let Some(mut blocks) = ahead.next().await {
+        for index in 0..blocks.count {
+            scan.look_at(blocks.first + index as u64, blocks.get(index));
+            seen += 1;
+            if seen % BLOCKS_IN_A_TURN == 0 {
+                yield_now().await;
+            }
+        }
+    }
+    let missing = scan.end.next;
+    let broken = seen == 0 || scan.ended == Some(End::Broken) || scan.mark >= missing;
+    let verdict = if broken { Verdict::Damaged { missing } } else { Verdict::Whole };
+    Chain { end: scan.end, mark: scan.mark, verdict }
+}
+
+/// How a chain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// As a crash ends it: the next block is not there.
+    Open,
+    /// Where a block cannot be read, or says what no journal says.
+    Broken,
+}
+
+struct Scan<'a> {
+    ring: &'a Ring,
+    seals: &'a dyn Seals,
+    end: Position,
+    mark: u64,
+    ended: Option<End>,
+}
+
+impl Scan<'_> {
+    /// Looks at what lies at the place of block `number`.
+    fn look_at(&mut self, number: u64, block: Option<&mut [u8]>) {
+        let Some(block) = block else {
+            self.ended.get_or_insert(End::Broken);
+            return;
+        };
+        let claimed = Unproven::parse(self.ring, self.ring.place(number), block);
+        match claimed.filter(|it| self.ended.is_none() && follows(it.claim(), self.end)) {
+            Some(next) => self.follow(next, block),
+            None => {
+                self.ended.get_or_insert(End::Open);
+                self.hear(claimed, block);
+            }
+        }
+    }
+
+    fn follow(&mut self, next: Unproven, block: &mut [u8]) {
+        let Some(Opened { header, tag }) = next.open(self.seals, self.ring, block) else {
+            self.ended = Some(End::Open);
+            return;
+        };
+        if block::records(header.count, block, |_| Ok(())).is_err() {
+            self.ended = Some(End::Broken);
+            return;
+        }
+        self.end = Position { next: header.number + 1, previous: tag };
+        self.mark = self.mark.max(header.mark);
+    }
+
+    /// A block outside of the chain counts for its mark only.
+    fn hear(&mut self, claimed: Option<Unproven>, block: &mut [u8]) {
+        let more = claimed.filter(|it| it.claim().mark > self.mark);
+        if let Some(opened) = more.and_then(|it| it.open(self.seals, self.ring, block)) {
+            self.mark = opened.header.mark;
+        }
+    }
+}
+
+fn follows(claim: &Header, end: Position) -> bool {
+    claim.number == end.next && claim.previous == end.previous
+}
+
+/// Hands the records of the blocks from `from` up to, not including, number
+/// `end` to `sink`, each with its block's number. Returns the position after
+/// them, where a journal goes on if the rest is cut off.
+///
+/// # Errors
+/// When a block is not as [`scan`] found it, or `sink` says that a record
+/// cannot be.
+pub async fn replay<D: Device>(
+    device: &D,
+    seals: &dyn Seals,
+    buffers: &Pool,
+    ring: &Ring,
+    from: Position,
+    end: u64,
+    mut sink: impl FnMut(u64, Record) -> Result<(), Malformed>,
+) -> Result<Position, ReplayError> {
+    let mut position = from;
+    let mut ahead = ReadAhead::new(device, buffers, ring, from.next, end);
+    while let Some(mut blocks) = ahead.next().await {
+        for index in 0..blocks.count {
+            let number = position.next;
+            let changed = ReplayError::Changed(number);
+            let block = blocks.get(index).ok_or(changed)?;
+            let claimed = Unproven::parse(ring, ring.place(number), block);
+            let next = claimed.filter(|it| follows(it.claim(), position)).ok_or(changed)?;
+            let Opened { header, tag } = next.open(seals, ring, block).ok_or(changed)?;
+            block::records(header.count, block, |record| sink(number, record))
+                .map_err(|Malformed| ReplayError::Malformed(number))?;
+            position = Position { next: number + 1, previous: tag };
+            if (number as usize).is_multiple_of(BLOCKS_IN_A_TURN) {
+                yield_now().await;
+            }
+        }
+    }
+    if position.next < end { Err(ReplayError::Changed(position.next)) } else { Ok(position) }
+}
