@@ -107,6 +107,14 @@ struct Kept {
     claim: Claim,
 }
 
+impl Page {
+    /// What names it.
+    #[must_use]
+    pub fn seal(&self) -> Seal {
+        self.0.seal
+    }
+}
+
 impl Clone for Page {
     fn clone(&self) -> Self {
         Self(Rc::clone(&self.0))
@@ -284,17 +292,32 @@ impl<D: Device> Pages<D> {
         });
         self.flights.borrow_mut().insert(seal.key(), Rc::clone(&flight));
         let landing = Landing { flight, flights: &self.flights };
-        let outcome = self.read(seal, binding).await;
+        let buffer = self.buffer().await;
+        let outcome = self.read(buffer, seal, binding).await;
         landing.flight.outcome.set(Some(outcome.clone()));
         outcome
     }
 
-    async fn read(&self, seal: &Seal, binding: Binding) -> Result<Page, Damage> {
+    /// The same for one who reads ahead and may not be polled for a while:
+    /// nobody waits for this read, and it does not wait for a buffer but gives
+    /// up: `None`.
+    ///
+    /// # Errors
+    /// As those of [`Pages::load`].
+    pub async fn load_ahead(&self, seal: &Seal, binding: Binding) -> Result<Option<Page>, Damage> {
+        if let Some(page) = self.cached(seal) {
+            return check_binding(page, &binding).map(Some);
+        }
+        let Some(buffer) = self.buffer_at_hand() else { return Ok(None) };
+        self.read(buffer, seal, binding).await.map(Some)
+    }
+
+    async fn read(&self, into: PageBuf, seal: &Seal, binding: Binding) -> Result<Page, Damage> {
         let damage = |what| Damage { pba: binding.pba, class: binding.class, what };
         if binding.pba.0 >= self.device.blocks().0 {
             return Err(damage(What::Malformed));
         }
-        let PageBuf { buffer, claim } = self.buffer().await;
+        let PageBuf { buffer, claim } = into;
         let (mut buffer, outcome) = self.device.read(binding.pba, buffer, 0..1).await;
         outcome.map_err(|error| damage(What::Unreadable(error)))?;
         self.sealer
@@ -303,7 +326,14 @@ impl<D: Device> Pages<D> {
         Ok(Page(Rc::new(Kept { buffer, seal: *seal, binding, claim })))
     }
 
-    fn keep(&self, page: &Page) {
+    /// Whether the page with this seal is kept; asking is not using.
+    #[must_use]
+    pub fn keeps(&self, seal: &Seal) -> bool {
+        self.kept.borrow().contains(&seal.key())
+    }
+
+    /// Keeps a page that was loaded once.
+    pub fn keep(&self, page: &Page) {
         let key = page.0.seal.key();
         let mut kept = self.kept.borrow_mut();
         if kept.get(&key).is_none() {
