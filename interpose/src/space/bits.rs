@@ -1,0 +1,89 @@
+//! A bit for each block of a region.
+
+use super::layout::REGION_BLOCKS;
+
+const WORDS: usize = REGION_BLOCKS as usize / 64;
+
+/// Which blocks of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bits([u64; WORDS]);
+
+impl Bits {
+    pub(crate) const NONE: Self = Self([0; WORDS]);
+
+    /// The bits that `is` says, of places below `blocks`.
+    pub(crate) fn of(blocks: u64, is: impl Fn(u16) -> bool) -> Self {
+        let mut bits = Self::NONE;
+        (0..blocks as u16).filter(|&place| is(place)).for_each(|place| bits.set(place));
+        bits
+    }
+
+    pub(crate) fn get(&self, place: u16) -> bool {
+        self.0[usize::from(place / 64)] >> (place % 64) & 1 == 1
+    }
+
+    pub(crate) fn set(&mut self, place: u16) {
+        self.0[usize::from(place / 64)] |= 1 << (place % 64);
+    }
+
+    pub(crate) fn clear(&mut self, place: u16) {
+        self.0[usize::from(place / 64)] &= !(1 << (place % 64));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0 == [0; WORDS]
+    }
+
+    pub(crate) fn count(&self) -> u16 {
+        self.0.iter().map(|word| word.count_ones() as u16).sum()
+    }
+
+    /// Those that `other` does not have.
+    pub(crate) fn without(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
+
+    /// Those that `other` has too.
+    pub(crate) fn common(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] & other.0[word]))
+    }
+
+    /// The first run, at most so long: where it begins and its length.
+    pub(crate) fn first_run(&self, most: u16) -> Option<(u16, u16)> {
+        let word = self.0.iter().position(|&word| word != 0)?;
+        let start = word as u16 * 64 + self.0[word].trailing_zeros() as u16;
+        let mut length = 0;
+        while length < most {
+            let place = start + length;
+            let Some(word) = self.0.get(usize::from(place / 64)) else { break };
+            let ones = (!(word >> (place % 64))).trailing_zeros() as u16;
+            length += ones;
+            if ones == 0 || !(place + ones).is_multiple_of(64) {
+                break;
+            }
+        }
+        Some((start, length.min(most)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Runs begin and end anywhere, also where words meet and at the end.
+        #[test]
+        fn the_first_run_is_what_looking_at_every_bit_finds(
+            start in 0u16..2048, length in 0u16..400, later in 0u16..2048, most in 1u16..500,
+        ) {
+            let end = (start + length).min(2048);
+            let bits = Bits::of(2048, |place| (start..end).contains(&place) || place == later);
+            let first = (0..2048).find(|&place| bits.get(place));
+            let run = |first: u16| (first..2048).take_while(|&place| bits.get(place)).count() as u16;
+            prop_assert_eq!(bits.first_run(most), first.map(|first| (first, run(first).min(most))));
+            prop_assert_eq!(bits.count(), (0..2048).filter(|&place| bits.get(place)).count() as u16);
+        }
+    }
+}
