@@ -17,6 +17,7 @@ use crate::pages::{Damage, Pages, What};
 
 mod ahead;
 mod beside;
+pub mod diff;
 pub mod find;
 pub mod merge;
 pub mod walk;
@@ -24,6 +25,7 @@ pub mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use diff::{Diff, Difference};
 pub use find::{find, find_cached, find_run, find_run_cached};
 pub use merge::{Allocate, Merge, MergeError};
 pub use walk::{Item, Walk};

@@ -133,3 +133,39 @@ fn a_merge_that_cannot_write_says_so_and_leaves_the_old_tree() {
         }
     });
 }
+
+/// A snapshot of a large volume and its head differ in one block: finding it
+/// reads one path of each tree. A page that rotted is told, the rest is found.
+#[test]
+fn a_comparison_reads_what_was_changed_and_goes_on_behind_damage() {
+    run(async {
+        let ground = Ground::new(FEW);
+        let indices: Vec<u64> = (0..1000).map(|number| number * 130).collect();
+        let one = ground.plant(Tree::EMPTY, 1, 3, &indices).await;
+        let other = ground.plant(one, 2, 3, &[13_000]).await;
+        ground.pages.purge();
+        let reads = ground.disk.reads.get();
+        let differences = async |trees| {
+            let mut diff = Diff::new(Rc::clone(&ground.pages), Class::Map, trees);
+            let mut found = Vec::new();
+            while let Some(difference) = diff.next().await {
+                found.push(difference);
+            }
+            found
+        };
+        assert_eq!(differences([one, other]).await, [Difference::Changed(13_000..13_001)]);
+        assert_eq!(ground.disk.reads.get() - reads, 6);
+
+        let other = ground.plant(other, 3, 3, &[130, 50_000]).await;
+        let rotten = page_at(&ground, other, 1, 13_000).await;
+        ground.disk.rot(rotten.pba);
+        ground.pages.purge();
+        let damage = Damage { pba: rotten.pba, class: Class::Map, what: What::Unopened };
+        let expected = [
+            Difference::Changed(130..131),
+            Difference::Damaged { indices: 12_928..13_056, damage },
+            Difference::Changed(50_000..50_001),
+        ];
+        assert_eq!(differences([one, other]).await, expected);
+    });
+}

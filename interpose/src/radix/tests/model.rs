@@ -67,6 +67,7 @@ impl Model {
 
 async fn play(ground: &Ground, rounds: Vec<Round>) {
     let (mut model, mut tree) = (Model::default(), Tree::EMPTY);
+    let mut history = vec![(Tree::EMPTY, BTreeMap::new())];
     for (birth, (least, ahead, changes)) in (1..).zip(rounds) {
         let taken = ground.blocks.taken.borrow().len();
         let (places, end) = places(changes);
@@ -97,13 +98,18 @@ async fn play(ground: &Ground, rounds: Vec<Round>) {
             merge.put(index, pointer).await.expect("whole");
             model.replace(index, pointer);
         }
-        let old = std::mem::replace(&mut tree, merge.finish().await.expect("written"));
-        assert_eq!(tree.height(), old.height().max(height));
+        let least = tree.height().max(height);
+        tree = merge.finish().await.expect("written");
+        assert_eq!(tree.height(), least);
         if birth % 2 == 0 {
             ground.pages.purge();
         }
         check_finds(ground, &tree, &model).await;
         check_walks(ground, tree, &model).await;
+        history.push((tree, model.values.clone()));
+        for (former, values) in &history {
+            check_diff(ground, [tree, *former], [&model.values, values]).await;
+        }
         check_kills(ground, tree, &mut model, killed.into_inner(), taken).await;
     }
 }
@@ -184,6 +190,28 @@ fn check_order(items: &[Item], tree: Tree) {
             Item::Damaged { .. } => panic!("nothing is damaged: {item:?}"),
         }
     }
+}
+
+/// Every range that is told differs, ends where it must, and none is missing.
+async fn check_diff(ground: &Ground, trees: [Tree; 2], values: [&BTreeMap<u64, Pointer>; 2]) {
+    let [one, other] = values;
+    let differs = |index: &u64| {
+        one.get(index).map(|pointer| pointer.seal) != other.get(index).map(|pointer| pointer.seal)
+    };
+    let indices: BTreeSet<u64> = one.keys().chain(other.keys()).copied().collect();
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for index in indices.into_iter().filter(differs) {
+        match ranges.last_mut() {
+            Some(range) if range.end == index => range.end += 1,
+            _ => ranges.push(index..index + 1),
+        }
+    }
+    let mut diff = Diff::new(Rc::clone(&ground.pages), Class::Map, trees);
+    for range in ranges {
+        assert_eq!(diff.next().await, Some(Difference::Changed(range)));
+    }
+    assert_eq!(diff.next().await, None);
+    assert_eq!(diff.next().await, None);
 }
 
 /// What was killed is what is not there any more, and what was taken is there.
