@@ -1,1 +1,225 @@
-//! Interposers: pairs of hooks around every request of a volume.
+//! Interposers: pairs of hooks around every request of a volume, `admit`
+//! before it runs (which may wait) and `done` after it.
+//!
+//! What stands around a volume is an array in a fixed order, outermost first:
+//! the meter and the recorder see what the guest sees, the throttle's waiting
+//! included. Only the meter is always there; the others come and go while
+//! requests run. No hook serves a request.
+
+pub mod clock;
+pub mod histogram;
+pub mod meter;
+pub mod throttle;
+pub mod trace;
+
+mod bucket;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use block_core::{BlockError, Op, Request, SectorRange, Time};
+
+pub use clock::TurnClock;
+pub use meter::{Kind, Measured, Meter};
+pub use throttle::{Limits, Throttle, Throttled};
+pub use trace::{Recorded, Recorder};
+
+/// What the hooks of a volume know of a request: not its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestFacts {
+    /// What it does.
+    pub op: Op,
+    /// Where; `None` only for a flush.
+    pub range: Option<SectorRange>,
+}
+
+impl RequestFacts {
+    /// Bytes of data that the request moves; none for a flush or a trim.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match (self.op, self.range) {
+            (Op::Read | Op::Write | Op::WriteThrough, Some(range)) => range.bytes(),
+            _ => 0,
+        }
+    }
+}
+
+impl From<&Request> for RequestFacts {
+    fn from(request: &Request) -> Self {
+        Self { op: request.op, range: request.range }
+    }
+}
+
+/// A request that the hooks have let pass; handed back when it is done.
+#[derive(Debug)]
+#[must_use = "the meter counts the request as running until it is done"]
+pub struct Ticket {
+    facts: RequestFacts,
+    arrived: Time,
+}
+
+/// Places of the array, outermost first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Meter,
+    Record,
+    Throttle,
+}
+
+/// One interposer.
+#[derive(Clone, Debug)]
+enum Hook {
+    Meter(Rc<Meter>),
+    Record(Rc<Recorder>),
+    Throttle(Rc<Throttle>),
+}
+
+impl Hook {
+    fn place(&self) -> Place {
+        match self {
+            Self::Meter(_) => Place::Meter,
+            Self::Record(_) => Place::Record,
+            Self::Throttle(_) => Place::Throttle,
+        }
+    }
+
+    async fn admit(&self, facts: RequestFacts, clock: &TurnClock) {
+        match self {
+            Self::Meter(meter) => meter.arrive(),
+            Self::Record(_) => {}
+            Self::Throttle(throttle) => throttle.admit(facts, clock).await,
+        }
+    }
+
+    fn done(&self, now: Time, ticket: &Ticket, outcome: Result<(), BlockError>) {
+        let Ticket { facts, arrived } = *ticket;
+        match self {
+            Self::Meter(meter) => meter.done(facts, now - arrived, outcome),
+            Self::Record(recorder) => recorder.done(facts, arrived, now, outcome),
+            Self::Throttle(_) => {}
+        }
+    }
+}
+
+/// What stands around one volume.
+#[derive(Debug)]
+pub struct Hooks {
+    clock: Rc<TurnClock>,
+    meter: Rc<Meter>,
+    array: RefCell<Vec<Hook>>,
+}
+
+impl Hooks {
+    /// A meter, and a throttle if there are limits.
+    #[must_use]
+    pub fn new(clock: Rc<TurnClock>, limits: Option<Limits>) -> Self {
+        let meter = Rc::new(Meter::default());
+        let array = RefCell::new(vec![Hook::Meter(Rc::clone(&meter))]);
+        let hooks = Self { clock, meter, array };
+        hooks.set_limits(limits);
+        hooks
+    }
+
+    /// Lets a request pass, which may take until its turn has come.
+    pub async fn admit(&self, facts: RequestFacts) -> Ticket {
+        let ticket = Ticket { facts, arrived: self.clock.now() };
+        let mut last = None;
+        // The array may change while a hook waits.
+        while let Some(hook) = self.inside(last) {
+            hook.admit(facts, &self.clock).await;
+            last = Some(hook.place());
+        }
+        ticket
+    }
+
+    /// The request has ended.
+    pub fn done(&self, ticket: Ticket, outcome: Result<(), BlockError>) {
+        let now = self.clock.now();
+        let array = self.array.borrow();
+        array.iter().rev().for_each(|hook| hook.done(now, &ticket, outcome));
+    }
+
+    /// What the requests were and how long they took.
+    #[must_use]
+    pub fn measured(&self) -> Measured {
+        self.meter.measured()
+    }
+
+    /// What the volume may do, if that is limited.
+    #[must_use]
+    pub fn limits(&self) -> Option<Limits> {
+        self.throttle().map(|throttle| throttle.limits())
+    }
+
+    /// Sets what the volume may do, also for requests that wait already.
+    pub fn set_limits(&self, limits: Option<Limits>) {
+        match (self.throttle(), limits) {
+            (Some(throttle), Some(limits)) => throttle.set_limits(limits, self.clock.now()),
+            (Some(throttle), None) => {
+                self.take(Place::Throttle);
+                throttle.lift();
+            }
+            (None, Some(limits)) => {
+                self.put(Hook::Throttle(Rc::new(Throttle::new(limits, self.clock.now()))));
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// What the throttle has held back, while there is one.
+    #[must_use]
+    pub fn throttled(&self) -> Option<Throttled> {
+        self.throttle().map(|throttle| throttle.throttled())
+    }
+
+    /// Records every request that comes from here on; ends another recording.
+    pub fn record(&self, recorder: Recorder) {
+        self.stop_recording();
+        self.put(Hook::Record(Rc::new(recorder)));
+    }
+
+    /// Ends the recording, if there is one. Requests that run are not in it.
+    pub fn stop_recording(&self) {
+        if let Some(Hook::Record(recorder)) = self.take(Place::Record) {
+            recorder.finish();
+        }
+    }
+
+    /// What the recording has, if there is one.
+    #[must_use]
+    pub fn recorded(&self) -> Option<Recorded> {
+        let array = self.array.borrow();
+        array.iter().find_map(|hook| match hook {
+            Hook::Record(recorder) => Some(recorder.recorded()),
+            Hook::Meter(_) | Hook::Throttle(_) => None,
+        })
+    }
+
+    fn throttle(&self) -> Option<Rc<Throttle>> {
+        let array = self.array.borrow();
+        array.iter().find_map(|hook| match hook {
+            Hook::Throttle(throttle) => Some(Rc::clone(throttle)),
+            Hook::Meter(_) | Hook::Record(_) => None,
+        })
+    }
+
+    fn inside(&self, last: Option<Place>) -> Option<Hook> {
+        let array = self.array.borrow();
+        array.iter().find(|hook| last.is_none_or(|last| last < hook.place())).cloned()
+    }
+
+    fn put(&self, hook: Hook) {
+        let mut array = self.array.borrow_mut();
+        let at = array.partition_point(|other| other.place() < hook.place());
+        array.insert(at, hook);
+    }
+
+    fn take(&self, place: Place) -> Option<Hook> {
+        let mut array = self.array.borrow_mut();
+        let at = array.iter().position(|hook| hook.place() == place)?;
+        Some(array.remove(at))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! The array around a volume, as a worker uses it.
+
+use std::num::NonZeroU64;
+use std::rc::Rc;
+use std::time::Duration;
+
+use block_core::{BlockCount, BlockError, Op, SectorRange, Time};
+use turn::Executor;
+
+use super::trace::{Entry, Header, Reader, pipe};
+use super::*;
+
+fn at(millis: u64) -> Time {
+    Time::from_nanos(millis * 1_000_000)
+}
+
+fn read() -> RequestFacts {
+    RequestFacts { op: Op::Read, range: SectorRange::new(8, 8) }
+}
+
+fn limits(iops: u64) -> Option<Limits> {
+    Limits::new(NonZeroU64::new(iops), None, Duration::ZERO)
+}
+
+fn header() -> Header {
+    Header { volume: [7; 16], name: "disk".to_owned(), blocks: BlockCount(100), began: 5 }
+}
+
+/// Spawns a request that takes no time once it was admitted.
+fn send(executor: &mut Executor, hooks: &Rc<Hooks>, outcome: Result<(), BlockError>) {
+    let hooks = Rc::clone(hooks);
+    let life = async move {
+        let ticket = hooks.admit(read()).await;
+        hooks.done(ticket, outcome);
+    };
+    executor.spawn(life).expect("room");
+    while executor.run(0) > 0 {}
+}
+
+/// The operator looks at a volume that a limit slows down: the meter shows what
+/// the guest feels, and the throttle what of it is its doing.
+#[test]
+fn the_meter_sees_what_the_guest_sees() {
+    let clock = Rc::new(TurnClock::default());
+    let hooks = Rc::new(Hooks::new(Rc::clone(&clock), limits(10)));
+    let mut executor = Executor::new(8);
+    send(&mut executor, &hooks, Ok(()));
+    send(&mut executor, &hooks, Err(BlockError::Medium));
+    assert_eq!(hooks.measured().in_flight, 1);
+    clock.tick(at(100));
+    while executor.run(0) > 0 {}
+    let measured = hooks.measured();
+    let reads = measured.kind(Kind::Read);
+    assert_eq!((measured.in_flight, reads.bytes, reads.errors), (0, 8192, 1));
+    assert_eq!(reads.latency.total(), 2);
+    assert_eq!(reads.latency.longest(), Duration::from_millis(100));
+    assert_eq!(measured.kind(Kind::Write).latency.total(), 0);
+    let waited = Throttled { waiting: 0, delayed: 1, waited: Duration::from_millis(100) };
+    assert_eq!(hooks.throttled(), Some(waited));
+}
+
+/// Hooks come and go while requests wait inside: each request is counted once,
+/// pays once, and is recorded only if it came after the recording began.
+#[test]
+fn the_array_changes_under_waiting_requests() {
+    let clock = Rc::new(TurnClock::default());
+    let hooks = Rc::new(Hooks::new(Rc::clone(&clock), limits(1)));
+    let mut executor = Executor::new(8);
+    (0..3).for_each(|_| send(&mut executor, &hooks, Ok(())));
+    clock.tick(at(10));
+    let (sink, writer) = pipe();
+    hooks.record(Recorder::new(header(), sink, clock.now()));
+    assert!(hooks.recorded().is_some_and(|recorded| recorded.open));
+    send(&mut executor, &hooks, Ok(()));
+    clock.tick(at(1000));
+    while executor.run(0) > 0 {}
+    let in_flight = |hooks: &Hooks| hooks.measured().in_flight;
+    assert_eq!(in_flight(&hooks), 2, "one a second, though the array has grown");
+    hooks.set_limits(None);
+    while executor.run(0) > 0 {}
+    assert_eq!(in_flight(&hooks), 0, "nobody waits for a throttle that is gone");
+    assert_eq!(hooks.limits(), None);
+    send(&mut executor, &hooks, Ok(()));
+    hooks.stop_recording();
+    send(&mut executor, &hooks, Ok(()));
+    assert_eq!(hooks.measured().kind(Kind::Read).latency.total(), 6);
+
+    let mut file = Vec::new();
+    assert!(writer.run(&mut file).expect("memory").ended);
+    let entries: Vec<_> = Reader::open(&file[..]).expect("a trace").map(Result::unwrap).collect();
+    let arrivals: Vec<_> = entries
+        .iter()
+        .map(|entry| match entry {
+            Entry::Request(request) => (request.arrival, request.latency),
+            Entry::Gap(_) => panic!("nothing was dropped"),
+        })
+        .collect();
+    let after = Duration::from_millis(990);
+    assert_eq!(arrivals, [(Duration::ZERO, after), (after, Duration::ZERO)]);
+}
+
+/// A meter is always on, so its cost is every request's.
+#[test]
+fn a_request_without_a_throttle_never_waits() {
+    let hooks = Hooks::new(Rc::default(), None);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let admit = std::pin::pin!(hooks.admit(read()));
+    assert!(admit.poll(&mut context).is_ready());
+}
