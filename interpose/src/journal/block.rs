@@ -17,12 +17,12 @@
 
 use block_core::{BLOCK_SIZE, BlockCount, Extent, Pba};
 
-use super::seals::Seals;
 use crate::layout::binding::BINDING_BYTES;
 use crate::layout::control::Malformed;
 use crate::layout::pointer::MAX_BLOCKS;
 use crate::layout::record::MAX_RECORD_BYTES;
-use crate::layout::{Binding, Class, EraId, PoolId, Record, Seal};
+use crate::layout::{Binding, Class, DomainId, EraId, PoolId, Record, Seal};
+use crate::vault::{Vault, VaultError};
 
 /// Bytes of a block's header.
 pub const HEADER_BYTES: usize = 64;
@@ -44,10 +44,9 @@ const MOST_NUMBER: u64 = 1 << 62;
 /// A block's authentication tag: the next block repeats it.
 pub type Tag = [u8; 16];
 
-/// Where a journal lies, and whose it is. Block `n` is at place `n % blocks`.
+/// Where one of a pool's journals lies. Block `n` is at place `n % blocks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ring {
-    pool: PoolId,
     journal: u16,
     extent: Extent,
 }
@@ -56,12 +55,12 @@ pub struct Ring {
 pub const LEAST_RING_BLOCKS: BlockCount = BlockCount(64);
 
 impl Ring {
-    /// The ring of one of the pool's journals, or `None` when it is too small
-    /// or larger than any device.
+    /// The ring of a pool's journal number `journal`, or `None` when it is too
+    /// small or larger than any pool.
     #[must_use]
-    pub fn new(pool: PoolId, journal: u16, extent: Extent) -> Option<Self> {
+    pub fn new(journal: u16, extent: Extent) -> Option<Self> {
         let sound = extent.count >= LEAST_RING_BLOCKS && extent.end().0 <= MAX_BLOCKS;
-        sound.then_some(Self { pool, journal, extent })
+        sound.then_some(Self { journal, extent })
     }
 
     /// How many blocks there are.
@@ -140,9 +139,10 @@ impl Unproven {
 
     /// Opens the body of the block that the header came from, in place.
     /// `None` if it, or the header, is not what was sealed.
-    pub fn open(self, seals: &dyn Seals, ring: &Ring, block: &mut [u8]) -> Option<Opened> {
-        let aad = associated(ring, &self.header);
-        seals.open(&self.seal, &aad, &mut block[HEADER_BYTES..BLOCK_SIZE])?;
+    pub fn open(self, vault: &Vault, ring: &Ring, block: &mut [u8]) -> Option<Opened> {
+        let aad = associated(vault.pool_id(), ring, &self.header);
+        let body = &mut block[HEADER_BYTES..BLOCK_SIZE];
+        vault.open(DomainId::METADATA, &self.seal, &aad, body).ok()?;
         Some(Opened { header: self.header, tag: self.seal.tag })
     }
 }
@@ -157,22 +157,21 @@ pub struct Opened {
 }
 
 /// Writes the header to a block whose body holds the records and zeroes, and
-/// seals the body in place. Returns the block's tag, or `None` when there is
-/// no key to seal with.
+/// seals the body in place. Returns the block's tag.
 pub(super) fn seal(
-    seals: &dyn Seals,
+    vault: &Vault,
     ring: &Ring,
     header: &Header,
     block: &mut [u8],
-) -> Option<Tag> {
-    let aad = associated(ring, header);
+) -> Result<Tag, VaultError> {
+    let aad = associated(vault.pool_id(), ring, header);
     let (front, body) = block[..BLOCK_SIZE].split_at_mut(HEADER_BYTES);
-    let seal = seals.seal(&aad, body)?;
+    let seal = vault.seal(DomainId::METADATA, &aad, body)?;
     front[..16].copy_from_slice(&seal.tag);
     front[16..20].copy_from_slice(&seal.era.0.to_le_bytes());
     front[20..24].copy_from_slice(&seal.seq.to_le_bytes());
     front[BOUND..].copy_from_slice(&header.bound(ring.journal));
-    Some(seal.tag)
+    Ok(seal.tag)
 }
 
 /// Takes the records of an opened block one by one.
@@ -193,10 +192,10 @@ pub(super) fn records(
     if rest.iter().all(|&byte| byte == 0) { Ok(()) } else { Err(Malformed) }
 }
 
-fn associated(ring: &Ring, header: &Header) -> [u8; AAD_BYTES] {
+fn associated(pool: PoolId, ring: &Ring, header: &Header) -> [u8; AAD_BYTES] {
     let mut aad = [0; AAD_BYTES];
     let binding = Binding::page(Class::Journal, 0, ring.place(header.number));
-    aad[..BINDING_BYTES].copy_from_slice(&binding.encode(&ring.pool));
+    aad[..BINDING_BYTES].copy_from_slice(&binding.encode(&pool));
     aad[BINDING_BYTES..].copy_from_slice(&header.bound(ring.journal));
     aad
 }

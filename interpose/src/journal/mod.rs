@@ -16,7 +16,6 @@ mod block;
 mod flush;
 mod read_ahead;
 mod replay;
-mod seals;
 mod writer;
 
 #[cfg(test)]
@@ -25,10 +24,11 @@ mod tests;
 use block_core::BlockError;
 use thiserror::Error;
 
+use crate::vault::VaultError;
+
 pub use admission::{Admitted, weight};
 pub use block::{BODY_BYTES, HEADER_BYTES, Header, LEAST_RING_BLOCKS, Opened, Ring, Tag, Unproven};
 pub use replay::{Chain, ReplayError, Start, Verdict, replay, scan};
-pub use seals::Seals;
 pub use writer::{BUFFERS, Journal, NoBuffers};
 
 /// Between two blocks of the journal: what the next one is chained to.
@@ -50,8 +50,8 @@ pub enum JournalError {
     #[error("the journal could not be flushed: {0}")]
     Flush(BlockError),
     /// There was no key to seal a block with.
-    #[error("a block of the journal could not be sealed")]
-    Seal,
+    #[error("a block of the journal could not be sealed: {0}")]
+    Seal(VaultError),
     /// More was appended than was admitted, or a record larger than a block.
     #[error("the journal was given more than it has room for")]
     Room,

@@ -5,11 +5,12 @@ use block_core::{Device, Pool};
 use thiserror::Error;
 use turn::yield_now;
 
+use super::Position;
 use super::block::{self, Header, Opened, Ring, Unproven};
 use super::read_ahead::ReadAhead;
-use super::{Position, Seals};
 use crate::layout::Record;
 use crate::layout::control::Malformed;
+use crate::vault::Vault;
 
 /// Blocks that are opened before other tasks get their turn.
 const BLOCKS_IN_A_TURN: usize = 32;
@@ -70,12 +71,12 @@ pub enum ReplayError {
 /// enough. Without a free one the chain is damaged at its start.
 pub async fn scan<D: Device>(
     device: &D,
-    seals: &dyn Seals,
+    vault: &Vault,
     buffers: &Pool,
     ring: &Ring,
     start: Start,
 ) -> Chain {
-    let mut scan = Scan { ring, seals, end: start.position, mark: start.mark, ended: None };
+    let mut scan = Scan { ring, vault, end: start.position, mark: start.mark, ended: None };
     let first = start.position.next;
     let mut ahead = ReadAhead::new(device, buffers, ring, first, first + ring.blocks());
     let mut seen = 0;
@@ -105,7 +106,7 @@ enum End {
 
 struct Scan<'a> {
     ring: &'a Ring,
-    seals: &'a dyn Seals,
+    vault: &'a Vault,
     end: Position,
     mark: u64,
     ended: Option<End>,
@@ -129,7 +130,7 @@ impl Scan<'_> {
     }
 
     fn follow(&mut self, next: Unproven, block: &mut [u8]) {
-        let Some(Opened { header, tag }) = next.open(self.seals, self.ring, block) else {
+        let Some(Opened { header, tag }) = next.open(self.vault, self.ring, block) else {
             self.ended = Some(End::Open);
             return;
         };
@@ -144,7 +145,7 @@ impl Scan<'_> {
     /// A block outside of the chain counts for its mark only.
     fn hear(&mut self, claimed: Option<Unproven>, block: &mut [u8]) {
         let more = claimed.filter(|it| it.claim().mark > self.mark);
-        if let Some(opened) = more.and_then(|it| it.open(self.seals, self.ring, block)) {
+        if let Some(opened) = more.and_then(|it| it.open(self.vault, self.ring, block)) {
             self.mark = opened.header.mark;
         }
     }
@@ -163,7 +164,7 @@ fn follows(claim: &Header, end: Position) -> bool {
 /// cannot be.
 pub async fn replay<D: Device>(
     device: &D,
-    seals: &dyn Seals,
+    vault: &Vault,
     buffers: &Pool,
     ring: &Ring,
     from: Position,
@@ -179,7 +180,7 @@ pub async fn replay<D: Device>(
             let block = blocks.get(index).ok_or(changed)?;
             let claimed = Unproven::parse(ring, ring.place(number), block);
             let next = claimed.filter(|it| follows(it.claim(), position)).ok_or(changed)?;
-            let Opened { header, tag } = next.open(seals, ring, block).ok_or(changed)?;
+            let Opened { header, tag } = next.open(vault, ring, block).ok_or(changed)?;
             block::records(header.count, block, |record| sink(number, record))
                 .map_err(|Malformed| ReplayError::Malformed(number))?;
             position = Position { next: number + 1, previous: tag };

@@ -9,51 +9,40 @@ mod speed;
 use std::cell::Cell;
 use std::rc::Rc;
 
-use block_core::{BLOCK_SIZE, BlockCount, Extent, Lba, LbaRange, Pba, Pool};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use block_core::{BLOCK_SIZE, BlockCount, Chance, Extent, Lba, LbaRange, Pba, Pool};
 
 use super::*;
+use crate::disk::null::NullDisk;
 use crate::disk::{Driver, Medium, Options, SimDisk};
+use crate::layout::fixed::MIN_DEVICE_BLOCKS;
 use crate::layout::{EraId, LineId, PoolId, Record, Seal};
+use crate::vault::{Cost, NewWay, Secret, UnlockError, Vault};
 
-/// AES-256-GCM under one key.
-struct OneKey {
-    key: LessSafeKey,
-    next: Cell<u32>,
+/// The keys of a pool of their own, on a disk of their own.
+fn keys() -> Rc<Vault> {
+    let drawn = Cell::new(1u64);
+    let chance = Chance::new(move || drawn.replace(drawn.get().wrapping_mul(0x9e37_79b9) + 1));
+    let device = Rc::new(NullDisk::new(MIN_DEVICE_BLOCKS, |_| false));
+    let buffers = Pool::private(2, BLOCK_SIZE).expect("memory");
+    let secret = Secret::key_file(vec![7; 32].into());
+    let way = NewWay::new("test", &secret, Cost::LEAST, &chance).expect("a good secret");
+    let mut driver = Driver::new(&SimDisk::new(Medium::new(), Options::new(BlockCount(1)), 1), 1);
+    let vault = driver.run(async move {
+        let vault = Vault::create(device, buffers, POOL, way, chance).await?;
+        vault.begin_era().await.expect("room for an era");
+        Ok::<_, UnlockError>(vault)
+    });
+    Rc::new(vault.expect("the disk completes at once").expect("the disk is good"))
 }
 
-fn keys() -> Rc<dyn Seals> {
-    let key = UnboundKey::new(&AES_256_GCM, &[7; 32]).expect("32 bytes");
-    Rc::new(OneKey { key: LessSafeKey::new(key), next: Cell::new(1) })
-}
-
-fn nonce(seq: u32) -> Nonce {
-    let mut nonce = [0; 12];
-    nonce[8..].copy_from_slice(&seq.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
-}
-
-impl Seals for OneKey {
-    fn seal(&self, aad: &[u8], bytes: &mut [u8]) -> Option<Seal> {
-        let seq = self.next.replace(self.next.get() + 1);
-        let tag = self.key.seal_in_place_separate_tag(nonce(seq), Aad::from(aad), bytes).ok()?;
-        Some(Seal { tag: tag.as_ref().try_into().ok()?, seq, era: EraId(1) })
-    }
-
-    fn open(&self, seal: &Seal, aad: &[u8], bytes: &mut [u8]) -> Option<()> {
-        let tag = (seal.era == EraId(1)).then_some(seal.tag.into())?;
-        let nonce = nonce(seal.seq);
-        self.key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, bytes, 0..).ok()?;
-        Some(())
-    }
-}
+const POOL: PoolId = PoolId([9; 16]);
 
 const RING_BLOCKS: u64 = 64;
 
 /// Not at a multiple of its size, so that a place and a number differ.
 fn ring(blocks: u64) -> Ring {
     let extent = Extent { start: Pba(1024 + 5), count: BlockCount(blocks) };
-    Ring::new(PoolId([9; 16]), 0, extent).expect("large enough")
+    Ring::new(0, extent).expect("large enough")
 }
 
 const FIRST: Position = Position { next: 1, previous: [0; 16] };
@@ -61,7 +50,7 @@ const FIRST: Position = Position { next: 1, previous: [0; 16] };
 /// A disk with a journal that runs on it.
 struct Bench {
     disk: SimDisk,
-    keys: Rc<dyn Seals>,
+    keys: Rc<Vault>,
     ring: Ring,
     journal: Rc<Journal<SimDisk>>,
     driver: Driver,
@@ -74,19 +63,13 @@ impl Bench {
 
     /// A journal that goes on at `at`, on a disk that holds `medium`, whose
     /// checkpoint says `start`.
-    fn continuing(
-        medium: Medium,
-        keys: Rc<dyn Seals>,
-        start: Start,
-        at: Position,
-        seed: u64,
-    ) -> Self {
+    fn continuing(medium: Medium, keys: Rc<Vault>, start: Start, at: Position, seed: u64) -> Self {
         let disk = SimDisk::new(medium, Options::new(BlockCount(2048)), seed);
         let ring = ring(RING_BLOCKS);
-        let (device, seals) = (Rc::new(disk.clone()), Rc::clone(&keys));
+        let (device, vault) = (Rc::new(disk.clone()), Rc::clone(&keys));
         let buffers = Pool::private(BUFFERS, BLOCK_SIZE).expect("memory");
         let oldest = start.position.next;
-        let journal = Journal::new(device, seals, &buffers, ring, at, oldest, start.mark);
+        let journal = Journal::new(device, vault, &buffers, ring, at, oldest, start.mark);
         let journal = Rc::new(journal.expect("enough buffers"));
         let mut driver = Driver::new(&disk, seed);
         let ticking = (Rc::clone(&journal), Rc::clone(&journal));
@@ -101,7 +84,7 @@ impl Bench {
     }
 
     fn scan(&self, medium: &Medium, start: Start) -> Chain {
-        scanned(medium, &*self.keys, &self.ring, start)
+        scanned(medium, &self.keys, &self.ring, start)
     }
 }
 
@@ -111,7 +94,7 @@ fn record(history: u32, number: u64) -> Record {
     Record::Hole { line: LineId(history), range }
 }
 
-fn scanned(medium: &Medium, keys: &dyn Seals, ring: &Ring, start: Start) -> Chain {
+fn scanned(medium: &Medium, keys: &Vault, ring: &Ring, start: Start) -> Chain {
     let disk = SimDisk::new(medium.clone(), Options::new(BlockCount(2048)), 1);
     let buffers = Pool::private(5, 3 * BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 1);
@@ -121,7 +104,7 @@ fn scanned(medium: &Medium, keys: &dyn Seals, ring: &Ring, start: Start) -> Chai
 /// The records from `from` to the block `end`, and the position after them.
 fn replayed(
     medium: &Medium,
-    keys: &dyn Seals,
+    keys: &Vault,
     ring: &Ring,
     from: Position,
     end: u64,

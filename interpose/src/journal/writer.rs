@@ -11,8 +11,9 @@ use tokio::sync::Notify;
 
 use super::admission::{Gate, MOST_EXEMPT, MOST_PAST_MARK, weight};
 use super::flush::{LANES, Timers};
-use super::{BODY_BYTES, HEADER_BYTES, Header, JournalError, Position, Ring, Seals, block};
+use super::{BODY_BYTES, HEADER_BYTES, Header, JournalError, Position, Ring, block};
 use crate::layout::Record;
+use crate::vault::Vault;
 
 /// Blocks that one journal holds in memory at most: those that the admitted
 /// records fill (63 in a block, or 62 after a smaller one), twice as many for
@@ -65,7 +66,7 @@ pub(super) struct Tail {
 /// [`Journal::run`] is being run.
 pub struct Journal<D> {
     pub(super) device: Rc<D>,
-    seals: Rc<dyn Seals>,
+    vault: Rc<Vault>,
     pub(super) place: Ring,
     pub(super) tail: RefCell<Tail>,
     /// The oldest block that a recovery would need.
@@ -99,7 +100,7 @@ impl<D> Journal<D> {
     /// When there are not so many.
     pub fn new(
         device: Rc<D>,
-        seals: Rc<dyn Seals>,
+        vault: Rc<Vault>,
         buffers: &Pool,
         place: Ring,
         at: Position,
@@ -124,7 +125,7 @@ impl<D> Journal<D> {
         };
         Ok(Self {
             device,
-            seals,
+            vault,
             place,
             tail: RefCell::new(tail),
             oldest: Cell::new(oldest),
@@ -203,8 +204,8 @@ impl<D> Journal<D> {
         let Position { next: number, previous } = tail.position;
         let mark = self.mark();
         let header = Header { count: tail.count, number, mark, previous };
-        let tag = block::seal(&*self.seals, &self.place, &header, &mut buffer)
-            .ok_or(JournalError::Seal)?;
+        let tag = block::seal(&self.vault, &self.place, &header, &mut buffer)
+            .map_err(JournalError::Seal)?;
         tail.closed.push_back(Closed { number, buffer, durability, before: tail.last });
         tail.last = Reached { number, records: self.appended.get() };
         tail.position = Position { next: number + 1, previous: tag };

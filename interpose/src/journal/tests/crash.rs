@@ -146,7 +146,7 @@ fn recover(load: &Load, medium: &Medium, random: &mut SmallRng) -> Recovered {
         let start = checkpoint.start;
         let chain = load.bench.scan(medium, start);
         assert_eq!(chain.verdict, Verdict::Whole, "{chain:?} from {checkpoint:?}");
-        let (keys, ring) = (&*load.bench.keys, &load.bench.ring);
+        let (keys, ring) = (&load.bench.keys, &load.bench.ring);
         let (records, end) =
             replayed(medium, keys, ring, start.position, chain.end.next).expect("scanned");
         assert_eq!(end, chain.end);
@@ -166,7 +166,7 @@ fn go_on(load: &Load, medium: Medium, found: &Recovered, random: &mut SmallRng) 
     let least = (found.chain.mark + 1).max(from.next);
     let cut = random.random_range(least..=found.chain.end.next);
     let (_, at) =
-        replayed(&medium, &*load.bench.keys, &load.bench.ring, from, cut).expect("scanned");
+        replayed(&medium, &load.bench.keys, &load.bench.ring, from, cut).expect("scanned");
     let kept = found.records.iter().take_while(|(number, _)| *number < cut);
     let model = load.model.borrow();
     let mut records = model.records[..found.checkpoint.records].to_vec();

@@ -22,7 +22,7 @@ fn a_whole_chain_is_replayed_in_order() {
     let chain = bench.scan(&medium, START);
     assert_eq!((chain.end.next, chain.mark, chain.verdict), (13, 11, Verdict::Whole));
     let (records, position) =
-        replayed(&medium, &*bench.keys, &bench.ring, FIRST, 13).expect("whole");
+        replayed(&medium, &bench.keys, &bench.ring, FIRST, 13).expect("whole");
     let expected: Vec<_> = (0..12).map(|number| (number + 1, record(1, number))).collect();
     assert_eq!(records, expected);
     assert_eq!(position, chain.end);
@@ -61,7 +61,7 @@ fn an_unreadable_block_is_damage_and_the_others_are_still_read() {
         disk.fail_reads(bench.ring.place(bad));
         let buffers = Pool::private(3, 5 * BLOCK_SIZE).expect("memory");
         let mut driver = Driver::new(&disk, 1);
-        let chain = driver.run(scan(&disk, &*bench.keys, &buffers, &bench.ring, START));
+        let chain = driver.run(scan(&disk, &bench.keys, &buffers, &bench.ring, START));
         let chain = chain.expect("nothing stops the disk");
         assert_eq!(chain.end.next, bad);
         assert_eq!(chain.verdict, Verdict::Damaged { missing: bad });
@@ -100,7 +100,7 @@ fn what_a_cut_left_behind_does_no_harm() {
     let medium = bench.disk.shut_down();
     let chain = bench.scan(&medium, START);
     assert_eq!((chain.end.next, chain.mark), (11, 3));
-    let (_, cut) = replayed(&medium, &*bench.keys, &bench.ring, FIRST, 4).expect("whole");
+    let (_, cut) = replayed(&medium, &bench.keys, &bench.ring, FIRST, 4).expect("whole");
     assert_eq!(cut.next, 4);
 
     let mut next = Bench::continuing(medium.clone(), Rc::clone(&bench.keys), START, cut, 3);
@@ -132,7 +132,7 @@ fn what_a_cut_left_behind_does_no_harm() {
 fn a_block_that_changes_after_the_scan_is_not_replayed() {
     let (bench, mut medium) = twelve_blocks();
     medium.flip(bench.ring.place(5), 100);
-    let outcome = replayed(&medium, &*bench.keys, &bench.ring, FIRST, 13);
+    let outcome = replayed(&medium, &bench.keys, &bench.ring, FIRST, 13);
     assert_eq!(outcome, Err(ReplayError::Changed(5)));
 
     let disk = SimDisk::new(medium, Options::new(BlockCount(2048)), 1);
@@ -140,7 +140,7 @@ fn a_block_that_changes_after_the_scan_is_not_replayed() {
     let buffers = Pool::private(1, BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 1);
     let sink = |_, _| Ok(());
-    let run = replay(&disk, &*bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
+    let run = replay(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
     assert_eq!(driver.run(run), Ok(Err(ReplayError::Changed(3))));
 }
 
@@ -152,7 +152,7 @@ fn a_record_that_the_caller_refuses_names_its_block() {
     let buffers = Pool::private(1, BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 1);
     let sink = |number, _| if number == 9 { Err(Malformed) } else { Ok(()) };
-    let run = replay(&disk, &*bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
+    let run = replay(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
     assert_eq!(driver.run(run), Ok(Err(ReplayError::Malformed(9))));
 }
 
@@ -160,14 +160,14 @@ fn a_record_that_the_caller_refuses_names_its_block() {
 #[test]
 fn an_empty_ring_is_an_empty_journal() {
     let keys = keys();
-    let empty = scanned(&Medium::new(), &*keys, &ring(64), START);
+    let empty = scanned(&Medium::new(), &keys, &ring(64), START);
     assert_eq!(empty, Chain { end: FIRST, mark: 0, verdict: Verdict::Whole });
 
     let disk = SimDisk::new(Medium::new(), Options::new(BlockCount(2048)), 1);
     (0..64).for_each(|block| disk.fail_reads(ring(64).place(block)));
     let buffers = Pool::private(2, 7 * BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 1);
-    let chain = driver.run(scan(&disk, &*keys, &buffers, &ring(64), START));
+    let chain = driver.run(scan(&disk, &keys, &buffers, &ring(64), START));
     let damaged = Verdict::Damaged { missing: 1 };
     assert_eq!(chain, Ok(Chain { end: FIRST, mark: 0, verdict: damaged }));
 }

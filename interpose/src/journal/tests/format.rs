@@ -2,49 +2,38 @@
 
 use super::*;
 use crate::journal::block::{records, seal};
-use crate::layout::Binding;
-
-/// Says what it was given and seals nothing.
-struct Plain(std::cell::RefCell<Vec<u8>>);
-
-impl Seals for Plain {
-    fn seal(&self, aad: &[u8], _: &mut [u8]) -> Option<Seal> {
-        self.0.replace(aad.to_vec());
-        Some(Seal { tag: *b"tag of the block", seq: 0x0403_0201, era: EraId(0x07_0605) })
-    }
-
-    fn open(&self, _: &Seal, _: &[u8], _: &mut [u8]) -> Option<()> {
-        Some(())
-    }
-}
+use crate::layout::DomainId;
 
 fn sample() -> Header {
     Header { count: 0x0102, number: 64 * 3 + 7, mark: 0x42, previous: *b"the one before.." }
 }
 
-/// The bytes of one header, written by hand: what is on disks must be read by
-/// every later version.
+/// The bytes of one header, and what its seal is bound to, written by hand:
+/// what is on disks must be read by every later version.
 #[test]
 fn a_block_has_these_bytes() {
-    let plain = Plain(Vec::new().into());
+    let vault = keys();
     let mut block = [0xee; BLOCK_SIZE];
-    let tag = seal(&plain, &ring(64), &sample(), &mut block);
-    assert_eq!(tag, Some(*b"tag of the block"));
-    let expected = *b"tag of the block\
-        \x05\x06\x07\x00\x01\x02\x03\x04\
-        \x00\x00\x02\x01\x00\x00\x00\x00\
+    let tag = seal(&vault, &ring(64), &sample(), &mut block).expect("a key");
+    let bound = *b"\x00\x00\x02\x01\x00\x00\x00\x00\
         \xc7\x00\x00\x00\x00\x00\x00\x00\
         \x42\x00\x00\x00\x00\x00\x00\x00\
         the one before..";
-    assert_eq!(block[..HEADER_BYTES], expected);
-    assert!(block[HEADER_BYTES..].iter().all(|&byte| byte == 0xee));
+    assert_eq!(block[..16], tag);
+    assert_eq!(block[16..20], vault.era().expect("begun").0.to_le_bytes());
+    assert_eq!(block[20..24], [0; 4], "the era's first seal");
+    assert_eq!(block[24..HEADER_BYTES], bound);
+
+    let binding = *b"\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\
+        \x00\x00\x00\x00\x08\x00\x00\x00\
+        \x0c\x04\x00\x00\x00\x00\x00\x00";
+    let aad = [&binding[..], &bound[..]].concat();
+    let by_hand = Seal { tag, seq: 0, era: vault.era().expect("begun") };
+    let body = &mut block[HEADER_BYTES..].to_vec();
+    assert_eq!(vault.open(DomainId::METADATA, &by_hand, &aad, body), Ok(()));
+    assert!(body.iter().all(|&byte| byte == 0xee));
 
     let place = Pba(1024 + 5 + 7);
-    let binding = Binding::page(crate::layout::Class::Journal, 0, place);
-    let mut aad = binding.encode(&PoolId([9; 16])).to_vec();
-    aad.extend(&expected[24..]);
-    assert_eq!(*plain.0.borrow(), aad);
-
     let parsed = Unproven::parse(&ring(64), place, &block).expect("sound");
     assert_eq!(*parsed.claim(), sample());
 }
@@ -57,11 +46,11 @@ fn no_bit_of_a_block_turns_unseen() {
     let ring = ring(64);
     let place = ring.place(sample().number);
     let mut sealed = [0; BLOCK_SIZE];
-    seal(&*keys, &ring, &sample(), &mut sealed).expect("a key");
+    seal(&keys, &ring, &sample(), &mut sealed).expect("a key");
     let opens = |block: &[u8; BLOCK_SIZE], place: Pba| {
         let mut block = *block;
         let unproven = Unproven::parse(&ring, place, &block);
-        unproven.and_then(|unproven| unproven.open(&*keys, &ring, &mut block)).is_some()
+        unproven.and_then(|unproven| unproven.open(&keys, &ring, &mut block)).is_some()
     };
     assert!(opens(&sealed, place));
     assert!(!opens(&sealed, Pba(place.0 + 1)));
@@ -74,21 +63,24 @@ fn no_bit_of_a_block_turns_unseen() {
     }
 }
 
-/// A block of one pool's journal lies on a disk that another pool has, or in
-/// the same pool's other journal.
+/// A block of one journal lies where another one of the same pool is.
 #[test]
 fn a_block_opens_in_its_own_journal_only() {
-    let keys = keys();
-    let own = ring(64);
+    let vault = keys();
     let mut sealed = [0; BLOCK_SIZE];
-    seal(&*keys, &own, &sample(), &mut sealed).expect("a key");
+    seal(&vault, &ring(64), &sample(), &mut sealed).expect("a key");
     let extent = Extent { start: Pba(1024 + 5), count: BlockCount(64) };
-    for (pool, journal, expected) in [(9, 0, true), (8, 0, false), (9, 1, false)] {
-        let ring = Ring::new(PoolId([pool; 16]), journal, extent).expect("large enough");
-        let mut block = sealed;
-        let unproven = Unproven::parse(&ring, ring.place(sample().number), &block);
-        let opened = unproven.and_then(|unproven| unproven.open(&*keys, &ring, &mut block));
-        assert_eq!(opened.is_some(), expected, "pool {pool}, journal {journal}");
+    let place = ring(64).place(sample().number);
+    for (journal, expected) in [(0, true), (1, false)] {
+        let ring = Ring::new(journal, extent).expect("large enough");
+        // Also when it says so itself.
+        for claimed in [0u16, 1] {
+            let mut block = sealed;
+            block[24..26].copy_from_slice(&claimed.to_le_bytes());
+            let unproven = Unproven::parse(&ring, place, &block);
+            let opened = unproven.and_then(|unproven| unproven.open(&vault, &ring, &mut block));
+            assert_eq!(opened.is_some(), expected && claimed == 0, "journal {journal}");
+        }
     }
 }
 
@@ -119,7 +111,7 @@ fn a_body_is_its_records_and_zeroes() {
 fn a_ring_is_neither_tiny_nor_larger_than_a_pool() {
     let with = |start, count| {
         let extent = Extent { start: Pba(start), count: BlockCount(count) };
-        Ring::new(PoolId([9; 16]), 0, extent).is_some()
+        Ring::new(0, extent).is_some()
     };
     assert!(with(1024, 64));
     assert!(!with(1024, 63));

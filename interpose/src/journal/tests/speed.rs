@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use super::*;
-use crate::disk::null::NullDisk;
 use crate::layout::{Kind, Pointer};
 
 const RECORDS: u64 = 1 << 20;
@@ -48,7 +47,7 @@ fn replaying_a_million_records_takes_well_under_half_a_second() {
     executor.spawn(async move {
         let start = Start { position: FIRST, mark: 0 };
         let began = Instant::now();
-        let chain = scan(&disk, &*keys, &buffers, &ring, start).await;
+        let chain = scan(&disk, &keys, &buffers, &ring, start).await;
         let scanned = began.elapsed();
         let mut count = 0;
         let sink = |_, _| {
@@ -56,7 +55,7 @@ fn replaying_a_million_records_takes_well_under_half_a_second() {
             Ok(())
         };
         let end = chain.end.next;
-        replay(&disk, &*keys, &buffers, &ring, FIRST, end, sink).await.expect("whole");
+        replay(&disk, &keys, &buffers, &ring, FIRST, end, sink).await.expect("whole");
         assert_eq!(count, RECORDS);
         println!(
             "{end} blocks scanned in {scanned:?}, scanned and replayed in {:?}",
