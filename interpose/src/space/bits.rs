@@ -30,6 +30,20 @@ impl Bits {
         self.0[usize::from(place / 64)] &= !(1 << (place % 64));
     }
 
+    /// Sets a run; says how many were not set.
+    pub(crate) fn set_run(&mut self, place: u16, count: u16) -> u16 {
+        let mut added = 0;
+        for (word, mask) in masks(place, count) {
+            added += (mask & !self.0[word]).count_ones() as u16;
+            self.0[word] |= mask;
+        }
+        added
+    }
+
+    pub(crate) fn clear_run(&mut self, place: u16, count: u16) {
+        masks(place, count).for_each(|(word, mask)| self.0[word] &= !mask);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0 == [0; WORDS]
     }
@@ -66,6 +80,15 @@ impl Bits {
     }
 }
 
+/// The words that a run touches, and its bits in each.
+fn masks(place: u16, count: u16) -> impl Iterator<Item = (usize, u64)> {
+    let end = place + count;
+    (place / 64..end.div_ceil(64)).map(move |word| {
+        let (low, high) = (place.saturating_sub(word * 64), end.saturating_sub(word * 64).min(64));
+        (usize::from(word), u64::MAX >> (64 - high) & u64::MAX << low)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -83,6 +106,13 @@ mod tests {
             let first = (0..2048).find(|&place| bits.get(place));
             let run = |first: u16| (first..2048).take_while(|&place| bits.get(place)).count() as u16;
             prop_assert_eq!(bits.first_run(most), first.map(|first| (first, run(first).min(most))));
+            let mut runs = Bits::NONE;
+            prop_assert_eq!(runs.set_run(start, end - start), end - start);
+            prop_assert_eq!(runs.set_run(start, end - start), 0);
+            prop_assert_eq!(runs.set_run(later, 1) == 0, (start..end).contains(&later));
+            prop_assert_eq!(runs, bits);
+            runs.clear_run(start, end - start);
+            prop_assert_eq!(runs.get(later), !(start..end).contains(&later));
             prop_assert_eq!(bits.count(), (0..2048).filter(|&place| bits.get(place)).count() as u16);
         }
     }

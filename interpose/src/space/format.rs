@@ -66,8 +66,7 @@ impl<D: Device> Space<D> {
         let regions = 0..segment.pages(0);
         let mut free: Vec<u16> = regions.map(|page| segment.below(0, page) as u16).collect();
         let marked = |page: &Rewritten| {
-            let free = &mut free[page.region as usize];
-            *free = free.saturating_add_signed(page.free_change);
+            free[page.region as usize] = page.zeroes.unwrap_or_default();
         };
         let root = mark(&self.pages, segment, &[], marked).await?;
         Ok(Grown { root, free })

@@ -160,6 +160,8 @@ pub struct Segment {
     start: Pba,
     blocks: u64,
     homes: Pba,
+    /// Worked out once: every look at a count needs it.
+    shape: Shape,
 }
 
 impl Segment {
@@ -174,7 +176,8 @@ impl Segment {
         }
         let after = homes.checked_add(homes_blocks(extent.count))?;
         let spare = blocks > homes_blocks(extent.count).0;
-        (spare && after <= end).then_some(Self { start: extent.start, blocks, homes })
+        let shape = Shape::of(blocks);
+        (spare && after <= end).then_some(Self { start: extent.start, blocks, homes, shape })
     }
 
     /// All its blocks.
@@ -186,20 +189,20 @@ impl Segment {
     /// The blocks that its counts and their directory lie on.
     #[must_use]
     pub const fn homes(&self) -> Extent {
-        Extent { start: self.homes, count: homes_blocks(BlockCount(self.blocks)) }
+        Extent { start: self.homes, count: BlockCount(2 * self.shape.set()) }
     }
 
     /// The level of its top page, at least 1.
     #[must_use]
     pub const fn levels(&self) -> u8 {
-        levels(self.blocks)
+        self.shape.levels
     }
 
     /// How many pages a level has; level 0 is the counts, a page for each
     /// region.
     #[must_use]
     pub const fn pages(&self, level: u8) -> u64 {
-        pages(self.blocks, level)
+        self.shape.at[level as usize + 1] - self.shape.at[level as usize]
     }
 
     /// How many blocks lie below a page; none for one past the end.
@@ -219,14 +222,9 @@ impl Segment {
     /// What the page is bound to in one of its homes.
     #[must_use]
     pub const fn binding(&self, level: u8, page: u64, home: Home) -> Binding {
-        let mut at = self.homes.0 + page;
-        let mut lower = 0;
-        while lower < level {
-            at += self.pages(lower);
-            lower += 1;
-        }
+        let mut at = self.homes.0 + self.shape.at[level as usize] + page;
         if matches!(home, Home::Second) {
-            at += set_blocks(self.blocks);
+            at += self.shape.set();
         }
         let class = if level == 0 { Class::Counts } else { Class::Directory };
         Binding::page(class, level, Pba(at))
@@ -293,35 +291,35 @@ impl SegmentRoot {
 /// How many blocks the homes of a segment take.
 #[must_use]
 pub const fn homes_blocks(segment: BlockCount) -> BlockCount {
-    BlockCount(2 * set_blocks(segment.0))
+    BlockCount(2 * Shape::of(segment.0).set())
 }
 
-const fn set_blocks(blocks: u64) -> u64 {
-    let mut sum = 0;
-    let mut level = 0;
-    while level <= levels(blocks) {
-        sum += pages(blocks, level);
-        level += 1;
-    }
-    sum
+/// The pages of a set of homes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    levels: u8,
+    /// Where each level begins in the set; after the top level, where the set
+    /// ends.
+    at: [u64; MAX_LEVELS as usize + 2],
 }
 
-const fn levels(blocks: u64) -> u8 {
-    let mut level = 1;
-    while pages(blocks, level) > 1 {
-        level += 1;
+impl Shape {
+    const fn of(blocks: u64) -> Self {
+        let mut at = [0; MAX_LEVELS as usize + 2];
+        let mut pages = blocks.div_ceil(REGION_BLOCKS);
+        let mut level = 0;
+        at[1] = pages;
+        while level == 0 || (pages > 1 && level < MAX_LEVELS as usize) {
+            pages = pages.div_ceil(ENTRIES);
+            level += 1;
+            at[level + 1] = at[level] + pages;
+        }
+        Self { levels: level as u8, at }
     }
-    level
-}
 
-const fn pages(blocks: u64, level: u8) -> u64 {
-    let mut pages = blocks.div_ceil(REGION_BLOCKS);
-    let mut at = 0;
-    while at < level {
-        pages = pages.div_ceil(ENTRIES);
-        at += 1;
+    const fn set(&self) -> u64 {
+        self.at[self.levels as usize + 1]
     }
-    pages
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

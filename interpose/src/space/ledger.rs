@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use super::bits::Bits;
 use super::layout::REGION_BLOCKS;
+use super::sweep::UNCHANGED;
 
 /// What a block is taken for. Each fills regions of its own, so that guests'
 /// blocks follow each other and pages do too.
@@ -127,7 +128,7 @@ impl Ledger {
         let open = self.cursors[purpose as usize].current()?;
         let (place, count) = open.left.first_run(most)?;
         let run = Run { region: open.region, place, count };
-        run.places().for_each(|place| open.left.clear(place));
+        open.left.clear_run(place, count);
         open.count -= count;
         self.mark_taken(run);
         self.less(run.region, count);
@@ -170,36 +171,46 @@ impl Ledger {
         self.taken.get(&region).is_some_and(|bits| bits.get(place))
     }
 
-    /// Takes what became free until its deallocation has ended.
+    /// Takes what becomes free with [`Ledger::release`], until its deallocation
+    /// has ended.
     pub(crate) fn hold(&mut self, run: Run) {
         self.mark_taken(run);
-        self.less(run.region, run.count);
     }
 
-    /// These are not taken any more: durable counts say what they are.
-    pub(crate) fn settle(&mut self, region: u32, bits: &Bits) {
-        let Some(taken) = self.taken.get(&region) else { return };
+    /// What a sweep named in the regions from `first` on is not taken any more,
+    /// and so many of each region's durable counts are 0, if it changed them.
+    /// Says whether there was anything to do.
+    pub(crate) fn release<'a>(
+        &mut self,
+        first: u32,
+        zeroes: &[u16],
+        settled: impl Iterator<Item = &'a (u32, Bits)>,
+    ) -> bool {
+        let mut work = false;
+        for (region, bits) in settled {
+            self.settle(*region, bits);
+            work = true;
+        }
+        for (region, &zeroes) in (first..).zip(zeroes) {
+            if zeroes != UNCHANGED {
+                let taken = self.taken.get(&region).map_or(0, Bits::count);
+                self.set_free(region, zeroes.saturating_sub(taken));
+                work = true;
+            }
+        }
+        work
+    }
+
+    fn settle(&mut self, region: u32, bits: &Bits) {
+        let Some(taken) = self.taken.get_mut(&region) else { return };
         let settled = taken.common(bits).count();
-        let left = taken.without(bits);
-        if left.is_empty() {
+        *taken = taken.without(bits);
+        if taken.is_empty() {
             self.taken.remove(&region);
-        } else {
-            self.taken.insert(region, left);
         }
         self.taken_count -= u64::from(settled);
+        // Right where no count changed: what is settled died.
         self.more(region, settled);
-    }
-
-    /// The numbers of zero counts changed by so many, region by region.
-    pub(crate) fn change(&mut self, changes: &[i16]) {
-        let mut sum = 0;
-        for (free, &change) in self.free.iter_mut().zip(changes) {
-            // Damage may have made a number too small before.
-            let changed = free.saturating_add_signed(change).min(REGION_BLOCKS as u16);
-            sum += i64::from(changed) - i64::from(*free);
-            *free = changed;
-        }
-        self.allocatable = self.allocatable.saturating_add_signed(sum);
     }
 
     /// Whether the purpose needs another region soon.
@@ -287,8 +298,7 @@ impl Ledger {
 
     fn mark_taken(&mut self, run: Run) {
         let taken = self.taken.entry(run.region).or_insert(Bits::NONE);
-        run.places().for_each(|place| taken.set(place));
-        self.taken_count += u64::from(run.count);
+        self.taken_count += u64::from(taken.set_run(run.place, run.count));
     }
 
     /// Says whether it was taken.

@@ -43,9 +43,12 @@ use window::Window;
 
 pub use format::{GrowError, Grown, format};
 pub use ledger::Purpose;
-pub use sweep::{Change, SweepError, Swept};
+pub use sweep::{Change, Published, SweepError, Swept};
 pub use take::Full;
 pub use verify::{Counts, Fault};
+
+/// Regions that are released at once, a few microseconds.
+const RELEASED: usize = 256;
 
 /// Directory pages that are read at once when a pool is opened.
 const OPEN_READS: usize = 32;
@@ -180,10 +183,10 @@ impl<D: Device> Space<D> {
     }
 
     /// What was taken is free again at once: it was certainly never written
-    /// nor recorded, or [`Space::publish`] returned it and its deallocation
+    /// nor recorded, or [`Space::release`] returned it and its deallocation
     /// has ended.
     pub fn give_back(&self, extent: Extent) {
-        self.runs(extent, |ledger, run| ledger.give_back(run));
+        self.runs(extent).for_each(|run| self.ledger.borrow_mut().give_back(run));
     }
 
     /// A write to what was taken failed: nobody gets it until the pool is
@@ -194,33 +197,52 @@ impl<D: Device> Space<D> {
     }
 
     /// The superblock with the roots of `swept` is durable, and every read
-    /// that was begun before has ended. The counts that were swept are the
-    /// durable ones; what they leave free can be handed out.
-    ///
-    /// Returns the runs that became free and are long enough to be
-    /// deallocated: they stay taken until they are given back.
+    /// that was begun before has ended: the counts that were swept are the
+    /// durable ones, from this moment. What they leave free is handed out when
+    /// it was released.
     ///
     /// # Panics
     /// When another sweep was published since this one began: its counts would
     /// be lost.
-    pub fn publish(&self, swept: Swept) -> Vec<Extent> {
-        assert_eq!(swept.after, self.published.get(), "sweeps are published one by one");
-        self.published.set(swept.after + 1);
-        let mut ledger = self.ledger.borrow_mut();
-        let mut places = self.places.borrow_mut();
-        for (place, root) in places.iter_mut().zip(&swept.roots) {
+    pub fn publish(&self, swept: Swept) -> Published {
+        let Swept { roots, grown, after, zeroes, mut settled, freed } = swept;
+        assert_eq!(after, self.published.get(), "sweeps are published one by one");
+        self.published.set(after + 1);
+        for (place, root) in self.places.borrow_mut().iter_mut().zip(&roots) {
             place.root = *root;
         }
-        // In this order no number falls below 0 on the way.
-        swept.settled.iter().for_each(|(region, bits)| ledger.settle(*region, bits));
-        ledger.change(&swept.changes);
-        for grown in &swept.grown {
-            places.push(Place { root: grown.root, first_region: ledger.regions() });
-            ledger.add(&grown.free);
+        // Before any region is opened by the new counts.
+        let freed = freed.into_runs();
+        for run in freed.iter().flat_map(|&extent| self.runs(extent)) {
+            self.ledger.borrow_mut().hold(run);
+            if let Ok(at) = settled.binary_search_by_key(&run.region, |(region, _)| *region) {
+                settled[at].1.clear_run(run.place, run.count);
+            }
         }
-        drop((ledger, places));
-        let freed = swept.freed.into_runs();
-        freed.iter().for_each(|&extent| self.runs(extent, |ledger, run| ledger.hold(run)));
+        for Grown { root, free } in &grown {
+            let mut ledger = self.ledger.borrow_mut();
+            self.places.borrow_mut().push(Place { root: *root, first_region: ledger.regions() });
+            ledger.add(free);
+        }
+        Published { zeroes, settled, freed }
+    }
+
+    /// Lets what a published sweep left free be handed out, before the next
+    /// sweep begins.
+    ///
+    /// Returns the runs that became free and are long enough to be
+    /// deallocated: they stay taken until they are given back.
+    pub async fn release(&self, published: Published) -> Vec<Extent> {
+        let Published { zeroes, settled, freed } = published;
+        let mut settled = settled.iter().peekable();
+        for (number, chunk) in zeroes.chunks(RELEASED).enumerate() {
+            let first = (number * RELEASED) as u32;
+            let end = first + chunk.len() as u32;
+            let settled = std::iter::from_fn(|| settled.next_if(|(region, _)| *region < end));
+            if self.ledger.borrow_mut().release(first, chunk, settled) {
+                turn::yield_now().await;
+            }
+        }
         freed
     }
 
@@ -243,16 +265,15 @@ impl<D: Device> Space<D> {
     }
 
     /// An extent, region by region; what the pool does not have is left out.
-    fn runs(&self, extent: Extent, mut each: impl FnMut(&mut Ledger, Run)) {
-        let mut ledger = self.ledger.borrow_mut();
+    fn runs(&self, extent: Extent) -> impl Iterator<Item = Run> + '_ {
         let mut start = extent.start;
-        while start < extent.end() {
-            let Some(At { root, region, page, place }) = self.find(start) else { return };
-            let left = root.segment.below(0, page) - u64::from(place);
-            let count = left.min(extent.end().0 - start.0);
-            each(&mut ledger, Run { region, place, count: count as u16 });
+        std::iter::from_fn(move || {
+            let left = extent.end().0.checked_sub(start.0).filter(|&left| left > 0)?;
+            let At { root, region, page, place } = self.find(start)?;
+            let count = left.min(root.segment.below(0, page) - u64::from(place));
             start.0 += count;
-        }
+            Some(Run { region, place, count: count as u16 })
+        })
     }
 
     /// Reads until what was read is still durable: a page that was replaced

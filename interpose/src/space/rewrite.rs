@@ -21,8 +21,8 @@ const WIDTH: usize = 16;
 pub(super) struct Rewritten {
     /// Among the pool's.
     pub(super) region: u32,
-    /// So many more of its counts are 0.
-    pub(super) free_change: i16,
+    /// So many of its counts are 0; nothing if it is as it was.
+    pub(super) zeroes: Option<u16>,
     /// The blocks that are named and whose count is 0.
     pub(super) freed: Vec<Extent>,
 }
@@ -39,31 +39,49 @@ pub(super) async fn rewrite<D: Device>(
     let mut next = roots.to_vec();
     let mut window = Window::new(WIDTH);
     let mut directory = Directory::default();
-    let mut yields = 0;
+    // Nothing begins after a failure, and what had begun ends before it is
+    // told: a write that is still on its way must not meet the next sweep's.
+    let mut failed = None;
+    let mut pages_done = 0;
     loop {
-        while window.has_room()
-            && let Some(group) = groups.next().transpose()?
-        {
-            let root = roots[group.segment];
-            let at = Place { segment: group.segment, level: 0, page: group.page };
-            window.push(rewrite_page(pages, root, at, Work::Counts(group)));
-        }
-        let Some(done) = window.next().await else {
-            let Some((at, entries)) = directory.close_lowest() else { return Ok(next) };
-            window.push(rewrite_page(pages, roots[at.segment], at, Work::Entries(entries)));
-            continue;
-        };
-        let Done { at, entry, counts } = done?;
-        counts.iter().for_each(&mut each);
-        if let Some(entry) = entry {
-            if at.level == roots[at.segment].segment.levels() {
-                next[at.segment].top = entry;
-            } else if let Some((at, entries)) = directory.put(at, entry) {
-                window.push(rewrite_page(pages, roots[at.segment], at, Work::Entries(entries)));
+        while failed.is_none() && window.has_room() {
+            match groups.next() {
+                Some(Ok(group)) => {
+                    let at = Place { segment: group.segment, level: 0, page: group.page };
+                    window.push(rewrite_page(pages, roots[at.segment], at, Work::Counts(group)));
+                }
+                Some(Err(error)) => failed = Some(error),
+                None => break,
             }
         }
-        yields += 1;
-        if yields % WIDTH == 0 {
+        let whole = match window.next().await {
+            None if let Some(error) = failed => return Err(error),
+            None => match directory.close_lowest() {
+                Some(whole) => Some(whole),
+                None => return Ok(next),
+            },
+            Some(Err(error)) => {
+                failed.get_or_insert(error);
+                None
+            }
+            Some(Ok(Done { at, entry, counts })) => {
+                counts.iter().for_each(&mut each);
+                let is_top = at.level == roots[at.segment].segment.levels();
+                match entry {
+                    Some(entry) if is_top => {
+                        next[at.segment].top = entry;
+                        None
+                    }
+                    Some(entry) => directory.put(at, entry),
+                    None => None,
+                }
+            }
+        };
+        if let Some((at, entries)) = whole.filter(|_| failed.is_none()) {
+            window.push(rewrite_page(pages, roots[at.segment], at, Work::Entries(entries)));
+        }
+        pages_done += 1;
+        if pages_done % WIDTH == 0 {
             turn::yield_now().await;
         }
     }
@@ -143,7 +161,7 @@ async fn rewrite_counts<D: Device>(
     group: &Group,
 ) -> Result<Done, SweepError> {
     let start = root.segment.region_start(at.page);
-    let mut rewritten = Rewritten { region: group.region, free_change: 0, freed: Vec::new() };
+    let mut rewritten = Rewritten { region: group.region, zeroes: None, freed: Vec::new() };
     let mut freed = |place: u16| {
         let pba = Pba(start.0 + u64::from(place));
         match rewritten.freed.last_mut() {
@@ -157,7 +175,6 @@ async fn rewrite_counts<D: Device>(
         return Ok(Done { at, entry: None, counts: Some(rewritten) });
     }
     let mut page = Old::load(pages, root, at).await?;
-    let free = page.free;
     for step in &group.steps {
         let old = count_at(&page.bytes, step.place);
         let new = apply(old, step).ok_or(SweepError::Impossible {
@@ -173,7 +190,7 @@ async fn rewrite_counts<D: Device>(
             freed(step.place);
         }
     }
-    rewritten.free_change = (page.free as i64 - free as i64) as i16;
+    rewritten.zeroes = Some(page.free as u16);
     let entry = Some(page.write(pages, root, at).await?);
     Ok(Done { at, entry, counts: Some(rewritten) })
 }

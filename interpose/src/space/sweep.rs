@@ -67,11 +67,23 @@ pub struct Swept {
     pub(super) grown: Vec<Grown>,
     /// The publication that it follows.
     pub(super) after: u64,
-    /// Of each region's number of zero counts.
-    pub(super) changes: Vec<i16>,
+    /// How many of each region's counts are 0, or [`UNCHANGED`].
+    pub(super) zeroes: Vec<u16>,
     /// Of each region: what was taken and is named.
     pub(super) settled: Vec<(u32, Bits)>,
     pub(super) freed: Freed,
+}
+
+/// A region whose counts a sweep leaves alone.
+pub(super) const UNCHANGED: u16 = u16::MAX;
+
+/// The durable counts, whose free blocks are not handed out yet:
+/// [`Space::release`].
+#[must_use]
+pub struct Published {
+    pub(super) zeroes: Vec<u16>,
+    pub(super) settled: Vec<(u32, Bits)>,
+    pub(super) freed: Vec<Extent>,
 }
 
 impl Swept {
@@ -108,7 +120,7 @@ impl<D: Device> Space<D> {
     /// is not the caller's any more is named.
     ///
     /// Runs of freed blocks at least `least_run` long are kept for
-    /// [`Space::publish`] to return, up to some number.
+    /// [`Space::release`] to return, up to some number.
     ///
     /// # Errors
     /// When a page cannot be read or written, or a change cannot be. Nothing
@@ -127,7 +139,7 @@ impl<D: Device> Space<D> {
             roots: Vec::new(),
             grown: Vec::new(),
             after: self.published.get(),
-            changes: vec![0; regions as usize],
+            zeroes: vec![UNCHANGED; regions as usize],
             settled: Vec::new(),
             freed: Freed::new(least_run),
         };
@@ -141,7 +153,9 @@ impl<D: Device> Space<D> {
             }
         });
         let rewritten = |page: &Rewritten| {
-            swept.changes[page.region as usize] = page.free_change;
+            if let Some(zeroes) = page.zeroes {
+                swept.zeroes[page.region as usize] = zeroes;
+            }
             page.freed.iter().for_each(|&extent| swept.freed.add(extent));
         };
         swept.roots = rewrite(&self.pages, &roots, groups, rewritten).await?;

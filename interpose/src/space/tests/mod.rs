@@ -42,11 +42,17 @@ async fn fresh(pages: &Rc<Pages<Disk>>, blocks: u64) -> Space<Disk> {
     opened(pages, vec![formatted(pages, blocks).await]).await
 }
 
-/// Sweeps and publishes.
+/// Publishes and releases.
+async fn published(space: &Space<Disk>, swept: Swept) -> Vec<Extent> {
+    let published = space.publish(swept);
+    space.release(published).await
+}
+
+/// Sweeps, publishes and releases.
 async fn checkpoint(space: &Space<Disk>, changes: &[(u64, Change)]) {
     let changes = changes.iter().map(|&(pba, change)| (Pba(pba), change));
     let swept = space.sweep(changes, None).await.expect("swept");
-    assert_eq!(space.publish(swept), []);
+    assert_eq!(published(space, swept).await, []);
 }
 
 /// Both at the same time, as tasks of one worker.

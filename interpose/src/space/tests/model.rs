@@ -37,10 +37,13 @@ enum Step {
     Grow {
         by: u64,
     },
+    /// A sweep that is given up after so many turns, or ends and is not used.
+    Abandon {
+        turns: usize,
+    },
     /// Nothing is left but the device; recovery knows what was used, or the
     /// journal had lost it.
     Crash {
-        swept: bool,
         recorded: bool,
     },
 }
@@ -59,10 +62,11 @@ fn simple() -> impl Strategy<Value = Step> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         10 => simple(),
-        3 => (any::<bool>(), prop::collection::vec(simple(), 0..4))
+        3 => (any::<bool>(), prop::collection::vec(simple(), 0..6))
             .prop_map(|(runs, meanwhile)| Step::Checkpoint { runs, meanwhile }),
         1 => (1u64..2500).prop_map(|by| Step::Grow { by }),
-        1 => any::<(bool, bool)>().prop_map(|(swept, recorded)| Step::Crash { swept, recorded }),
+        1 => (0usize..40).prop_map(|turns| Step::Abandon { turns }),
+        1 => any::<bool>().prop_map(|recorded| Step::Crash { recorded }),
     ]
 }
 
@@ -95,19 +99,9 @@ impl World {
         match step {
             Step::Checkpoint { runs, meanwhile } => self.checkpoint(*runs, meanwhile).await,
             Step::Grow { by } => self.grow(*by).await,
-            Step::Crash { swept, recorded } => self.crash(*swept, *recorded).await,
-            simple => {
-                Simple {
-                    space: &self.space,
-                    durable: &self.durable,
-                    merging: &BTreeMap::new(),
-                    filling: &mut self.filling,
-                    taken: &mut self.taken,
-                    unused: &mut self.unused,
-                }
-                .step(simple)
-                .await;
-            }
+            Step::Abandon { turns } => self.abandon(*turns).await,
+            Step::Crash { recorded } => self.crash(*recorded).await,
+            simple => self.simple().step(simple).await,
         }
         self.numbers_agree();
     }
@@ -116,6 +110,7 @@ impl World {
         let merging = std::mem::take(&mut self.filling);
         let changes = merging.iter().map(|(&pba, &change)| (Pba(pba), change));
         let least = runs.then_some(BlockCount(8));
+        let (during, between) = meanwhile.split_at(meanwhile.len() / 2);
         let mut simple = Simple {
             space: &self.space,
             durable: &self.durable,
@@ -124,25 +119,34 @@ impl World {
             taken: &mut self.taken,
             unused: &mut self.unused,
         };
-        let steps = async {
-            for step in meanwhile {
-                simple.step(step).await;
-            }
-        };
-        let (swept, ()) = both(self.space.sweep(changes, least), steps).await;
-        let freed = self.space.publish(swept.expect("swept"));
+        let (swept, ()) = both(self.space.sweep(changes, least), simple.steps(during)).await;
+        let published = self.space.publish(swept.expect("swept"));
         for (&pba, &change) in &merging {
             let count = after(self.durable.get(&pba).copied().unwrap_or(0), change);
             self.durable.insert(pba, count);
             self.taken.remove(&pba);
         }
         self.durable.retain(|_, count| *count > 0);
-        for extent in freed {
+        for extent in &published.freed {
             let all = extent.start.0..extent.end().0;
             assert!(all.clone().all(|pba| merging.contains_key(&pba)));
             assert!(all.clone().all(|pba| !self.durable.contains_key(&pba)));
             self.taken.extend(all.clone());
             self.unused.extend(all);
+        }
+        self.simple().steps(between).await;
+        let freed = published.freed.clone();
+        assert_eq!(self.space.release(published).await, freed);
+    }
+
+    fn simple(&mut self) -> Simple<'_> {
+        Simple {
+            space: &self.space,
+            durable: &self.durable,
+            merging: &NOTHING,
+            filling: &mut self.filling,
+            taken: &mut self.taken,
+            unused: &mut self.unused,
         }
     }
 
@@ -155,19 +159,28 @@ impl World {
         let mut swept = self.space.sweep([], None).await.expect("swept");
         swept.grow(grown);
         let roots = swept.roots();
-        assert_eq!(self.space.publish(swept), []);
+        assert_eq!(published(&self.space, swept).await, []);
         let homes = roots.last().expect("grown").segment.homes();
         assert_eq!(homes.start.0, self.total);
         self.durable.extend((homes.start.0..homes.end().0).map(|pba| (pba, PAGE_COUNT)));
         self.total += by;
     }
 
-    async fn crash(&mut self, swept: bool, recorded: bool) {
-        let roots = self.space.roots();
-        if swept {
-            let changes = self.filling.iter().map(|(&pba, &change)| (Pba(pba), change));
-            let _ = self.space.sweep(changes, None).await.expect("swept");
+    async fn abandon(&mut self, turns: usize) {
+        let changes = self.filling.iter().map(|(&pba, &change)| (Pba(pba), change));
+        let mut sweep = pin!(self.space.sweep(changes, None));
+        for _ in 0..turns {
+            let turn = poll_fn(|context| Poll::Ready(sweep.as_mut().poll(context)));
+            if let Poll::Ready(swept) = turn.await {
+                assert!(swept.is_ok());
+                return;
+            }
+            turn::yield_now().await;
         }
+    }
+
+    async fn crash(&mut self, recorded: bool) {
+        let roots = self.space.roots();
         self.pages.purge();
         self.space = opened(&self.pages, roots).await;
         self.unused.clear();
@@ -213,7 +226,15 @@ struct Simple<'a> {
     unused: &'a mut BTreeSet<u64>,
 }
 
+static NOTHING: BTreeMap<u64, Change> = BTreeMap::new();
+
 impl Simple<'_> {
+    async fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            self.step(step).await;
+        }
+    }
+
     async fn step(&mut self, step: &Step) {
         match *step {
             Step::Take { pages, most } => {
@@ -322,7 +343,7 @@ fn pick(of: &BTreeSet<u64>, which: usize, many: usize) -> Vec<u64> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(192))]
 
     /// No block is handed out that is in use, or that somebody has, or that
     /// was killed and whose end is not durable; and at every step the free
