@@ -12,7 +12,9 @@ pub mod hash;
 pub mod index;
 pub mod read_cache;
 
+pub mod catalog;
 pub mod overlay;
+pub mod readers;
 
 pub mod journal;
 

@@ -5,11 +5,13 @@
 
 pub mod binding;
 pub mod control;
+pub mod dead;
 pub mod fixed;
 pub mod identity;
 pub mod node;
 pub mod pointer;
 pub mod record;
+pub mod seals;
 
 pub use binding::{Binding, Class};
 pub use identity::{DomainId, Epoch, EraId, LineId, PoolId};
