@@ -12,6 +12,7 @@ pub mod node;
 pub mod pointer;
 pub mod record;
 pub mod seals;
+pub mod superblock;
 
 pub use binding::{Binding, Class};
 pub use identity::{DomainId, Epoch, EraId, LineId, PoolId};

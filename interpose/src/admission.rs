@@ -1,0 +1,196 @@
+//! Who may change something: there is room for it in the pool, in memory and
+//! in the journal, also for what merging it will write.
+
+use std::cell::Cell;
+
+use block_core::{BlockError, Device};
+use tokio::sync::Notify;
+
+use crate::core::Core;
+use crate::layout::pointer::POINTERS;
+use crate::layout::{dead, node, seals};
+use crate::overlay::Overlay;
+use crate::settings::WhenFull;
+
+/// Blocks that are kept for what gives room back: deleting, trimming,
+/// checkpoints.
+const LEAST_RESERVE: u64 = 256;
+
+/// Blocks that a write that is on its way may need beside its own: a page of
+/// its map, and one above.
+const PAGES_PER_BLOCK: u64 = 2;
+
+/// Pages that any checkpoint may write: paths of the trees of seals and of the
+/// catalog, a page for each dead list that is begun.
+const CHECKPOINT_PAGES: u64 = 32;
+
+/// Used space, in percent, from which on there is a warning.
+const WARNINGS: [u64; 3] = [95, 90, 80];
+
+/// Room that was promised, and who waits for some.
+#[derive(Debug, Default)]
+pub(crate) struct Room {
+    /// Blocks that requests on their way may take.
+    promised: Cell<u64>,
+    /// Pages that the checkpoint being made will still take.
+    pub(crate) merging: Cell<u64>,
+    /// There may be more room, or never any again.
+    pub(crate) changed: Notify,
+    /// Writes wait, or fail, for want of room.
+    full: Cell<bool>,
+    warned: Cell<u64>,
+}
+
+/// Room for one request; given back when dropped: what the request took is
+/// seen elsewhere then.
+#[must_use]
+pub(crate) struct Promise<'a> {
+    room: &'a Room,
+    blocks: u64,
+    _journal: crate::journal::Admitted<'a>,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        self.room.promised.set(self.room.promised.get() - self.blocks);
+    }
+}
+
+impl Overlay {
+    /// Most pages that merging this writes.
+    pub(crate) fn pages_to_write(&self) -> u64 {
+        // Blocks are handed out in order, so their seals fill pages, but for
+        // those at both ends of a run.
+        let seal_pages = self.changed_blocks() / (seals::ENTRIES / 2) + 4;
+        let above = seal_pages / POINTERS as u64 + 4;
+        let dead_pages = self.entries() / dead::ENTRIES as u64 + 2;
+        self.map_pages() + seal_pages + above + dead_pages
+    }
+}
+
+impl<D: Device> Core<D> {
+    /// Waits until so many blocks may be written.
+    pub(crate) async fn admit(&self, blocks: u64) -> Result<Promise<'_>, BlockError> {
+        self.wait_for_room(blocks * (1 + PAGES_PER_BLOCK), self.reserve()).await?;
+        self.promise(blocks, blocks * (1 + PAGES_PER_BLOCK)).await
+    }
+
+    /// Waits until something may be cleared: that may use the reserve, but not
+    /// what a checkpoint needs to give the room back.
+    pub(crate) async fn admit_clearing(&self) -> Result<Promise<'_>, BlockError> {
+        self.wait_for_room(0, self.reserve() / 4).await?;
+        self.promise(1, 0).await
+    }
+
+    async fn promise(&self, records: u64, blocks: u64) -> Result<Promise<'_>, BlockError> {
+        let room = &self.room;
+        room.promised.set(room.promised.get() + blocks);
+        let waiting = Withdrawal { room, blocks };
+        let admitted = self.journal.admit(records as usize).await;
+        let _journal = admitted.map_err(|_| {
+            self.freeze(crate::core::ReadOnly::Journal);
+            BlockError::ReadOnly
+        })?;
+        self.check_writable()?;
+        std::mem::forget(waiting);
+        Ok(Promise { room, blocks, _journal })
+    }
+
+    /// What is kept for giving room back.
+    pub(crate) fn reserve(&self) -> u64 {
+        LEAST_RESERVE.max(self.space.total().0 / 512)
+    }
+
+    /// Blocks that are free and not spoken for, less those that merging takes.
+    pub(crate) fn available(&self) -> u64 {
+        let state = self.state.borrow();
+        let nodes = state.catalog.nodes_changed() / node::NODES as u64;
+        let spoken = self.room.promised.get()
+            + self.room.merging.get()
+            + state.active.pages_to_write()
+            + nodes
+            + CHECKPOINT_PAGES;
+        self.space.allocatable().0.saturating_sub(spoken)
+    }
+
+    /// Waits while the pool or the memory for changes is full.
+    async fn wait_for_room(&self, blocks: u64, reserve: u64) -> Result<(), BlockError> {
+        loop {
+            self.check_writable()?;
+            let memory = self.state.borrow().active.bytes() < self.settings.overlay / 4 * 3;
+            if memory && self.available() >= blocks + reserve {
+                self.room.full.set(false);
+                return Ok(());
+            }
+            let wanted = self.checkpoints.request();
+            while self.checkpoints.completed() < wanted && self.frozen_by.get().is_none() {
+                self.checkpoints.done.notified().await;
+            }
+            self.check_writable()?;
+            if self.available() >= blocks + reserve {
+                continue;
+            }
+            if self.checkpoints.frees_more() {
+                continue;
+            }
+            self.tell_full();
+            if self.settings.full == WhenFull::Fail {
+                return Err(BlockError::NoSpace);
+            }
+            self.room.changed.notified().await;
+        }
+    }
+
+    fn tell_full(&self) {
+        if !self.room.full.replace(true) {
+            let what = match self.settings.full {
+                WhenFull::Wait => "wait",
+                WhenFull::Fail => "fail",
+            };
+            tracing::error!(
+                pool = %self.id,
+                "the pool is full, so writes {what}: delete snapshots or volumes, trim, or grow it"
+            );
+        }
+    }
+
+    /// Whether writes wait, or fail, for want of room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.room.full.get()
+    }
+
+    /// Says once when the pool gets fuller than 80, 90 and 95 percent.
+    pub(crate) fn warn_of_space(&self) {
+        let (total, free) = (self.space.total().0, self.available());
+        let used = (total - free.min(total)) * 100 / total.max(1);
+        let level = WARNINGS.into_iter().find(|level| used >= *level).unwrap_or(0);
+        if level > self.room.warned.replace(level) {
+            tracing::warn!(pool = %self.id, "the pool is {used} % full");
+        }
+    }
+
+    /// Asks for a checkpoint when it is time: half of the journal, of the
+    /// memory for changes, or of the free space in blocks that it would free.
+    pub(crate) fn pace(&self) {
+        let state = self.state.borrow();
+        let due = self.journal.used() * 2 >= self.journal.ring()
+            || state.active.bytes() * 2 >= self.settings.overlay
+            || state.active.freed() * 2 > self.space.allocatable().0;
+        drop(state);
+        if due {
+            self.checkpoints.want();
+        }
+    }
+}
+
+/// A promise that was not kept.
+struct Withdrawal<'a> {
+    room: &'a Room,
+    blocks: u64,
+}
+
+impl Drop for Withdrawal<'_> {
+    fn drop(&mut self) {
+        self.room.promised.set(self.room.promised.get() - self.blocks);
+    }
+}

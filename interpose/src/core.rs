@@ -1,0 +1,235 @@
+//! An open pool: what all of its parts share.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use block_core::{BlockError, Chance, Device, Pba};
+use tokio::sync::Notify;
+
+use crate::catalog::Catalog;
+use crate::hash;
+use crate::index::Index;
+use crate::journal::Journal;
+use crate::layout::control::VolumeId;
+use crate::layout::record::Hash;
+use crate::layout::superblock::Usage;
+use crate::layout::{Binding, DomainId, PoolId, Record, Seal};
+use crate::overlay::Overlay;
+use crate::pages::Pages;
+use crate::radix::Tree;
+use crate::read_cache::ReadCache;
+use crate::readers::Readers;
+use crate::settings::Settings;
+use crate::space::Space;
+use crate::vault::Vault;
+
+/// An open pool.
+pub(crate) struct Core<D> {
+    pub(crate) id: PoolId,
+    pub(crate) device: Rc<D>,
+    pub(crate) vault: Rc<Vault>,
+    pub(crate) pages: Rc<Pages<D>>,
+    pub(crate) space: Rc<Space<D>>,
+    pub(crate) journal: Journal<D>,
+    pub(crate) index: Index,
+    pub(crate) cache: ReadCache,
+    pub(crate) settings: Settings,
+    pub(crate) chance: Chance,
+    /// Seconds since 1970.
+    pub(crate) wall: Box<dyn Fn() -> u64>,
+    pub(crate) state: RefCell<State>,
+    pub(crate) readers: Rc<Readers>,
+    pub(crate) room: crate::admission::Room,
+    pub(crate) checkpoints: crate::checkpoint::Desk,
+    /// Why nothing can be changed any more, if so.
+    pub(crate) frozen_by: Cell<Option<ReadOnly>>,
+    pub(crate) tally: Tally,
+    /// A background task looks for work.
+    pub(crate) work: Notify,
+}
+
+/// What changes with every request.
+pub(crate) struct State {
+    pub(crate) catalog: Catalog,
+    /// Changes since the last checkpoint began.
+    pub(crate) active: Overlay,
+    /// Changes that a checkpoint is merging.
+    pub(crate) merging: Option<Overlay>,
+    /// The tree of seals that the last checkpoint made.
+    pub(crate) seals: Tree,
+    pub(crate) usage: Usage,
+    pub(crate) generation: u64,
+}
+
+/// Why a pool takes no changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadOnly {
+    /// It was asked for.
+    #[error("it was opened to read")]
+    Asked,
+    /// Recovery found that flushed records are lost.
+    #[error("a part of its journal that was flushed is damaged")]
+    Damaged,
+    /// The journal could not be written.
+    #[error("its journal could not be written")]
+    Journal,
+    /// A checkpoint could not be made.
+    #[error("a checkpoint could not be made")]
+    Checkpoint,
+}
+
+/// What happened since the pool was opened.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Blocks that guests wrote and that are not zero.
+    pub written: Cell<u64>,
+    /// Of them: were there already.
+    pub shared: Cell<u64>,
+    /// Blocks of zeroes that guests wrote.
+    pub zeroes: Cell<u64>,
+    /// Blocks that guests read and that are not holes.
+    pub read: Cell<u64>,
+    /// Of them: from the cache.
+    pub cached: Cell<u64>,
+    /// Blocks that did not open.
+    pub damaged: Cell<u64>,
+    /// Checkpoints made.
+    pub checkpoints: Cell<u64>,
+    /// Candidates of the dedup index whose pages are being read.
+    pub judging: Cell<usize>,
+}
+
+pub(crate) fn count(cell: &Cell<u64>, more: u64) {
+    cell.set(cell.get() + more);
+}
+
+impl<D: Device> Core<D> {
+    /// Whether the pool takes changes.
+    pub(crate) fn check_writable(&self) -> Result<(), BlockError> {
+        if self.frozen_by.get().is_some() { Err(BlockError::ReadOnly) } else { Ok(()) }
+    }
+
+    /// No more changes, and everybody who waits to make one is told.
+    pub(crate) fn freeze(&self, why: ReadOnly) {
+        if self.frozen_by.get().is_none() {
+            tracing::error!(pool = %self.id, "the pool takes no changes any more: {why}");
+            self.frozen_by.set(Some(why));
+        }
+        self.room.changed.notify_waiters();
+    }
+
+    /// The head that a request of a volume goes to.
+    pub(crate) fn head(&self, id: VolumeId) -> Option<Head> {
+        let state = self.state.borrow();
+        let volume = state.catalog.volume(id)?;
+        let since = state.catalog.since(volume.line);
+        Some(Head { line: volume.line, since, domain: volume.domain, epoch: state.catalog.epoch() })
+    }
+
+    /// Makes a change: in memory, and in the journal, in one step.
+    ///
+    /// The caller was admitted to the journal.
+    pub(crate) fn settle(&self, record: &Record) {
+        let mut state = self.state.borrow_mut();
+        if state.apply(record).is_err() {
+            // Ours alone: what recovery refuses must not be written.
+            drop(state);
+            debug_assert!(false, "a change that cannot be: {record:?}");
+            return self.freeze(ReadOnly::Checkpoint);
+        }
+        drop(state);
+        self.journal.append(record);
+        if let Record::New { pointer, hash, .. } = record {
+            self.index.insert(hash, pointer.pba);
+        }
+    }
+
+    /// Opens a guest's block where it lies.
+    pub(crate) fn open_block(
+        &self,
+        domain: DomainId,
+        seal: &Seal,
+        pba: Pba,
+        bytes: &mut [u8],
+    ) -> Result<(), BlockError> {
+        let binding = Binding::data(domain, pba).encode(&self.id);
+        self.vault.open(domain, seal, &binding, bytes).map_err(|why| {
+            count(&self.tally.damaged, 1);
+            tracing::error!(pool = %self.id, pba = pba.0, ?why, "a block does not open");
+            BlockError::Medium
+        })
+    }
+
+    /// Seals a guest's block where it lies.
+    pub(crate) fn seal_block(
+        &self,
+        domain: DomainId,
+        pba: Pba,
+        bytes: &mut [u8],
+    ) -> Result<Seal, BlockError> {
+        let binding = Binding::data(domain, pba).encode(&self.id);
+        let sealed = self.vault.seal(domain, &binding, bytes);
+        if self.vault.needs_era() {
+            self.work.notify_one();
+        }
+        sealed.map_err(|why| {
+            tracing::error!(pool = %self.id, ?why, "a block cannot be sealed");
+            BlockError::Medium
+        })
+    }
+
+    /// The hashes of blocks, with the domain's current key.
+    pub(crate) fn hashes(
+        &self,
+        domain: DomainId,
+        blocks: &[&[u8]],
+        out: &mut [Hash],
+    ) -> Result<(), BlockError> {
+        let key = self.vault.hash_key(domain).map_err(|_| BlockError::Medium)?;
+        hash::hash_many(&key, blocks, out);
+        Ok(())
+    }
+}
+
+/// Where a volume's changes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) line: crate::layout::LineId,
+    /// The last epoch that a snapshot has.
+    pub(crate) since: crate::layout::Epoch,
+    pub(crate) domain: DomainId,
+    /// The epoch that changes belong to.
+    pub(crate) epoch: crate::layout::Epoch,
+}
+
+impl State {
+    /// What a record says, done in memory: the same live and at recovery.
+    pub(crate) fn apply(
+        &mut self,
+        record: &Record,
+    ) -> Result<(), crate::catalog::Contradiction> {
+        match *record {
+            Record::New { line, lba, pointer, hash } => {
+                let since = self.catalog.since(line);
+                self.active.store((line, since), lba, pointer, hash);
+            }
+            Record::Share { line, lba, pointer } => {
+                let since = self.catalog.since(line);
+                self.active.share((line, since), lba, pointer);
+            }
+            Record::Hole { line, range } => {
+                let (since, epoch) = (self.catalog.since(line), self.catalog.epoch());
+                self.active.clear((line, since), range, epoch);
+            }
+            Record::Control(ref control) => self.catalog.apply(control)?,
+        }
+        Ok(())
+    }
+
+    /// How many pointers name a block, as far as memory knows: what came and
+    /// went since the durable count.
+    pub(crate) fn count_change(&self, pba: Pba) -> i64 {
+        let delta = |overlay: &Overlay| overlay.block(pba).map_or(0, |change| change.delta);
+        i64::from(delta(&self.active)) + self.merging.as_ref().map_or(0, |merging| delta(merging).into())
+    }
+}

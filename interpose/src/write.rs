@@ -1,0 +1,241 @@
+//! Writing: a block is dropped if it is zero, shared if it is there, else
+//! sealed where it lies in the request's buffer and written.
+
+use std::ops::Range;
+
+use block_core::device::Durability;
+use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
+use block_core::{BlockCount, BlockError, Buffer, Device, Extent, Lba, LbaRange, Pba};
+
+use crate::core::{Core, Head, count};
+use crate::hash;
+use crate::layout::control::VolumeId;
+use crate::layout::record::Hash;
+use crate::layout::{Kind, Pointer, Record, Seal};
+use crate::read::block_at;
+use crate::space::Purpose;
+
+/// Blocks of a request.
+const MOST: usize = MAX_REQUEST_BLOCKS + 1;
+
+/// Entries that a part of a trim takes out of the overlay at most: a bound on
+/// how long a turn lasts.
+const TRIM_ENTRIES: usize = 512;
+
+/// What becomes of a block of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It has to be stored.
+    Store,
+    /// It is the same as an earlier one of the request, which comes first.
+    Same,
+    /// The change is done.
+    Done,
+}
+
+/// A request on its way.
+struct Batch {
+    head: Head,
+    range: LbaRange,
+    /// Where the range begins in the buffer, in blocks.
+    place: usize,
+    fates: [Fate; MOST],
+    hashes: [Hash; MOST],
+}
+
+impl Batch {
+    fn new(head: Head, range: LbaRange, place: usize) -> Self {
+        let (fates, hashes) = ([Fate::Done; MOST], [Hash::default(); MOST]);
+        Self { head, range, place, fates, hashes }
+    }
+
+    fn blocks(&self) -> usize {
+        self.range.count.0 as usize
+    }
+
+    fn lba(&self, at: usize) -> Lba {
+        Lba(self.range.start.0 + at as u64)
+    }
+}
+
+impl<D: Device> Core<D> {
+    /// Writes blocks `place..` of the buffer to a volume. What is in the
+    /// buffer afterwards is of no use.
+    ///
+    /// After an error each block is old or new.
+    pub(crate) async fn write(
+        &self,
+        id: VolumeId,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let _room = match self.admit(range.count.0).await {
+            Ok(room) => room,
+            Err(error) => return (buffer, Err(error)),
+        };
+        let Some(head) = self.head(id) else { return (buffer, Err(BlockError::NotAttached)) };
+        let mut batch = Batch::new(head, range, place);
+        if let Err(error) = self.examine(&mut batch, &buffer) {
+            return (buffer, Err(error));
+        }
+        self.share_all(&mut batch, Fate::Store).await;
+        let (buffer, mut outcome) = self.store_all(&mut batch, buffer).await;
+        let mut buffer = buffer;
+        if outcome.is_ok() && batch.fates.contains(&Fate::Same) {
+            self.share_all(&mut batch, Fate::Same).await;
+            (buffer, outcome) = self.store_all(&mut batch, buffer).await;
+        }
+        self.pace();
+        if outcome.is_ok() && durability == Durability::Through {
+            outcome = self.flush().await;
+        }
+        (buffer, outcome)
+    }
+
+    /// Makes holes of zeroes, and hashes the rest.
+    fn examine(&self, batch: &mut Batch, buffer: &Buffer) -> Result<(), BlockError> {
+        let bytes = batch.place * BLOCK_SIZE..(batch.place + batch.blocks()) * BLOCK_SIZE;
+        let mut rest: [&[u8]; MOST] = [&[]; MOST];
+        let mut places = [0; MOST];
+        let (mut found, mut holes) = (0, 0..0);
+        for (at, block) in buffer[bytes].chunks_exact(BLOCK_SIZE).enumerate() {
+            if !hash::is_zero(block) {
+                (rest[found], places[found]) = (block, at);
+                found += 1;
+                continue;
+            }
+            if holes.end != at {
+                self.settle_holes(batch, holes);
+                holes = at..at;
+            }
+            holes.end = at + 1;
+        }
+        self.settle_holes(batch, holes);
+        count(&self.tally.zeroes, (batch.blocks() - found) as u64);
+        count(&self.tally.written, found as u64);
+        let mut out = [Hash::default(); MOST];
+        self.hashes(batch.head.domain, &rest[..found], &mut out[..found])?;
+        for (number, &at) in places[..found].iter().enumerate() {
+            batch.hashes[at] = out[number];
+            let is_twin = out[..number].contains(&out[number]);
+            batch.fates[at] = if is_twin { Fate::Same } else { Fate::Store };
+        }
+        Ok(())
+    }
+
+    fn settle_holes(&self, batch: &Batch, holes: Range<usize>) {
+        if !holes.is_empty() {
+            let (start, count) = (batch.lba(holes.start), BlockCount(holes.len() as u64));
+            let range = LbaRange { start, count };
+            self.settle(&Record::Hole { line: batch.head.line, range });
+        }
+    }
+
+    /// Shares those blocks of a fate that are there; the others have to be
+    /// stored.
+    async fn share_all(&self, batch: &mut Batch, fate: Fate) {
+        for at in 0..batch.blocks() {
+            if batch.fates[at] == fate {
+                let shared = self.share(batch.head.line, batch.lba(at), &batch.hashes[at]).await;
+                batch.fates[at] = if shared { Fate::Done } else { Fate::Store };
+            }
+        }
+    }
+
+    /// Stores all blocks that have to be, run by run.
+    async fn store_all(
+        &self,
+        batch: &mut Batch,
+        mut buffer: Buffer,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let mut at = 0;
+        while at < batch.blocks() {
+            let rest = &batch.fates[at..batch.blocks()];
+            let run = rest.iter().take_while(|fate| **fate == Fate::Store).count();
+            if run == 0 {
+                at += 1;
+                continue;
+            }
+            let Ok(extent) = self.space.take(Purpose::Data, run as u32).await else {
+                return (buffer, Err(BlockError::NoSpace));
+            };
+            let outcome;
+            (buffer, outcome) = self.store(batch, buffer, at, extent).await;
+            if outcome.is_err() {
+                return (buffer, outcome);
+            }
+            at += extent.count.0 as usize;
+        }
+        (buffer, Ok(()))
+    }
+
+    /// Seals and writes blocks that follow each other, in the buffer from `at`
+    /// on and on the device.
+    async fn store(
+        &self,
+        batch: &mut Batch,
+        mut buffer: Buffer,
+        at: usize,
+        extent: Extent,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let blocks = extent.count.0 as usize;
+        let mut seals = [Seal::default(); MOST];
+        for (number, seal) in seals[..blocks].iter_mut().enumerate() {
+            let pba = Pba(extent.start.0 + number as u64);
+            let bytes = block_at(&mut buffer, batch.place + at + number);
+            match self.seal_block(batch.head.domain, pba, bytes) {
+                Ok(sealed) => *seal = sealed,
+                Err(error) => {
+                    self.space.give_back(extent);
+                    return (buffer, Err(error));
+                }
+            }
+        }
+        let places = batch.place + at..batch.place + at + blocks;
+        let writing = self.device.write(extent.start, buffer, places, Durability::Cached);
+        let (buffer, outcome) = writing.await;
+        if outcome.is_err() {
+            self.space.set_aside(extent);
+            return (buffer, outcome);
+        }
+        // The epoch may have ended since the request came.
+        let birth = self.state.borrow().catalog.epoch();
+        for (number, &seal) in seals[..blocks].iter().enumerate() {
+            let pba = Pba(extent.start.0 + number as u64);
+            let pointer = Pointer { seal, pba, birth, kind: Kind::Data };
+            let (line, lba, hash) =
+                (batch.head.line, batch.lba(at + number), batch.hashes[at + number]);
+            self.settle(&Record::New { line, lba, pointer, hash });
+            batch.fates[at + number] = Fate::Done;
+        }
+        (buffer, Ok(()))
+    }
+
+    /// Makes blocks of a volume read as zero, and gives up what they had.
+    pub(crate) async fn clear(&self, id: VolumeId, range: LbaRange) -> Result<(), BlockError> {
+        let mut left = range;
+        while left.count.0 > 0 {
+            let _room = self.admit_clearing().await?;
+            let head = self.head(id).ok_or(BlockError::NotAttached)?;
+            let part = self.state.borrow().active.slice(head.line, left, TRIM_ENTRIES);
+            self.settle(&Record::Hole { line: head.line, range: part });
+            left.start.0 += part.count.0;
+            left.count.0 -= part.count.0;
+            self.pace();
+            if left.count.0 > 0 {
+                turn::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything that was answered durable.
+    pub(crate) async fn flush(&self) -> Result<(), BlockError> {
+        self.journal.flush().await.map_err(|_| {
+            self.freeze(crate::core::ReadOnly::Journal);
+            BlockError::Medium
+        })
+    }
+}
