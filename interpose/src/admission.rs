@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::core::Core;
 use crate::layout::pointer::POINTERS;
-use crate::layout::{dead, node, seals};
+use crate::layout::{dead, seals};
 use crate::overlay::Overlay;
 use crate::settings::WhenFull;
 
@@ -45,12 +45,24 @@ pub(crate) struct Room {
 /// seen elsewhere then.
 #[must_use]
 pub(crate) struct Promise<'a> {
-    room: &'a Room,
-    blocks: u64,
+    _blocks: Promised<'a>,
     _journal: crate::journal::Admitted<'a>,
 }
 
-impl Drop for Promise<'_> {
+/// Blocks that are spoken for.
+struct Promised<'a> {
+    room: &'a Room,
+    blocks: u64,
+}
+
+impl<'a> Promised<'a> {
+    fn new(room: &'a Room, blocks: u64) -> Self {
+        room.promised.set(room.promised.get() + blocks);
+        Self { room, blocks }
+    }
+}
+
+impl Drop for Promised<'_> {
     fn drop(&mut self) {
         self.room.promised.set(self.room.promised.get() - self.blocks);
     }
@@ -83,17 +95,14 @@ impl<D: Device> Core<D> {
     }
 
     async fn promise(&self, records: u64, blocks: u64) -> Result<Promise<'_>, BlockError> {
-        let room = &self.room;
-        room.promised.set(room.promised.get() + blocks);
-        let waiting = Withdrawal { room, blocks };
+        let _blocks = Promised::new(&self.room, blocks);
         let admitted = self.journal.admit(records as usize).await;
         let _journal = admitted.map_err(|_| {
             self.freeze(crate::core::ReadOnly::Journal);
             BlockError::ReadOnly
         })?;
         self.check_writable()?;
-        std::mem::forget(waiting);
-        Ok(Promise { room, blocks, _journal })
+        Ok(Promise { _blocks, _journal })
     }
 
     /// What is kept for giving room back.
@@ -104,21 +113,25 @@ impl<D: Device> Core<D> {
     /// Blocks that are free and not spoken for, less those that merging takes.
     pub(crate) fn available(&self) -> u64 {
         let state = self.state.borrow();
-        let nodes = state.catalog.nodes_changed() / node::NODES as u64;
         let spoken = self.room.promised.get()
             + self.room.merging.get()
             + state.active.pages_to_write()
-            + nodes
+            + state.catalog.pages_to_write()
             + CHECKPOINT_PAGES;
         self.space.allocatable().0.saturating_sub(spoken)
+    }
+
+    /// About how much memory changes take.
+    pub(crate) fn overlay_bytes(&self) -> usize {
+        let state = self.state.borrow();
+        state.active.bytes() + state.merging.as_ref().map_or(0, Overlay::bytes)
     }
 
     /// Waits while the pool or the memory for changes is full.
     async fn wait_for_room(&self, blocks: u64, reserve: u64) -> Result<(), BlockError> {
         loop {
             self.check_writable()?;
-            let memory = self.state.borrow().active.bytes() < self.settings.overlay / 4 * 3;
-            if memory && self.available() >= blocks + reserve {
+            if self.overlay_bytes() < self.settings.overlay && self.available() >= blocks + reserve {
                 self.room.full.set(false);
                 return Ok(());
             }
@@ -180,17 +193,5 @@ impl<D: Device> Core<D> {
         if due {
             self.checkpoints.want();
         }
-    }
-}
-
-/// A promise that was not kept.
-struct Withdrawal<'a> {
-    room: &'a Room,
-    blocks: u64,
-}
-
-impl Drop for Withdrawal<'_> {
-    fn drop(&mut self) {
-        self.room.promised.set(self.room.promised.get() - self.blocks);
     }
 }

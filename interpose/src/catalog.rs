@@ -72,6 +72,8 @@ pub struct Catalog {
     nodes: BTreeMap<SnapshotKey, Node>,
     epoch: Epoch,
     next_line: LineId,
+    /// Records since the last checkpoint began.
+    changes: u64,
 }
 
 /// The key of a line's head.
@@ -84,7 +86,7 @@ impl Catalog {
     /// A pool's first catalog.
     #[must_use]
     pub fn new(epoch: Epoch, next_line: LineId) -> Self {
-        Self { volumes: BTreeMap::new(), nodes: BTreeMap::new(), epoch, next_line }
+        Self { volumes: BTreeMap::new(), nodes: BTreeMap::new(), epoch, next_line, changes: 0 }
     }
 
     /// Puts in what was stored.
@@ -208,6 +210,10 @@ impl Catalog {
     pub fn children(&self) -> BTreeMap<SnapshotKey, Vec<SnapshotKey>> {
         let mut children: BTreeMap<SnapshotKey, Vec<SnapshotKey>> = BTreeMap::new();
         for (&key, node) in &self.nodes {
+            // Taken out of the chain already.
+            if matches!(node.stored.stage, Stage::Merging { .. }) {
+                continue;
+            }
             if let Some(parent) = node.facts.parent {
                 children.entry(parent).or_default().push(key);
             }
@@ -215,11 +221,27 @@ impl Catalog {
         children
     }
 
+    /// A checkpoint begins.
+    pub fn begin_period(&mut self) {
+        self.changes = 0;
+    }
+
+    /// Most pages that writing what changed since takes.
+    #[must_use]
+    pub const fn pages_to_write(&self) -> u64 {
+        // A volume's own and that of its head; of a group, one node's each.
+        3 * self.changes
+    }
+
     /// Does what a record says.
     ///
     /// # Errors
     /// When it does not fit; then nothing was done.
     pub fn apply(&mut self, control: &Control) -> Result<(), Contradiction> {
+        self.changes += match control {
+            Control::Snapshot { volumes, .. } => volumes.len() as u64,
+            _ => 1,
+        };
         match control {
             Control::Opened { .. } => Ok(()),
             Control::Create { line, id, domain, blocks, name, attributes } => {

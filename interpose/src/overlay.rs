@@ -213,9 +213,12 @@ impl Overlay {
         self.blocks.entry(pba.0).or_default().delta -= 1;
     }
 
-    /// A page was taken, or is gone.
+    /// A page was taken, or is gone. One that was taken here and is gone was
+    /// never there.
     pub fn page(&mut self, pba: Pba, change: PageChange) {
-        self.blocks.entry(pba.0).or_default().page = Some(change);
+        let page = &mut self.blocks.entry(pba.0).or_default().page;
+        let was_taken = *page == Some(PageChange::Taken);
+        *page = if was_taken && change == PageChange::Gone { None } else { Some(change) };
     }
 
     /// What became of a block.
@@ -385,8 +388,8 @@ impl Overlay {
         &self,
         from: Pba,
         most: usize,
-    ) -> impl Iterator<Item = (Pba, &BlockChange)> + '_ {
-        self.blocks.range(from.0..).take(most).map(|(&pba, change)| (Pba(pba), change))
+    ) -> impl Iterator<Item = (Pba, BlockChange)> + '_ {
+        self.blocks.range(from.0..).take(most).map(|(&pba, &change)| (Pba(pba), change))
     }
 
     /// Lets go of some of the memory; true when nothing is left.

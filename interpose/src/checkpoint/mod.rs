@@ -1,0 +1,323 @@
+//! A checkpoint: the overlay becomes maps, seals and counts on the device, and
+//! the journal and what was freed can be used again.
+//!
+//! It works on a copy of the catalog, beside the path, which goes on with a
+//! new overlay. Nothing that the last checkpoint refers to is overwritten
+//! before the next superblock is durable, so a crash at any point finds the
+//! one or the other.
+
+mod deletions;
+mod lists;
+mod scribe;
+mod seal_pages;
+mod shelves;
+mod stages;
+mod superblocks;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use block_core::{BlockError, Device, Pba};
+use thiserror::Error;
+use tokio::sync::Notify;
+
+use crate::catalog::{Catalog, Contradiction};
+use crate::core::{Core, ReadOnly, count};
+use crate::journal;
+use crate::layout::control::SnapshotKey;
+use crate::layout::superblock::Superblock;
+use crate::overlay::{BlockChange, PageChange};
+use crate::pages::{Damage, PagesError};
+use crate::radix::{MergeError, Tree};
+use crate::space::{Change, Full, SweepError, Swept};
+
+pub(crate) use lists::pop_list;
+pub(crate) use scribe::Scribe;
+pub(crate) use shelves::Shelves;
+pub(crate) use superblocks::{Guard, write_superblock};
+
+/// Entries of a dismantled overlay that one turn lets go of.
+const DISMANTLED: usize = 256;
+
+/// Changed blocks that are looked at in one go.
+const CHANGED_BLOCKS: usize = 256;
+
+/// Why a checkpoint was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum CheckpointError {
+    #[error(transparent)]
+    Damage(#[from] Damage),
+    #[error(transparent)]
+    Unwritten(#[from] PagesError),
+    #[error("there is no room for its pages")]
+    Full(#[from] Full),
+    #[error(transparent)]
+    Counts(#[from] SweepError),
+    #[error("the device could not flush or write: {0}")]
+    Device(#[from] BlockError),
+    #[error("the catalog contradicts itself: {0}")]
+    Contradiction(#[from] Contradiction),
+    #[error("no more seals can be made")]
+    Unsealed,
+    #[error("an earlier step failed")]
+    Over,
+}
+
+impl From<MergeError<Full>> for CheckpointError {
+    fn from(error: MergeError<Full>) -> Self {
+        match error {
+            MergeError::Damaged(damage) => Self::Damage(damage),
+            MergeError::Unwritten(error) => Self::Unwritten(error),
+            MergeError::Unallocated(full) => Self::Full(full),
+            MergeError::Over => Self::Over,
+        }
+    }
+}
+
+/// Where checkpoints are asked for and waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    /// How many have begun.
+    begun: Cell<u64>,
+    completed: Cell<u64>,
+    wanted: Cell<bool>,
+    /// A deletion goes on: the next checkpoint frees more.
+    deleting: Cell<bool>,
+    wake: Notify,
+    /// One is done.
+    pub(crate) done: Notify,
+    /// Blocks that the device grew to.
+    pub(crate) grow: Cell<Option<block_core::BlockCount>>,
+    pub(crate) shelves: RefCell<Shelves>,
+}
+
+impl Desk {
+    /// Asks for one.
+    pub(crate) fn want(&self) {
+        if !self.wanted.replace(true) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Asks for one that has everything that was done so far: it is done when
+    /// [`Desk::completed`] is at least the number returned.
+    pub(crate) fn request(&self) -> u64 {
+        self.want();
+        self.begun.get() + 1
+    }
+
+    /// How many are done.
+    pub(crate) fn completed(&self) -> u64 {
+        self.completed.get()
+    }
+
+    /// Whether the next one will free more than this one did.
+    pub(crate) fn frees_more(&self) -> bool {
+        self.deleting.get()
+    }
+}
+
+/// What a checkpoint has made so far.
+struct Making<D> {
+    core: Rc<Core<D>>,
+    scribe: Scribe<D>,
+    /// The catalog as it was when the checkpoint began.
+    catalog: Catalog,
+    /// Snapshots that were taken out of the chain.
+    spliced: Vec<SnapshotKey>,
+    /// Heads and snapshots that are gone.
+    removed: Vec<SnapshotKey>,
+}
+
+impl<D: Device + 'static> Core<D> {
+    /// Makes checkpoints when they are wanted, for ever.
+    pub(crate) async fn make_checkpoints(self: Rc<Self>) {
+        loop {
+            while !self.checkpoints.wanted.get() {
+                self.checkpoints.wake.notified().await;
+            }
+            if self.frozen_by.get().is_some() {
+                return;
+            }
+            if let Err(why) = self.checkpoint().await {
+                tracing::error!(pool = %self.id, "a checkpoint failed: {why}");
+                self.freeze(ReadOnly::Checkpoint);
+            }
+            self.checkpoints.done.notify_waiters();
+            self.room.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until everything that was done so far is in a checkpoint.
+    pub(crate) async fn wait_for_checkpoint(&self) -> Result<(), BlockError> {
+        let wanted = self.checkpoints.request();
+        while self.checkpoints.completed() < wanted {
+            self.check_writable()?;
+            self.checkpoints.done.notified().await;
+        }
+        Ok(())
+    }
+
+    async fn checkpoint(self: &Rc<Self>) -> Result<(), CheckpointError> {
+        let desk = &self.checkpoints;
+        desk.wanted.set(false);
+        desk.begun.set(desk.begun.get() + 1);
+        let (catalog, from) = self.begin_checkpoint();
+        let mut making = Making {
+            core: Rc::clone(self),
+            scribe: Scribe::new(self),
+            catalog,
+            spliced: Vec::new(),
+            removed: Vec::new(),
+        };
+        making.merge_lines().await?;
+        let more = making.delete_some().await?;
+        let seals = making.write_seals().await?;
+        let shelved = making.shelve().await?;
+        let changes = ChangedBlocks::new(self).map(|(pba, change)| (pba, change.into()));
+        let mut swept = self.space.sweep(changes).await?;
+        if let Some(blocks) = desk.grow.get() {
+            making.grow(&mut swept, blocks).await?;
+        }
+        let usage = swept.usage(self.state.borrow().usage);
+        let superblock = Superblock {
+            blocks: desk.grow.get().unwrap_or(self.space.total()),
+            journal: self.journal_extent,
+            from: from.next,
+            previous: from.previous,
+            mark: self.journal.mark(),
+            epoch: making.catalog.epoch(),
+            next_line: making.catalog.next_line(),
+            volumes: shelved.volumes,
+            nodes: shelved.nodes,
+            seals,
+            slots: shelved.slots(),
+            usage,
+            segments: swept.roots(),
+        };
+        let generation = self.state.borrow().generation + 1;
+        write_superblock(self, generation, &superblock).await?;
+        desk.grow.set(None);
+        self.adopt(making, generation, superblock, shelved);
+        self.journal.release(from.next);
+        self.readers.drain().await;
+        self.publish(swept).await;
+        desk.deleting.set(more);
+        desk.completed.set(desk.begun.get());
+        count(&self.tally.checkpoints, 1);
+        if more {
+            desk.want();
+        }
+        self.warn_of_space();
+        Ok(())
+    }
+
+    /// Ends a period: from here on changes go to a new overlay and to blocks
+    /// of the journal from the returned position on.
+    fn begin_checkpoint(&self) -> (Catalog, journal::Position) {
+        let from = self.journal.freeze();
+        let mut state = self.state.borrow_mut();
+        let overlay = std::mem::take(&mut state.active);
+        self.room.merging.set(overlay.pages_to_write());
+        state.merging = Some(overlay);
+        state.catalog.begin_period();
+        (state.catalog.clone(), from)
+    }
+
+    /// From here on reads go to what the checkpoint made.
+    fn adopt(&self, making: Making<D>, generation: u64, made: Superblock, shelved: Shelves) {
+        let mut state = self.state.borrow_mut();
+        state.catalog.adopt(&making.catalog, &making.spliced, &making.removed);
+        state.seals = made.seals;
+        state.usage = made.usage;
+        state.generation = generation;
+        self.checkpoints.shelves.replace(shelved);
+    }
+
+    /// No read looks at the old checkpoint any more: what it had alone is
+    /// free.
+    async fn publish(&self, swept: Swept) {
+        let (freed, mut merged) = {
+            let mut state = self.state.borrow_mut();
+            // A block that nobody referred to any more may have been shared
+            // again meanwhile.
+            let freed = self.space.publish(swept, |pba| {
+                state.active.block(pba).is_some_and(|change| change.delta > 0)
+            });
+            (freed, state.merging.take().unwrap_or_default())
+        };
+        self.room.merging.set(0);
+        self.room.changed.notify_waiters();
+        while !merged.dismantle(DISMANTLED) {
+            turn::yield_now().await;
+        }
+        for extent in freed {
+            // Advice to the device: what it thinks of it changes nothing.
+            let _ = self.device.deallocate(extent).await;
+            self.space.give_back(extent);
+        }
+    }
+}
+
+impl<D: Device + 'static> Making<D> {
+    async fn grow(
+        &self,
+        swept: &mut Swept,
+        blocks: block_core::BlockCount,
+    ) -> Result<(), CheckpointError> {
+        match self.core.space.grow(blocks).await {
+            Ok(grown) => swept.grow(grown),
+            Err(why) => {
+                tracing::error!(pool = %self.core.id, "the pool does not grow: {why}");
+                self.core.checkpoints.grow.set(None);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The blocks that changed, in order, a few at a time: requests and the
+/// checkpoint itself look at the overlay in between.
+struct ChangedBlocks<'a, D> {
+    core: &'a Core<D>,
+    next: Option<Pba>,
+    batch: std::vec::IntoIter<(Pba, BlockChange)>,
+}
+
+impl<'a, D> ChangedBlocks<'a, D> {
+    fn new(core: &'a Core<D>) -> Self {
+        Self { core, next: Some(Pba(0)), batch: Vec::new().into_iter() }
+    }
+}
+
+impl<D> Iterator for ChangedBlocks<'_, D> {
+    type Item = (Pba, BlockChange);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(next) = self.batch.next() {
+            return Some(next);
+        }
+        let from = self.next?;
+        let state = self.core.state.borrow();
+        let blocks: Vec<_> = state.merging.as_ref()?.blocks_from(from, CHANGED_BLOCKS).collect();
+        self.next = blocks.last().map(|(last, _)| Pba(last.0 + 1));
+        self.batch = blocks.into_iter();
+        self.batch.next()
+    }
+}
+
+impl From<BlockChange> for Change {
+    fn from(change: BlockChange) -> Self {
+        match change.page {
+            Some(PageChange::Taken) => Self::Page,
+            Some(PageChange::Gone) => Self::Gone,
+            None => Self::Delta(change.delta),
+        }
+    }
+}
+
+/// The map that a head or a snapshot begins with.
+fn first_tree(catalog: &Catalog, key: SnapshotKey) -> Option<Tree> {
+    let head = catalog.node(crate::catalog::head_of(key.line))?;
+    head.stored.tree.or_else(|| catalog.node(catalog.origin(key.line)?)?.stored.tree)
+}

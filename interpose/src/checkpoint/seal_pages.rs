@@ -1,0 +1,67 @@
+//! The tree of seals: what opens each data block that was stored, and its
+//! hash.
+
+use std::rc::Rc;
+
+use block_core::{Device, Pba};
+
+use super::{ChangedBlocks, CheckpointError, Making};
+use crate::layout::{Binding, Class, seals};
+use crate::overlay::{BlockChange, Born};
+use crate::pages::PageBuf;
+use crate::radix::{Merge, Tree};
+
+impl<D: Device + 'static> Making<D> {
+    /// Writes the pages of seals in which something is new.
+    pub(super) async fn write_seals(&self) -> Result<Tree, CheckpointError> {
+        let tree = self.core.state.borrow().seals;
+        let mut born = ChangedBlocks::new(&self.core).filter_map(still_there).peekable();
+        if born.peek().is_none() {
+            return Ok(tree);
+        }
+        let birth = self.catalog.epoch();
+        let scribe = self.scribe.clone();
+        let pages = self.core.space.total().0.div_ceil(seals::ENTRIES);
+        let mut merge = Merge::new(
+            Rc::clone(&self.core.pages),
+            self.scribe.clone(),
+            Class::Seals,
+            tree,
+            birth,
+            Tree::height_for(pages),
+            move |pointer, _| {
+                if !pointer.is_hole() {
+                    scribe.free(pointer.pba, true);
+                }
+            },
+        )
+        .await?;
+        while let Some((pba, _)) = born.peek() {
+            let (index, _) = seals::place_of(*pba);
+            let old = merge.value(index).await?;
+            let mut page = self.page_of(&old).await?;
+            while let Some((pba, born)) = born.next_if(|(pba, _)| seals::place_of(*pba).0 == index)
+            {
+                seals::set_entry(&mut page, seals::place_of(pba).1, &born.hash, &born.seal);
+            }
+            let pointer = self.scribe.write(Class::Seals, birth, page).await?;
+            merge.put(index, pointer).await?;
+        }
+        Ok(merge.finish().await?)
+    }
+
+    async fn page_of(&self, old: &crate::layout::Pointer) -> Result<PageBuf, CheckpointError> {
+        let pages = &self.core.pages;
+        if old.is_hole() {
+            return Ok(pages.blank().await);
+        }
+        let page = pages.load_once(&old.seal, Binding::page(Class::Seals, 0, old.pba)).await?;
+        Ok(pages.own(page).await)
+    }
+}
+
+/// A block that was stored in this period and that somebody refers to.
+fn still_there((pba, change): (Pba, BlockChange)) -> Option<(Pba, Born)> {
+    let born = change.born.filter(|_| change.delta > 0)?;
+    Some((pba, born))
+}
