@@ -393,3 +393,159 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HEAD: Head = Head { pool: PoolId(*b"the pool's id 16"), sequence: 0x0807_0605_0403_0201 };
+
+    fn mac_key() -> Key {
+        Key::from_bytes(&[9; KEY_BYTES])
+    }
+
+    fn wrapped() -> Wrapped {
+        Wrapped { salt: [0xaa; 32], sealed: [0xbb; 32], tag: [0xcc; 16] }
+    }
+
+    fn closed<E: Entry>(index: u16, entries: &[Option<E>]) -> Box<Block> {
+        let mut block = encode(entries.iter().map(Option::as_ref));
+        close(&mut block, index, HEAD, &mac_key());
+        block
+    }
+
+    fn crc_and_mac(block: &Block) -> String {
+        let parts = [&block[CRC_AT..CRC_AT + 4], &block[MAC_AT..MAC_AT + MAC_BYTES]];
+        parts.concat().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The head of every block, written by hand.
+    #[test]
+    fn a_block_has_this_head() {
+        let block = closed::<Era>(0x0102, &[]);
+        assert_eq!(block[..12], *b"vRIOkeys\x01\x00\x02\x01");
+        assert_eq!(
+            block[16..48],
+            *b"the pool's id 16\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\0\0\0\0\0"
+        );
+        assert_eq!(block[64..], [0; BLOCK_SIZE - 64]);
+        assert_eq!(read(&block, 0x0102), Reading::Whole(HEAD));
+        assert!(is_authentic(&block, &mac_key()));
+        assert!(!is_authentic(&block, &Key::blank()));
+        assert_eq!(crc_and_mac(&block), "f64a3cd5bd7bae5a33dd0ab24e26c1fb941c7a18");
+    }
+
+    /// Ways, written by hand.
+    #[test]
+    fn a_way_has_these_bytes() {
+        let cost = Cost::new(0x0001_0203, 4, 5);
+        let ways = [
+            None,
+            Some(Way { name: "me".into(), kind: WayKind::Passphrase, cost, wrapped: wrapped() }),
+            Some(Way {
+                name: "0123456789abcdef0123456789abcdef".into(),
+                kind: WayKind::KeyFile,
+                cost: None,
+                wrapped: wrapped(),
+            }),
+        ];
+        let block = closed(HEADER, &ways);
+        let mut expected = vec![0; 128];
+        expected.extend(b"\x01\x02\0\0\x03\x02\x01\0\x04\0\0\0\x05\0\0\0me");
+        expected.resize(128 + 48, 0);
+        expected.extend([[0xaa; 32], [0xbb; 32]].concat());
+        expected.extend([0xcc; 16]);
+        expected.extend(b"\x02\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        expected.extend(b"0123456789abcdef0123456789abcdef");
+        expected.extend_from_within(128 + 48..256);
+        assert_eq!(block[64..64 + 384], expected);
+        assert_eq!(decode::<Way>(&block, 3), Ok(ways.to_vec()));
+        assert_eq!(crc_and_mac(&block), "5d0c03414d072951ddca016ab897d5fef72700dd");
+    }
+
+    /// Keys of domains, written by hand.
+    #[test]
+    fn a_domain_key_has_these_bytes() {
+        let (domain, from) = (DomainId(0x0403_0201), EraId(0x07_0605));
+        let key = DomainKey { domain, from, name: "tenant".into(), wrapped: Some(wrapped()) };
+        let keys = [Some(key.clone()), Some(DomainKey { wrapped: None, ..key })];
+        let block = closed(1, &keys);
+        let mut expected = b"\x01\x02\x03\x04\x05\x06\x07\0\x01\x06\0\0\0\0\0\0tenant".to_vec();
+        expected.resize(48, 0);
+        expected.extend([[0xaa; 32], [0xbb; 32]].concat());
+        expected.extend([0xcc; 16]);
+        expected.extend_from_within(..48);
+        expected[128 + 8] = 2;
+        expected.resize(256, 0);
+        assert_eq!(block[64..64 + 256], expected);
+        assert_eq!(decode::<DomainKey>(&block, 2), Ok(keys.to_vec()));
+        assert_eq!(crc_and_mac(&block), "77beaa404bc83ba1cee9fa0c8ab11f5494175716");
+    }
+
+    /// Eras, written by hand.
+    #[test]
+    fn an_era_has_these_bytes() {
+        let eras = [None, Some(Era { id: EraId(0x03_0201), salt: [0xdd; 32] })];
+        let block = closed(65, &eras);
+        let mut expected = [0; 72];
+        expected[36..40].copy_from_slice(&[1, 2, 3, 0]);
+        expected[40..].fill(0xdd);
+        assert_eq!(block[64..64 + 72], expected);
+        assert_eq!(decode::<Era>(&block, 2), Ok(eras.to_vec()));
+        assert_eq!(crc_and_mac(&block), "cfd9ce54aefdf2af9262e6fab8eafe3660dff1b8");
+    }
+
+    /// Rot of any bit is seen without a key.
+    #[test]
+    fn no_bit_can_change_unseen() {
+        let block = closed(65, &[Some(Era { id: EraId(1), salt: [1; 32] })]);
+        for bit in 0..BLOCK_SIZE * 8 {
+            let mut block = block.clone();
+            block[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(read(&block, 65), Reading::Damaged, "bit {bit}");
+        }
+        assert_eq!(read(&block, 66), Reading::Damaged);
+        assert_eq!(read(&[0; BLOCK_SIZE], 65), Reading::Empty);
+    }
+
+    #[test]
+    fn a_block_of_a_later_version_is_told_from_damage() {
+        let mut block = closed::<Era>(0, &[]);
+        block[8] = 2;
+        assert_eq!(read(&block, 0), Reading::Damaged);
+        let crc = crc_of(&block);
+        block[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(read(&block, 0), Reading::Newer(2));
+    }
+
+    fn any_entry() -> impl Strategy<Value = Vec<u8>> {
+        // Small numbers, so that kinds and lengths are valid now and then.
+        prop::collection::vec(prop_oneof![0..4u8, 30..36u8, any::<u8>()], ENTRY_BYTES)
+    }
+
+    proptest! {
+        /// A mac says who wrote a block, not that it was done well.
+        #[test]
+        fn entries_decode_to_what_encodes_to_the_same_or_not_at_all(bytes in any_entry()) {
+            round(Way::decode(&bytes), |way: Way| way.name.len() <= MAX_NAME_BYTES)?;
+            round(DomainKey::decode(&bytes), |key: DomainKey| key.domain != DomainId::METADATA)?;
+            round(Era::decode(&bytes[..ERA_BYTES]), |era: Era| era.id <= EraId::MAX)?;
+        }
+    }
+
+    fn round<E: Entry + PartialEq + std::fmt::Debug>(
+        entry: Result<Option<E>, Malformed>,
+        is_valid: impl Fn(E) -> bool,
+    ) -> Result<(), TestCaseError> {
+        if let Ok(Some(entry)) = entry {
+            let mut bytes = vec![0; E::BYTES];
+            entry.encode(&mut bytes);
+            let again = E::decode(&bytes);
+            prop_assert_eq!(again.as_ref(), Ok(&Some(entry)));
+            prop_assert!(again.is_ok_and(|entry| entry.is_some_and(is_valid)));
+        }
+        Ok(())
+    }
+}

@@ -33,8 +33,8 @@ impl Domain {
 
 /// The keys of all domains.
 pub(super) struct Domains {
-    places: Vec<Option<DomainKey>>,
-    keys: BTreeMap<(DomainId, EraId), Key>,
+    pub(super) places: Vec<Option<DomainKey>>,
+    pub(super) keys: BTreeMap<(DomainId, EraId), Key>,
     /// With the era of the key that each is derived from.
     hash_keys: BTreeMap<DomainId, (EraId, Rc<HashKey>)>,
 }
@@ -72,6 +72,12 @@ impl Domains {
         before.map(|(_, key)| key).ok_or_else(|| self.why_no_key(domain))
     }
 
+    /// The first era of the newest key of a domain that is not erased.
+    fn newest(&self, domain: DomainId) -> Option<EraId> {
+        let of_domain = self.keys.range((domain, EraId(0))..=(domain, EraId::MAX));
+        of_domain.map(|(&(_, from), _)| from).next_back()
+    }
+
     pub(super) fn hash_key(&self, domain: DomainId) -> Result<Rc<HashKey>, NoKey> {
         let known = self.hash_keys.get(&domain);
         known.map(|(_, key)| Rc::clone(key)).ok_or_else(|| self.why_no_key(domain))
@@ -92,7 +98,7 @@ impl Domains {
         }
     }
 
-    fn entries(&self, domain: DomainId) -> impl Iterator<Item = &DomainKey> {
+    pub(super) fn entries(&self, domain: DomainId) -> impl Iterator<Item = &DomainKey> {
         self.places.iter().flatten().filter(move |entry| entry.domain == domain)
     }
 
@@ -198,9 +204,7 @@ impl Vault {
         let name = {
             let domains = self.domains.borrow();
             let entry = domains.entries(domain).next().ok_or(KeyError::NotThere)?;
-            if !domains.keys.contains_key(&(domain, EraId(0))) && entry.wrapped.is_none() {
-                return Err(KeyError::Erased);
-            }
+            domains.newest(domain).ok_or(KeyError::Erased)?;
             entry.name.clone()
         };
         // The key first: the era it holds from has not begun yet. If it is
@@ -236,13 +240,12 @@ impl Vault {
         let _changing = self.changing.lock().await;
         let (place, index, block) = {
             let domains = self.domains.borrow();
-            let of_domain = domains.keys.range((domain, EraId(0))..=(domain, EraId::MAX));
-            match of_domain.map(|(&(_, from), _)| from).next_back() {
-                Some(newest) if newest == from => return Err(KeyError::InUse),
-                Some(_) if domains.keys.contains_key(&(domain, from)) => {}
-                Some(_) | None => return Err(KeyError::NotThere),
+            if domains.newest(domain) == Some(from) {
+                return Err(KeyError::InUse);
             }
-            let is_it = |entry: &DomainKey| entry.domain == domain && entry.from == from;
+            let is_it = |entry: &DomainKey| {
+                entry.domain == domain && entry.from == from && entry.wrapped.is_some()
+            };
             let place = domains.places.iter().position(|place| place.as_ref().is_some_and(is_it));
             let place = place.ok_or(KeyError::NotThere)?;
             let (index, block) = domains.encode_with(place, None);

@@ -1,5 +1,8 @@
 //! Eras: salts, each used from when it was drawn until the pool is closed.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use super::area::{self, Era, Section};
 use super::error::KeyError;
 use super::key::{Salt, fresh_salt};
@@ -9,7 +12,7 @@ use crate::layout::EraId;
 /// Every era that has a place, by place: no more memory than there are eras.
 #[derive(Default)]
 pub(super) struct Eras {
-    places: Vec<Option<Era>>,
+    pub(super) places: Vec<Option<Era>>,
     highest: EraId,
 }
 
@@ -44,7 +47,7 @@ impl Eras {
             .find(|era| !matches!(self.places.get(place(*era)), Some(Some(_))))
     }
 
-    fn put(&mut self, era: Era) {
+    pub(super) fn put(&mut self, era: Era) {
         let place = place(era.id);
         if self.places.len() <= place {
             self.places.resize(place + 1, None);
@@ -53,14 +56,20 @@ impl Eras {
         self.highest = self.highest.max(era.id);
     }
 
+    fn replace(&mut self, places: Range<usize>, with: impl Fn(usize, Option<Era>) -> Option<Era>) {
+        for (place, era) in self.places.iter_mut().enumerate().take(places.end).skip(places.start) {
+            *era = with(place, *era);
+        }
+    }
+
     /// The entries of a block, with some of them replaced.
     fn encode(
         &self,
-        places: std::ops::Range<usize>,
-        replace: impl Fn(usize, Option<Era>) -> Option<Era>,
+        places: Range<usize>,
+        with: impl Fn(usize, Option<Era>) -> Option<Era>,
     ) -> Box<area::Block> {
         let entries: Vec<Option<Era>> =
-            places.map(|place| replace(place, self.places.get(place).copied().flatten())).collect();
+            places.map(|place| with(place, self.places.get(place).copied().flatten())).collect();
         area::encode(entries.iter().map(Option::as_ref))
     }
 }
@@ -92,6 +101,34 @@ impl Vault {
         self.domains.borrow_mut().hash_since(id);
         self.current.set(Some(Current { era: id, next: 0 }));
         Ok(id)
+    }
+
+    /// Gives the places of eras back that no pointer, page or record names any
+    /// more. The last era stays, so that numbers go on rising.
+    ///
+    /// # Errors
+    /// The device's; some of the eras are forgotten then.
+    pub async fn forget_eras(&self, unused: &[EraId]) -> Result<(), KeyError> {
+        let _changing = self.changing.lock().await;
+        let highest = self.eras.borrow().highest;
+        let unused: BTreeSet<EraId> = {
+            let eras = self.eras.borrow();
+            unused
+                .iter()
+                .copied()
+                .filter(|era| *era < highest && eras.salt(*era).is_some())
+                .collect()
+        };
+        let kept = |_, era: Option<Era>| era.filter(|era| !unused.contains(&era.id));
+        let blocks: BTreeSet<usize> =
+            unused.iter().map(|era| place(*era) / Section::ERAS.per_block).collect();
+        for block in blocks {
+            let (index, places) = Section::ERAS.block_of(block * Section::ERAS.per_block);
+            let block = self.eras.borrow().encode(places.clone(), kept);
+            self.area.update(index, block).await?;
+            self.eras.borrow_mut().replace(places, kept);
+        }
+        Ok(())
     }
 
     /// How many eras have a place.

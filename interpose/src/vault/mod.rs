@@ -29,6 +29,7 @@ mod unlock;
 mod ways;
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::rc::Rc;
 
 use block_core::Chance;
@@ -167,6 +168,12 @@ impl Vault {
     #[must_use]
     pub fn needs_era(&self) -> bool {
         self.current.get().is_none_or(|current| current.next > (1 << 32) - EARLY)
+    }
+}
+
+impl fmt::Debug for Vault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vault({})", self.pool_id())
     }
 }
 

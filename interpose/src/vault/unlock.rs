@@ -193,8 +193,10 @@ async fn open_header(
         Found::Newer(found) => Err(UnlockError::Newer { found }),
         Found::Block(block, head, repair) => match try_ways(&block, head, secret) {
             Ok((pool_key, ways)) => Ok(Unlocked { head, pool_key, ways, block, repair }),
-            Err(error) => {
-                // The chosen copy may be forged; the other one gets its chance.
+            // Whole, and not by somebody with the pool key: the other copy gets
+            // its chance. Not after a wrong secret, which the other copy might
+            // take, because the way was removed and a crash came between.
+            Err(error) if error == UnlockError::HeaderDamaged => {
                 let [a, b] = blocks;
                 let (other, repair) =
                     if a.as_ref() == Some(&block) { (b, Copy::A) } else { (a, Copy::B) };
@@ -205,6 +207,7 @@ async fn open_header(
                 let (pool_key, ways) = try_ways(&other, head, secret).map_err(|_| error)?;
                 Ok(Unlocked { head, pool_key, ways, block: other, repair: Some(repair) })
             }
+            Err(error) => Err(error),
         },
     }
 }

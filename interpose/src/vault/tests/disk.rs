@@ -2,7 +2,7 @@
 //! be found afterwards with any sectors of what was not flushed.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, pending};
 use std::ops::Range;
 use std::pin::pin;
@@ -37,10 +37,15 @@ pub(super) struct Disk {
     cached: RefCell<Vec<(u64, Box<Block>)>>,
     changes: Cell<usize>,
     fault: Cell<Option<(usize, Fault)>>,
-    pub(super) smaller: bool,
+    smaller: bool,
 }
 
 impl Disk {
+    /// One block less than a pool needs.
+    pub(super) fn too_small() -> Self {
+        Self { smaller: true, ..Self::default() }
+    }
+
     /// The number of writes, zeroings and flushes that were asked for.
     pub(super) fn changes(&self) -> usize {
         self.changes.get()
@@ -52,14 +57,12 @@ impl Disk {
     }
 
     /// The device after a power cut: of the last write that was not flushed
-    /// the sectors of a bit mask are there, of those before it all.
+    /// the sectors of a bit mask are there, of those before it others.
     pub(super) fn after_crash(&self, sectors: u8) -> Rc<Self> {
         let mut durable = self.durable.borrow().clone();
-        let cached = self.cached.borrow();
-        for (number, (at, new)) in cached.iter().enumerate() {
-            let mask = if number + 1 == cached.len() { sectors } else { u8::MAX };
+        for (age, (at, new)) in self.cached.borrow().iter().rev().enumerate().rev() {
             let block = durable.entry(*at).or_insert_with(|| Box::new([0; BLOCK_SIZE]));
-            tear(block, new, mask);
+            tear(block, new, sectors.rotate_left(age as u32));
         }
         Rc::new(Self { durable: RefCell::new(durable), ..Self::default() })
     }
@@ -153,10 +156,10 @@ impl Device for Disk {
 
     async fn write_zeroes(&self, extent: Extent, _: bool) -> Result<(), BlockError> {
         self.change().await?;
-        for at in extent.start.0..extent.start.0 + extent.count.0 {
-            if self.block(Pba(at)).iter().any(|&byte| byte != 0) {
-                self.store(at, Box::new([0; BLOCK_SIZE]));
-            }
+        let cached = self.cached.borrow().iter().map(|(at, _)| *at).collect::<Vec<_>>();
+        let known: BTreeSet<u64> = self.durable.borrow().keys().copied().chain(cached).collect();
+        for at in known.range(extent.start.0..extent.start.0 + extent.count.0) {
+            self.store(*at, Box::new([0; BLOCK_SIZE]));
         }
         Ok(())
     }
