@@ -14,174 +14,27 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use block_core::device::Durability;
-use block_core::{BLOCK_SIZE, BlockError, Buffer, Device, Pba, Pool};
+use block_core::{BLOCK_SIZE, Device, Pba, Pool};
 use lru::LruCache;
-use thiserror::Error;
 use tokio::sync::Notify;
 
-use crate::layout::{Binding, Class, Seal};
+use crate::layout::{Binding, Seal};
+use crate::vault::Vault;
 
 #[cfg(test)]
 pub(crate) mod disk;
+mod error;
+mod page;
 #[cfg(test)]
 mod tests;
 
-/// Seals and opens pages: the keys of an open pool.
-pub trait Sealer {
-    /// Seals in place.
-    ///
-    /// # Errors
-    /// When there is no key or no nonce left.
-    fn seal(&self, binding: &Binding, page: &mut [u8]) -> Result<Seal, Unsealed>;
+pub use error::{Damage, PagesError, What};
+pub use page::{Page, PageBuf};
 
-    /// Opens in place.
-    ///
-    /// # Errors
-    /// When the bytes are not what was sealed, or not for this binding.
-    fn open(&self, seal: &Seal, binding: &Binding, page: &mut [u8]) -> Result<(), Unopened>;
-}
-
-/// The keys could not seal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unsealed;
-
-/// The keys could not open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unopened;
-
-/// A page that cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the {class:?} page at block {} {what}", pba.0)]
-pub struct Damage {
-    /// Where it lies.
-    pub pba: Pba,
-    /// What it should be.
-    pub class: Class,
-    /// What is wrong with it.
-    pub what: What,
-}
-
-/// What is wrong with a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum What {
-    /// The device does not give it: it may do so later.
-    #[error("cannot be read: {0}")]
-    Unreadable(BlockError),
-    /// Its bytes are not those that were sealed for this place.
-    #[error("is not what was written there")]
-    Unopened,
-    /// Its seal is good and what it says cannot be.
-    #[error("is malformed")]
-    Malformed,
-}
-
-/// Why a page could not be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum PagesError {
-    /// The device's error.
-    #[error("a page could not be written at block {}: {error}", pba.0)]
-    Unwritten {
-        /// Where it should lie.
-        pba: Pba,
-        /// What the device says.
-        error: BlockError,
-    },
-    /// There is no key to seal it with.
-    #[error("a page could not be sealed")]
-    Unsealed,
-}
-
-/// An opened page, shared with the store.
-#[derive(Debug)]
-pub struct Page(Rc<Kept>);
-
-#[derive(Debug)]
-struct Kept {
-    buffer: Buffer,
-    seal: Seal,
-    binding: Binding,
-    claim: Claim,
-}
-
-impl Page {
-    /// What names it.
-    #[must_use]
-    pub fn seal(&self) -> Seal {
-        self.0.seal
-    }
-}
-
-impl Clone for Page {
-    fn clone(&self) -> Self {
-        Self(Rc::clone(&self.0))
-    }
-}
-
-impl Deref for Page {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0.buffer[..BLOCK_SIZE]
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        // The store's own may be the last one left, which can be evicted.
-        self.0.claim.0.notify();
-    }
-}
-
-/// A page that is being made: 4096 bytes with one owner.
-#[derive(Debug)]
-pub struct PageBuf {
-    buffer: Buffer,
-    claim: Claim,
-}
-
-impl Deref for PageBuf {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.buffer[..BLOCK_SIZE]
-    }
-}
-
-impl DerefMut for PageBuf {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[..BLOCK_SIZE]
-    }
-}
-
-/// Goes with each buffer that is in use; its end tells who waits for one.
-#[derive(Debug)]
-struct Claim(Rc<Claims>);
-
-#[derive(Debug, Default)]
-struct Claims {
-    held: Cell<usize>,
-    waiting: Cell<usize>,
-    freed: Notify,
-}
-
-impl Claims {
-    fn notify(&self) {
-        if self.waiting.get() > 0 {
-            self.freed.notify_one();
-        }
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.0.held.set(self.0.held.get() - 1);
-        self.0.notify();
-    }
-}
+use page::{Claim, Claims, Kept, Waiting};
 
 /// One read that several wait for.
 struct Flight {
@@ -195,7 +48,7 @@ struct Flight {
 /// The page store of a pool.
 pub struct Pages<D> {
     device: Rc<D>,
-    sealer: Rc<dyn Sealer>,
+    vault: Rc<Vault>,
     buffers: Pool,
     claims: Rc<Claims>,
     kept: RefCell<LruCache<u64, Page>>,
@@ -205,11 +58,11 @@ pub struct Pages<D> {
 impl<D: Device> Pages<D> {
     /// A store of as many pages as there are buffers.
     #[must_use]
-    pub fn new(device: Rc<D>, sealer: Rc<dyn Sealer>, buffers: Pool) -> Self {
+    pub fn new(device: Rc<D>, vault: Rc<Vault>, buffers: Pool) -> Self {
         assert!(buffers.buffer_bytes() >= BLOCK_SIZE && buffers.count() > 0);
         Self {
             device,
-            sealer,
+            vault,
             buffers,
             claims: Rc::default(),
             kept: RefCell::new(LruCache::unbounded()),
@@ -320,9 +173,10 @@ impl<D: Device> Pages<D> {
         let PageBuf { buffer, claim } = into;
         let (mut buffer, outcome) = self.device.read(binding.pba, buffer, 0..1).await;
         outcome.map_err(|error| damage(What::Unreadable(error)))?;
-        self.sealer
-            .open(seal, &binding, &mut buffer[..BLOCK_SIZE])
-            .map_err(|Unopened| damage(What::Unopened))?;
+        let bound = binding.encode(&self.vault.pool_id());
+        self.vault
+            .open(binding.domain, seal, &bound, &mut buffer[..BLOCK_SIZE])
+            .map_err(|_| damage(What::Unopened))?;
         Ok(Page(Rc::new(Kept { buffer, seal: *seal, binding, claim })))
     }
 
@@ -410,8 +264,9 @@ impl<D: Device> Pages<D> {
             }
             None => (page, None),
         };
-        let seal =
-            self.sealer.seal(&binding, &mut page).map_err(|Unsealed| PagesError::Unsealed)?;
+        let bound = binding.encode(&self.vault.pool_id());
+        let sealed = self.vault.seal(binding.domain, &bound, &mut page);
+        let seal = sealed.map_err(PagesError::Unsealed)?;
         let kept = plain.map(|PageBuf { buffer, claim }| {
             let plain = Page(Rc::new(Kept { buffer, seal, binding, claim }));
             self.keep(&plain);
@@ -469,8 +324,7 @@ impl<D: Device> Pages<D> {
             self.evict();
             self.buffers.take()
         })?;
-        self.claims.held.set(self.claims.held.get() + 1);
-        Some(PageBuf { buffer, claim: Claim(Rc::clone(&self.claims)) })
+        Some(PageBuf { buffer, claim: Claim::new(&self.claims) })
     }
 
     fn evict(&self) {
@@ -509,20 +363,5 @@ impl Drop for Landing<'_> {
         self.flights.borrow_mut().remove(&self.flight.seal.key());
         self.flight.over.set(true);
         self.flight.ended.notify_waiters();
-    }
-}
-
-struct Waiting<'a>(&'a Claims);
-
-impl<'a> Waiting<'a> {
-    fn new(claims: &'a Claims) -> Self {
-        claims.waiting.set(claims.waiting.get() + 1);
-        Self(claims)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.set(self.0.waiting.get() - 1);
     }
 }

@@ -7,11 +7,10 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use block_core::device::Durability;
-use block_core::{BLOCK_SIZE, BlockCount, BlockError, Buffer, Device, Extent, Pba};
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use block_core::{BLOCK_SIZE, BlockCount, BlockError, Buffer, Chance, Device, Extent, Pba, Pool};
 
-use super::{Sealer, Unopened, Unsealed};
-use crate::layout::{Binding, EraId, PoolId, Seal};
+use crate::layout::PoolId;
+use crate::vault::{Cost, NewWay, Secret, Vault};
 
 /// A disk whose operations take a few turns each, in no order.
 #[derive(Default)]
@@ -102,42 +101,22 @@ impl Device for Disk {
     }
 }
 
-/// AES-256-GCM under one key.
-pub(crate) struct OneKey {
-    key: LessSafeKey,
-    next: Cell<u32>,
-}
-
-impl OneKey {
-    pub(crate) fn new() -> Self {
-        let key = UnboundKey::new(&AES_256_GCM, &[7; 32]).expect("32 bytes");
-        Self { key: LessSafeKey::new(key), next: Cell::new(1) }
-    }
-
-    fn nonce(seq: u32) -> Nonce {
-        let mut nonce = [0; 12];
-        nonce[8..].copy_from_slice(&seq.to_le_bytes());
-        Nonce::assume_unique_for_key(nonce)
-    }
-}
-
-impl Sealer for OneKey {
-    fn seal(&self, binding: &Binding, page: &mut [u8]) -> Result<Seal, Unsealed> {
-        let seq = self.next.replace(self.next.get() + 1);
-        let aad = Aad::from(binding.encode(&PoolId([9; 16])));
-        let sealed = self.key.seal_in_place_separate_tag(Self::nonce(seq), aad, page);
-        let tag = sealed.map_err(|_| Unsealed)?.as_ref().try_into().map_err(|_| Unsealed)?;
-        Ok(Seal { tag, seq, era: EraId(1) })
-    }
-
-    fn open(&self, seal: &Seal, binding: &Binding, page: &mut [u8]) -> Result<(), Unopened> {
-        let aad = Aad::from(binding.encode(&PoolId([9; 16])));
-        let mut sealed = page.to_vec();
-        sealed.extend(seal.tag);
-        let opened = self.key.open_in_place(Self::nonce(seal.seq), aad, &mut sealed);
-        page.copy_from_slice(opened.map_err(|_| Unopened)?);
-        Ok(())
-    }
+/// Keys, whose area lies on a disk of its own.
+pub(crate) fn vault() -> Rc<Vault> {
+    let numbers = Cell::new(7u64);
+    let chance = Chance::new(move || {
+        numbers.set(numbers.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        numbers.get()
+    });
+    let secret = Secret::key_file(vec![7; 32].into());
+    let way = NewWay::new("only", &secret, Cost::LEAST, &chance).expect("valid");
+    run(async move {
+        let buffers = Pool::private(2, BLOCK_SIZE).expect("memory");
+        let vault = Vault::create(Rc::new(Disk::default()), buffers, PoolId([9; 16]), way, chance);
+        let vault = vault.await.expect("made");
+        vault.begin_era().await.expect("begun");
+        Rc::new(vault)
+    })
 }
 
 /// Runs one future to its end.

@@ -1,10 +1,13 @@
-use super::disk::{Disk, OneKey, run};
+use block_core::BlockError;
+
+use super::disk::{Disk, run, vault};
 use super::*;
+use crate::layout::Class;
 
 fn store(buffers: usize) -> (Rc<Disk>, Rc<Pages<Disk>>) {
     let disk = Rc::new(Disk::default());
     let buffers = Pool::private(buffers, BLOCK_SIZE).expect("memory");
-    (Rc::clone(&disk), Rc::new(Pages::new(disk, Rc::new(OneKey::new()), buffers)))
+    (Rc::clone(&disk), Rc::new(Pages::new(disk, vault(), buffers)))
 }
 
 fn at(pba: u64) -> Binding {

@@ -10,7 +10,7 @@ use block_core::{BLOCK_SIZE, Pba, Pool};
 use super::*;
 use crate::layout::pointer::POINTER_BYTES;
 use crate::layout::{Epoch, EraId, Seal};
-use crate::pages::disk::{Disk, OneKey, run};
+use crate::pages::disk::{Disk, run, vault};
 
 mod damage;
 mod model;
@@ -57,7 +57,7 @@ impl Ground {
     fn new(buffers: usize) -> Self {
         let disk = Rc::new(Disk::default());
         let buffers = Pool::private(buffers, BLOCK_SIZE).expect("memory");
-        let pages = Rc::new(Pages::new(Rc::clone(&disk), Rc::new(OneKey::new()), buffers));
+        let pages = Rc::new(Pages::new(Rc::clone(&disk), vault(), buffers));
         Self { disk, pages, blocks: Blocks::default(), values: Cell::new(0) }
     }
 

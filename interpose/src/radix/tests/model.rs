@@ -244,6 +244,32 @@ async fn check_kills(
     model.pages = pages;
 }
 
+/// A volume is trimmed from its first block on in the checkpoint that also
+/// makes its tree higher: the pages above the old root are not part of what
+/// goes, and none is written for nothing.
+#[test]
+fn a_tree_that_grows_while_it_is_cleared_kills_what_it_had() {
+    run(async {
+        for (range, left) in [(0..128, 1), (0..16_384, 0), (0..1 << 21, 0)] {
+            let ground = Ground::new(FEW);
+            let tree = ground.plant(Tree::EMPTY, 1, 2, &[5, 6, 700]).await;
+            let taken = ground.blocks.taken.borrow().len();
+            let killed = RefCell::new(Vec::new());
+            let kill = |_, level| killed.borrow_mut().push(level);
+            let mut merge = ground.merge(tree, 2, 3, kill).await;
+            merge.clear(range).await.expect("whole");
+            let tree = merge.finish().await.expect("written");
+            let items = ground.items(tree, None).await;
+            assert_eq!(items.len(), if left == 1 { 4 } else { 0 });
+            let mut killed = killed.into_inner();
+            killed.sort_unstable();
+            let expected: &[u8] = if left == 1 { &[0, 0, 1, 2] } else { &[0, 0, 0, 1, 1, 2] };
+            assert_eq!(killed, expected);
+            assert_eq!(ground.blocks.taken.borrow().len() - taken, 2 * left);
+        }
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -11,13 +11,13 @@ use block_core::{BLOCK_SIZE, BlockCount, Extent, Pba, Pool};
 
 use super::layout::{Segment, SegmentRoot};
 use super::*;
-use crate::pages::disk::{Disk, OneKey};
+use crate::pages::disk::{Disk, vault};
 
 /// A disk and a store over it.
 fn store(buffers: usize) -> (Rc<Disk>, Rc<Pages<Disk>>) {
     let disk = Rc::new(Disk::default());
     let buffers = Pool::private(buffers, BLOCK_SIZE).expect("memory");
-    (Rc::clone(&disk), Rc::new(Pages::new(disk, Rc::new(OneKey::new()), buffers)))
+    (Rc::clone(&disk), Rc::new(Pages::new(disk, vault(), buffers)))
 }
 
 fn extent(start: u64, count: u64) -> Extent {
