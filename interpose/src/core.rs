@@ -7,6 +7,7 @@ use block_core::{BlockError, Chance, Device, Pba};
 use tokio::sync::Notify;
 
 use crate::catalog::Catalog;
+use crate::checkpoint::Guard;
 use crate::hash;
 use crate::index::Index;
 use crate::journal::Journal;
@@ -31,6 +32,9 @@ pub(crate) struct Core<D> {
     pub(crate) pages: Rc<Pages<D>>,
     pub(crate) space: Rc<Space<D>>,
     pub(crate) journal: Journal<D>,
+    pub(crate) journal_extent: block_core::Extent,
+    /// The newest checkpoint.
+    pub(crate) guard: Cell<Guard>,
     pub(crate) index: Index,
     pub(crate) cache: ReadCache,
     pub(crate) settings: Settings,

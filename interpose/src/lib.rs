@@ -8,13 +8,28 @@
 
 pub mod hooks;
 
+pub mod pool;
+pub mod volume;
+
+mod admission;
+mod read;
+mod write;
+
+mod dedup;
 pub mod hash;
 pub mod index;
 pub mod read_cache;
 
 pub mod catalog;
+mod core;
 pub mod overlay;
 pub mod readers;
+pub mod settings;
+
+mod checkpoint;
+mod create;
+mod recovery;
+mod upkeep;
 
 pub mod journal;
 
@@ -22,6 +37,7 @@ pub mod pages;
 pub mod radix;
 pub mod space;
 
+mod sealing;
 pub mod vault;
 
 pub mod layout;
@@ -29,3 +45,11 @@ pub mod layout;
 #[cfg(test)]
 #[path = "../tests/disk/mod.rs"]
 mod disk;
+
+mod both;
+
+pub use create::{CreateError, CreateOptions, Probe};
+pub use pool::Pool;
+pub use recovery::{Means, OpenError};
+pub use settings::{Settings, WhenFull};
+pub use volume::Volume;

@@ -205,7 +205,7 @@ impl<D: Device> Space<D> {
     /// When another sweep was published since this one began: its counts would
     /// be lost.
     pub fn publish(&self, swept: Swept) -> Published {
-        let Swept { roots, grown, after, zeroes, mut settled, freed } = swept;
+        let Swept { roots, grown, after, zeroes, mut settled, freed, kept, .. } = swept;
         assert_eq!(after, self.published.get(), "sweeps are published one by one");
         self.published.set(after + 1);
         for (place, root) in self.places.borrow_mut().iter_mut().zip(&roots) {
@@ -213,7 +213,8 @@ impl<D: Device> Space<D> {
         }
         // Before any region is opened by the new counts.
         let freed = freed.into_runs();
-        for run in freed.iter().flat_map(|&extent| self.runs(extent)) {
+        let kept = kept.into_iter().map(|pba| Extent { start: pba, count: BlockCount(1) });
+        for run in freed.iter().copied().chain(kept).flat_map(|extent| self.runs(extent)) {
             self.ledger.borrow_mut().hold(run);
             if let Ok(at) = settled.binary_search_by_key(&run.region, |(region, _)| *region) {
                 settled[at].1.clear_run(run.place, run.count);

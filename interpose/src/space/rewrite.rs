@@ -25,6 +25,36 @@ pub(super) struct Rewritten {
     pub(super) zeroes: Option<u16>,
     /// The blocks that are named and whose count is 0.
     pub(super) freed: Vec<Extent>,
+    /// The same for those that somebody refers to meanwhile.
+    pub(super) kept: Vec<Pba>,
+    pub(super) usage: UsageChange,
+}
+
+/// So many more blocks have a use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UsageChange {
+    pub(super) data: i64,
+    pub(super) references: i64,
+    pub(super) pages: i64,
+}
+
+impl UsageChange {
+    fn count(&mut self, old: u16, new: u16) {
+        match (old, new) {
+            (0, PAGE_COUNT) => self.pages += 1,
+            (PAGE_COUNT, 0) => self.pages -= 1,
+            _ => {
+                self.data += i64::from(new > 0) - i64::from(old > 0);
+                self.references += i64::from(new) - i64::from(old);
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.data += other.data;
+        self.references += other.references;
+        self.pages += other.pages;
+    }
 }
 
 /// Writes every page that the groups, which ascend, name, and those above
@@ -34,6 +64,7 @@ pub(super) async fn rewrite<D: Device>(
     pages: &Pages<D>,
     roots: &[SegmentRoot],
     mut groups: impl Iterator<Item = Result<Group, SweepError>>,
+    is_kept: &dyn Fn(Pba) -> bool,
     mut each: impl FnMut(&Rewritten),
 ) -> Result<Vec<SegmentRoot>, SweepError> {
     let mut next = roots.to_vec();
@@ -48,7 +79,8 @@ pub(super) async fn rewrite<D: Device>(
             match groups.next() {
                 Some(Ok(group)) => {
                     let at = Place { segment: group.segment, level: 0, page: group.page };
-                    window.push(rewrite_page(pages, roots[at.segment], at, Work::Counts(group)));
+                    let work = Work::Counts(group);
+                    window.push(rewrite_page(pages, roots[at.segment], at, work, is_kept));
                 }
                 Some(Err(error)) => failed = Some(error),
                 None => break,
@@ -78,7 +110,8 @@ pub(super) async fn rewrite<D: Device>(
             }
         };
         if let Some((at, entries)) = whole.filter(|_| failed.is_none()) {
-            window.push(rewrite_page(pages, roots[at.segment], at, Work::Entries(entries)));
+            let work = Work::Entries(entries);
+            window.push(rewrite_page(pages, roots[at.segment], at, work, is_kept));
         }
         pages_done += 1;
         if pages_done % WIDTH == 0 {
@@ -147,9 +180,10 @@ async fn rewrite_page<D: Device>(
     root: SegmentRoot,
     at: Place,
     work: Work,
+    is_kept: &dyn Fn(Pba) -> bool,
 ) -> Result<Done, SweepError> {
     match work {
-        Work::Counts(group) => rewrite_counts(pages, &root, at, &group).await,
+        Work::Counts(group) => rewrite_counts(pages, &root, at, &group, is_kept).await,
         Work::Entries(entries) => rewrite_entries(pages, &root, at, &entries).await,
     }
 }
@@ -159,19 +193,27 @@ async fn rewrite_counts<D: Device>(
     root: &SegmentRoot,
     at: Place,
     group: &Group,
+    is_kept: &dyn Fn(Pba) -> bool,
 ) -> Result<Done, SweepError> {
     let start = root.segment.region_start(at.page);
-    let mut rewritten = Rewritten { region: group.region, zeroes: None, freed: Vec::new() };
-    let mut freed = |place: u16| {
+    let mut rewritten = Rewritten {
+        region: group.region,
+        zeroes: None,
+        freed: Vec::new(),
+        kept: Vec::new(),
+        usage: UsageChange::default(),
+    };
+    let freed = |rewritten: &mut Rewritten, place: u16| {
         let pba = Pba(start.0 + u64::from(place));
         match rewritten.freed.last_mut() {
+            _ if is_kept(pba) => rewritten.kept.push(pba),
             Some(last) if last.end() == pba => last.count.0 += 1,
             _ => rewritten.freed.push(Extent { start: pba, count: BlockCount(1) }),
         }
     };
     if group.steps.iter().all(|step| step.taken && step.change == Change::Delta(0)) {
         // They were free before they were taken.
-        group.steps.iter().for_each(|step| freed(step.place));
+        group.steps.iter().for_each(|step| freed(&mut rewritten, step.place));
         return Ok(Done { at, entry: None, counts: Some(rewritten) });
     }
     let mut page = Old::load(pages, root, at).await?;
@@ -187,8 +229,9 @@ async fn rewrite_counts<D: Device>(
         page.bytes[byte..byte + COUNT_BYTES].copy_from_slice(&new.to_le_bytes());
         page.free = page.free + u64::from(new == 0) - u64::from(old == 0);
         if new == 0 {
-            freed(step.place);
+            freed(&mut rewritten, step.place);
         }
+        rewritten.usage.count(old, new);
     }
     rewritten.zeroes = Some(page.free as u16);
     let entry = Some(page.write(pages, root, at).await?);

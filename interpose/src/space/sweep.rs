@@ -10,7 +10,8 @@ use super::Space;
 use super::bits::Bits;
 use super::format::Grown;
 use super::layout::{MAX_SEGMENTS, REGION_BLOCKS, SegmentRoot};
-use super::rewrite::{Rewritten, rewrite};
+use super::rewrite::{Rewritten, UsageChange, rewrite};
+use crate::layout::superblock::Usage;
 use crate::pages::{Damage, PagesError};
 
 /// What a checkpoint does to a block's count.
@@ -72,6 +73,9 @@ pub struct Swept {
     /// Of each region: what was taken and is named.
     pub(super) settled: Vec<(u32, Bits)>,
     pub(super) freed: Freed,
+    /// Their count is 0, and somebody refers to them meanwhile.
+    pub(super) kept: Vec<Pba>,
+    usage: UsageChange,
 }
 
 /// A region whose counts a sweep leaves alone.
@@ -92,6 +96,17 @@ impl Swept {
     pub fn roots(&self) -> Vec<SegmentRoot> {
         let grown = self.grown.iter().map(|grown| grown.root);
         self.roots.iter().copied().chain(grown).collect()
+    }
+
+    /// What blocks are used for, given what they were before.
+    #[must_use]
+    pub fn usage(&self, before: Usage) -> Usage {
+        let UsageChange { data, references, pages } = self.usage;
+        Usage {
+            data: before.data.saturating_add_signed(data),
+            references: before.references.saturating_add_signed(references),
+            pages: before.pages.saturating_add_signed(pages),
+        }
     }
 
     /// How many blocks become free; those among them that were taken and died
@@ -119,6 +134,9 @@ impl<D: Device> Space<D> {
     /// name each once, beside the durable ones. Every block that was taken and
     /// is not the caller's any more is named.
     ///
+    /// A block whose count becomes 0 and that `is_kept` knows is referred to
+    /// by what comes after these changes: it stays taken.
+    ///
     /// Runs of freed blocks at least `least_run` long are kept for
     /// [`Space::release`] to return, up to some number.
     ///
@@ -132,6 +150,7 @@ impl<D: Device> Space<D> {
         &self,
         changes: impl IntoIterator<Item = (Pba, Change)>,
         least_run: Option<BlockCount>,
+        is_kept: &dyn Fn(Pba) -> bool,
     ) -> Result<Swept, SweepError> {
         let roots = self.roots();
         let regions = self.ledger.borrow().regions();
@@ -142,6 +161,8 @@ impl<D: Device> Space<D> {
             zeroes: vec![UNCHANGED; regions as usize],
             settled: Vec::new(),
             freed: Freed::new(least_run),
+            kept: Vec::new(),
+            usage: UsageChange::default(),
         };
         let taken = |region, place| self.ledger.borrow().is_taken(region, place);
         let settled = &mut swept.settled;
@@ -157,8 +178,10 @@ impl<D: Device> Space<D> {
                 swept.zeroes[page.region as usize] = zeroes;
             }
             page.freed.iter().for_each(|&extent| swept.freed.add(extent));
+            swept.kept.extend(&page.kept);
+            swept.usage.add(page.usage);
         };
-        swept.roots = rewrite(&self.pages, &roots, groups, rewritten).await?;
+        swept.roots = rewrite(&self.pages, &roots, groups, is_kept, rewritten).await?;
         Ok(swept)
     }
 }

@@ -33,11 +33,11 @@ fn an_impossible_change_is_named_and_nothing_is_written_over() {
         ];
         for (pba, change, count, taken) in impossible {
             let pba = Pba(pba);
-            let outcome = space.sweep([(pba, change)], None).await.map(|_| ());
+            let outcome = space.sweep([(pba, change)], None, &|_| false).await.map(|_| ());
             assert_eq!(outcome, Err(SweepError::Impossible { pba, count, taken, change }));
         }
         let outside = Pba(5000);
-        let outcome = space.sweep([(outside, Change::Page)], None).await.map(|_| ());
+        let outcome = space.sweep([(outside, Change::Page)], None, &|_| false).await.map(|_| ());
         assert_eq!(outcome, Err(SweepError::Outside { pba: outside }));
         checkpoint(&space, &[(data, Change::Delta(1)), (data + 1, Change::Gone)]).await;
         assert_eq!(space.load_count(Pba(data)).await, Ok(65_534));
@@ -55,7 +55,7 @@ fn a_claim_of_what_is_in_use_is_found_when_it_is_swept() {
         assert!(space.claim(pba));
         assert!(!space.claim(pba));
         assert!(!space.claim(Pba(5000)));
-        let outcome = space.sweep([(pba, change)], None).await.map(|_| ());
+        let outcome = space.sweep([(pba, change)], None, &|_| false).await.map(|_| ());
         let count = PAGE_COUNT;
         assert_eq!(outcome, Err(SweepError::Impossible { pba, count, taken: true, change }));
     });
@@ -83,7 +83,7 @@ fn blocks_whose_counts_are_damaged_are_not_handed_out() {
         let fault = space.counts(0).await.err().expect("damaged");
         assert_eq!((fault.damage, fault.blocks), (damage, extent(0, 2048)));
         assert_eq!(space.counts(1).await.expect("whole").iter().count(), 2048);
-        let outcome = space.sweep([(Pba(1), Change::Gone)], None).await.map(|_| ());
+        let outcome = space.sweep([(Pba(1), Change::Gone)], None, &|_| false).await.map(|_| ());
         assert_eq!(outcome, Err(SweepError::Damage(damage)));
     });
 }
@@ -148,7 +148,7 @@ fn a_sweep_that_cannot_write_leaves_the_durable_counts() {
         let block = space.take(Purpose::Pages, 1).await.expect("free").start;
         let other = root.segment.binding(1, 0, Home::Second).pba;
         disk.broken.borrow_mut().push(other.0);
-        let outcome = space.sweep([(block, Change::Page)], None).await.map(|_| ());
+        let outcome = space.sweep([(block, Change::Page)], None, &|_| false).await.map(|_| ());
         assert!(matches!(outcome, Err(SweepError::Unwritten(_))), "{outcome:?}");
         pages.purge();
         assert_eq!(space.load_count(block).await, Ok(0));

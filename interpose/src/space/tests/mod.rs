@@ -51,7 +51,7 @@ async fn published(space: &Space<Disk>, swept: Swept) -> Vec<Extent> {
 /// Sweeps, publishes and releases.
 async fn checkpoint(space: &Space<Disk>, changes: &[(u64, Change)]) {
     let changes = changes.iter().map(|&(pba, change)| (Pba(pba), change));
-    let swept = space.sweep(changes, None).await.expect("swept");
+    let swept = space.sweep(changes, None, &|_| false).await.expect("swept");
     assert_eq!(published(space, swept).await, []);
 }
 

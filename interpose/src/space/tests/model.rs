@@ -119,7 +119,7 @@ impl World {
             taken: &mut self.taken,
             unused: &mut self.unused,
         };
-        let (swept, ()) = both(self.space.sweep(changes, least), simple.steps(during)).await;
+        let (swept, ()) = both(self.space.sweep(changes, least, &|_| false), simple.steps(during)).await;
         let published = self.space.publish(swept.expect("swept"));
         for (&pba, &change) in &merging {
             let count = after(self.durable.get(&pba).copied().unwrap_or(0), change);
@@ -156,7 +156,7 @@ impl World {
             Err(GrowError::Size { by }) => return assert!(by.0 <= 4, "{by:?}"),
             Err(error) => panic!("{error}"),
         };
-        let mut swept = self.space.sweep([], None).await.expect("swept");
+        let mut swept = self.space.sweep([], None, &|_| false).await.expect("swept");
         swept.grow(grown);
         let roots = swept.roots();
         assert_eq!(published(&self.space, swept).await, []);
@@ -168,7 +168,7 @@ impl World {
 
     async fn abandon(&mut self, turns: usize) {
         let changes = self.filling.iter().map(|(&pba, &change)| (Pba(pba), change));
-        let mut sweep = pin!(self.space.sweep(changes, None));
+        let mut sweep = pin!(self.space.sweep(changes, None, &|_| false));
         for _ in 0..turns {
             let turn = poll_fn(|context| Poll::Ready(sweep.as_mut().poll(context)));
             if let Poll::Ready(swept) = turn.await {

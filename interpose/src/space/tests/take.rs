@@ -108,7 +108,7 @@ fn what_is_killed_comes_back_when_its_checkpoint_is_published() {
         assert_eq!((space.taken().0, space.durable_count(block)), (0, Some(1)));
         let free = space.allocatable();
 
-        let swept = space.sweep([(block, Change::Delta(-1))], None).await.expect("swept");
+        let swept = space.sweep([(block, Change::Delta(-1))], None, &|_| false).await.expect("swept");
         assert_eq!(swept.freed().0, 1);
         assert_eq!(space.load_count(block).await, Ok(1));
         assert_eq!(space.allocatable(), free);
@@ -134,7 +134,7 @@ fn counts_that_were_replaced_while_they_were_read_are_read_again() {
             assert!((first + 1..first + 9).all(|pba| space.claim(Pba(pba))));
             let changes = (first + 1..first + 9).map(|pba| (Pba(pba), Change::Delta(1)));
             let changes = [(Pba(first), Change::Delta(1))].into_iter().chain(changes);
-            let swept = space.sweep(changes, None).await.expect("swept");
+            let swept = space.sweep(changes, None, &|_| false).await.expect("swept");
             // The region is the emptiest when the others are filled.
             for (start, end) in [(0, first), (blocks.end, 5000)] {
                 assert!((start..end).all(|pba| space.claim(Pba(pba))));
@@ -170,7 +170,7 @@ fn long_runs_stay_taken_until_they_are_deallocated() {
         let free = space.allocatable().0;
         let one = |pba, change| (Pba(pba), change);
         let born = (whole.start.0..next.start.0 + 10).map(|pba| one(pba, Change::Delta(1)));
-        let swept = space.sweep(born, Some(BlockCount(8))).await.expect("swept");
+        let swept = space.sweep(born, Some(BlockCount(8)), &|_| false).await.expect("swept");
         assert_eq!(published(&space, swept).await, []);
 
         // The last two died before they were durable: free all the same.
@@ -178,7 +178,7 @@ fn long_runs_stay_taken_until_they_are_deallocated() {
         let never = (next.start.0 + 10..next.start.0 + 12).map(|pba| one(pba, Change::Delta(0)));
         let alone = [one(whole.start.0, Change::Delta(-1))];
         let changes = alone.into_iter().chain(killed).chain(never);
-        let swept = space.sweep(changes, Some(BlockCount(8))).await.expect("swept");
+        let swept = space.sweep(changes, Some(BlockCount(8)), &|_| false).await.expect("swept");
         let freed = swept.freed().0;
         let runs = published(&space, swept).await;
         assert_eq!(runs, [extent(whole.start.0 + 2, whole.count.0 - 2 + 12)]);
@@ -198,7 +198,7 @@ fn a_pool_grows_by_a_segment_with_counts_of_its_own() {
         let roots = space.roots();
         let grown = space.grow(BlockCount(8000)).await.expect("grown");
         let before = space.allocatable().0;
-        let mut swept = space.sweep([], None).await.expect("swept");
+        let mut swept = space.sweep([], None, &|_| false).await.expect("swept");
         swept.grow(grown);
         assert_eq!(swept.roots().len(), 2);
         assert_eq!(space.total().0, 5000);
@@ -229,7 +229,7 @@ fn a_sweep_writes_each_page_that_changed_once() {
         assert!(far.iter().all(|&pba| space.claim(pba)));
         let before = disk.writes.get();
         let changes = far.iter().map(|&pba| (pba, Change::Page));
-        let swept = space.sweep(changes, None).await.expect("swept");
+        let swept = space.sweep(changes, None, &|_| false).await.expect("swept");
         assert_eq!(disk.writes.get() - before, 512 + 4 + 1);
         published(&space, swept).await;
         pages.purge();

@@ -1,0 +1,363 @@
+//! Opening a pool: the newest superblock, what the journal says since, and a
+//! new era.
+//!
+//! Up to the new era nothing is written but second copies of what one copy
+//! lost, so that recovery can be cut off and repeated at any point.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use block_core::{BlockCount, BlockError, Chance, Device, Pool as Buffers};
+use thiserror::Error;
+
+use crate::catalog::Contradiction;
+use crate::checkpoint::{Guard, NoSuperblock, Shelves, newest_superblock, repair_superblock};
+use crate::core::{Core, ReadOnly, State, Tally};
+use crate::index::Index;
+use crate::journal::{self, Chain, Journal, Position, ReplayError, Ring, Start, Verdict};
+use crate::layout::control::{Control, Malformed};
+use crate::layout::superblock::Superblock;
+use crate::layout::{DomainId, Record};
+use crate::overlay::Overlay;
+use crate::pages::{Damage, Pages};
+use crate::read_cache::ReadCache;
+use crate::sealing::Sealing;
+use crate::settings::Settings;
+use crate::space::Space;
+use crate::vault::{KeyError, Secret, UnlockError, Vault};
+
+/// What a pool is opened with.
+pub struct Means<D> {
+    /// The device that it is on.
+    pub device: Rc<D>,
+    /// Buffers of a block that the device reaches: as many as
+    /// [`Settings::pages`] says.
+    pub buffers: Buffers,
+    /// Where salts and identities come from.
+    pub chance: Chance,
+    /// The time of snapshots: seconds since 1970.
+    pub wall: Box<dyn Fn() -> u64>,
+}
+
+/// Why a pool was not opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The keys.
+    #[error(transparent)]
+    Locked(#[from] UnlockError),
+    /// No superblock can be read.
+    #[error(
+        "both copies of a superblock are damaged, so what was flushed last cannot be found; \
+         restore the device from a copy, or make the pool anew"
+    )]
+    Superblocks,
+    /// The device does not read.
+    #[error("the superblocks cannot be read: {0}; check the device")]
+    Unreadable(BlockError),
+    /// The device lost its end.
+    #[error(
+        "the device has {there} and the pool on it has {pool}: give it the device that it was \
+         made on, whole"
+    )]
+    Shrunk {
+        /// The device.
+        there: BlockCount,
+        /// The pool.
+        pool: BlockCount,
+    },
+    /// The device holds an older state than the server remembers.
+    #[error(
+        "the device holds checkpoint {found}, but {newest} was made: it was rolled back, or \
+         this is a copy; if that is wanted, say so (`--accept-rollback`)"
+    )]
+    RolledBack {
+        /// The device's.
+        found: u64,
+        /// The newest one known.
+        newest: u64,
+    },
+    /// The catalog cannot be read.
+    #[error("the catalog is damaged: {0}")]
+    Catalog(String),
+    /// A record of the journal cannot be.
+    #[error("block {number} of the journal says what cannot be: {why}")]
+    Journal {
+        /// Which block.
+        number: u64,
+        /// Why.
+        why: String,
+    },
+    /// The new salt could not be written.
+    #[error("a new salt could not be written: {0}")]
+    Era(#[from] KeyError),
+    /// There are not enough buffers.
+    #[error("a pool needs at least {least} pages of memory and has {there}; raise `page_cache`")]
+    Memory {
+        /// What it needs.
+        least: usize,
+        /// What there is.
+        there: usize,
+    },
+    /// The device could not be written.
+    #[error("a copy of the superblock could not be written anew")]
+    Repair,
+}
+
+/// Opens a pool. `newest` is what the caller remembers of it.
+pub(crate) async fn open<D: Device + 'static>(
+    means: Means<D>,
+    secret: &Secret,
+    settings: Settings,
+    newest: Option<Guard>,
+) -> Result<Rc<Core<D>>, OpenError> {
+    let Means { device, buffers, chance, wall } = means;
+    if buffers.count() < Settings::LEAST_PAGES {
+        let (least, there) = (Settings::LEAST_PAGES, buffers.count());
+        return Err(OpenError::Memory { least, there });
+    }
+    let vault =
+        Vault::unlock(Rc::clone(&device), buffers.clone(), secret, chance.clone()).await?;
+    let vault = Rc::new(vault);
+    let found = newest_superblock(&*device, &vault, &buffers).await;
+    let (superblock, guard, missing) = found.map_err(|why| match why {
+        NoSuperblock::BothBad => OpenError::Superblocks,
+        NoSuperblock::Unreadable(error) => OpenError::Unreadable(error),
+    })?;
+    check(&superblock, &guard, device.blocks(), newest)?;
+    let (pool, sealing) = (vault.pool_id(), Rc::new(Sealing::new(&vault)));
+    let ring = Ring::new(pool, 0, superblock.journal).ok_or(OpenError::Superblocks)?;
+    // The journal is read through buffers that nothing else needs yet.
+    let start = Start {
+        position: Position { next: superblock.from, previous: superblock.previous },
+        mark: superblock.mark,
+    };
+    let chain = journal::scan(&*device, &*sealing, &buffers, &ring, start).await;
+    let pages = Rc::new(Pages::new(Rc::clone(&device), sealing.clone(), buffers.clone()));
+    let (shelves, catalog) = Shelves::read(&pages, &superblock)
+        .await
+        .map_err(|why| OpenError::Catalog(why.to_string()))?;
+    let (space, damage) = Space::open(Rc::clone(&pages), superblock.segments.clone()).await;
+    damage.iter().for_each(|damage: &Damage| tracing::error!(%pool, %damage, "counts are lost"));
+    let state = State {
+        catalog,
+        active: Overlay::default(),
+        merging: None,
+        seals: superblock.seals,
+        usage: superblock.usage,
+        generation: guard.generation,
+    };
+    let replay = Replay { device: &*device, sealing: &sealing, vault: &vault, buffers: &buffers, ring: &ring };
+    let index = Index::new(settings.index);
+    let state = RefCell::new(state);
+    let at = replay.run(start, chain, &state, &space, &index).await?;
+    let read_only = match chain.verdict {
+        _ if settings.read_only => Some(ReadOnly::Asked),
+        Verdict::Whole => None,
+        Verdict::Damaged { .. } => Some(ReadOnly::Damaged),
+    };
+    if read_only.is_none() {
+        vault.begin_era().await?;
+    }
+    let (oldest, mark) = (superblock.from, chain.mark.min(at.next.saturating_sub(1)));
+    let journal =
+        Journal::new(Rc::clone(&device), sealing, &buffers, ring, at, oldest, mark)
+            .map_err(|journal::NoBuffers(there)| OpenError::Memory { least: Settings::LEAST_PAGES, there })?;
+    let core = Rc::new(Core {
+        id: pool,
+        device,
+        vault,
+        pages,
+        space: Rc::new(space),
+        journal,
+        journal_extent: superblock.journal,
+        index,
+        cache: ReadCache::new(settings.read_cache),
+        settings,
+        chance,
+        wall,
+        state,
+        readers: Rc::default(),
+        room: Default::default(),
+        checkpoints: Default::default(),
+        guard: Cell::new(guard),
+        frozen_by: Cell::new(read_only),
+        tally: Tally::default(),
+        work: Default::default(),
+    });
+    core.checkpoints.shelves.replace(shelves);
+    if read_only.is_some() {
+        return Ok(core);
+    }
+    let repaired = repair_superblock(&core, &guard, &superblock, &missing).await;
+    repaired.map_err(|_| OpenError::Repair)?;
+    core.begin_journal(at.next).await;
+    Ok(core)
+}
+
+fn check(
+    superblock: &Superblock,
+    guard: &Guard,
+    there: BlockCount,
+    newest: Option<Guard>,
+) -> Result<(), OpenError> {
+    if superblock.blocks > there {
+        return Err(OpenError::Shrunk { there, pool: superblock.blocks });
+    }
+    match newest.filter(|newest| newest.pool == guard.pool) {
+        Some(newest)
+            if newest.generation > guard.generation
+                || newest.generation == guard.generation && newest.tag != guard.tag =>
+        {
+            Err(OpenError::RolledBack { found: guard.generation, newest: newest.generation })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl<D: Device> Core<D> {
+    /// Says in the journal that the pool was opened, and asks for a checkpoint
+    /// if the journal is long.
+    async fn begin_journal(&self, cut: u64) {
+        let Some(era) = self.vault.era() else { return };
+        if self.journal.admit_exempt(1).await.is_ok() {
+            self.journal.append(&Record::Control(Control::Opened { era, cut }));
+        }
+        self.pace();
+    }
+}
+
+/// What replaying the journal needs.
+struct Replay<'a, D> {
+    device: &'a D,
+    sealing: &'a Sealing,
+    vault: &'a Vault,
+    buffers: &'a Buffers,
+    ring: &'a Ring,
+}
+
+impl<D: Device> Replay<'_, D> {
+    /// Does again what the journal says, and returns where it goes on.
+    ///
+    /// Past the mark a block may name data that never reached the device: the
+    /// journal is cut off before the first one that does.
+    async fn run(
+        &self,
+        start: Start,
+        chain: Chain,
+        state: &RefCell<State>,
+        space: &Space<D>,
+        index: &Index,
+    ) -> Result<Position, OpenError> {
+        let flushed = (chain.mark + 1).clamp(start.position.next, chain.end.next);
+        let mut why = None;
+        let mut apply = |record: Record| {
+            apply(&mut state.borrow_mut(), space, index, &record)
+                .map_err(|contradiction| why = Some(contradiction))
+                .map_err(|()| Malformed)
+        };
+        let failed = |error: ReplayError, why: Option<Contradiction>| match error {
+            ReplayError::Changed(number) => {
+                OpenError::Journal { number, why: "it changes while it is read".to_owned() }
+            }
+            ReplayError::Malformed(number) => OpenError::Journal {
+                number,
+                why: why.map_or_else(|| "a record is malformed".to_owned(), |why| why.to_string()),
+            },
+        };
+        let (device, sealing) = (self.device, self.sealing);
+        let replay = |from, end| (from, end);
+        let (from, end) = replay(start.position, flushed);
+        let done = journal::replay(device, sealing, self.buffers, self.ring, from, end, |_, record| {
+            apply(record)
+        })
+        .await;
+        let at = match done {
+            Ok(at) => at,
+            Err(error) => return Err(failed(error, why)),
+        };
+        let mut records = Vec::new();
+        let keep = |number, record| {
+            records.push((number, record));
+            Ok(())
+        };
+        let rest = journal::replay(
+            device, sealing, self.buffers, self.ring, at, chain.end.next, keep,
+        );
+        rest.await.map_err(|error| failed(error, None))?;
+        let domain = |line| {
+            let state = state.borrow();
+            let head = state.catalog.node(crate::catalog::head_of(line));
+            head.map(|head| head.facts.domain)
+        };
+        let mut end = chain.end.next;
+        let mut checked = 0;
+        while checked < records.len() {
+            // Block by block: a block is kept whole or not at all.
+            let number = records[checked].0;
+            let block = records[checked..].iter().take_while(|(of, _)| *of == number).count();
+            let block = &records[checked..checked + block];
+            checked += block.len();
+            if self.device.has_volatile_cache() {
+                let mut whole = true;
+                for (_, record) in block {
+                    whole &= self.is_there(record, domain, block).await;
+                }
+                if !whole {
+                    end = number;
+                    break;
+                }
+            }
+            for (number, record) in block {
+                apply(record.clone()).map_err(|_| OpenError::Journal {
+                    number: *number,
+                    why: "it does not fit to what was before".to_owned(),
+                })?;
+            }
+        }
+        let nothing = |_, _| Ok(());
+        let kept = journal::replay(device, sealing, self.buffers, self.ring, at, end, nothing);
+        kept.await.map_err(|error| failed(error, None))
+    }
+
+    /// Whether the data that a record names is on the device.
+    async fn is_there(
+        &self,
+        record: &Record,
+        domain: impl Fn(crate::layout::LineId) -> Option<DomainId>,
+        block: &[(u64, Record)],
+    ) -> bool {
+        let Record::New { line, pointer, .. } = record else { return true };
+        // A volume may be made in the same block as it is written to.
+        let made = |record: &Record| match record {
+            Record::Control(Control::Create { line: made, domain, .. }) if made == line => {
+                Some(*domain)
+            }
+            _ => None,
+        };
+        let domain = domain(*line).or_else(|| block.iter().find_map(|(_, record)| made(record)));
+        let (Some(domain), Some(buffer)) = (domain, self.buffers.take()) else { return false };
+        if pointer.pba.0 >= self.device.blocks().0 {
+            return false;
+        }
+        let (mut buffer, outcome) = self.device.read(pointer.pba, buffer, 0..1).await;
+        let binding = crate::layout::Binding::data(domain, pointer.pba);
+        let bytes = &mut buffer[..block_core::BLOCK_SIZE];
+        let aad = binding.encode(&self.vault.pool_id());
+        outcome.is_ok() && self.vault.open(domain, &pointer.seal, &aad, bytes).is_ok()
+    }
+}
+
+fn apply<D: Device>(
+    state: &mut State,
+    space: &Space<D>,
+    index: &Index,
+    record: &Record,
+) -> Result<(), Contradiction> {
+    if let Record::New { pointer, hash, .. } = record {
+        if !space.claim(pointer.pba) {
+            return Err(Contradiction("a block was handed out twice"));
+        }
+        index.insert(hash, pointer.pba);
+    }
+    state.apply(record)
+}

@@ -1,0 +1,137 @@
+//! A volume of a pool, as requests see it.
+
+use std::cell::Cell;
+use std::rc::{Rc, Weak};
+
+use block_core::device::Durability;
+use block_core::{BlockCount, BlockError, Blocks, Buffer, Device, LbaRange};
+use tokio::sync::Notify;
+
+use crate::catalog::head_of;
+use crate::core::Core;
+use crate::layout::control::VolumeId;
+
+/// A volume of an open pool. Its head may change under it: restoring drains
+/// what runs and lets the rest wait.
+pub struct Volume<D> {
+    core: Rc<Core<D>>,
+    id: VolumeId,
+    gate: Gate,
+}
+
+/// Counts the changes under way, and holds new ones back.
+#[derive(Default)]
+struct Gate {
+    running: Cell<usize>,
+    closed: Cell<bool>,
+    changed: Notify,
+}
+
+/// A change under way.
+struct Running<'a>(&'a Gate);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        if self.0.closed.get() {
+            self.0.changed.notify_waiters();
+        }
+    }
+}
+
+impl Gate {
+    async fn enter(&self) -> Running<'_> {
+        while self.closed.get() {
+            self.changed.notified().await;
+        }
+        self.running.set(self.running.get() + 1);
+        Running(self)
+    }
+}
+
+/// A volume that nobody changes; opened again when dropped.
+pub(crate) struct Drained<D> {
+    volume: Rc<Volume<D>>,
+}
+
+impl<D> Drop for Drained<D> {
+    fn drop(&mut self) {
+        self.volume.gate.closed.set(false);
+        self.volume.gate.changed.notify_waiters();
+    }
+}
+
+impl<D> Volume<D> {
+    pub(crate) fn new(core: &Rc<Core<D>>, id: VolumeId) -> Self {
+        Self { core: Rc::clone(core), id, gate: Gate::default() }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub const fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Holds changes back, and waits for the last one under way.
+    pub(crate) async fn drain(self: &Rc<Self>) -> Drained<D> {
+        while self.gate.closed.get() {
+            self.gate.changed.notified().await;
+        }
+        self.gate.closed.set(true);
+        let drained = Drained { volume: Rc::clone(self) };
+        while self.gate.running.get() > 0 {
+            self.gate.changed.notified().await;
+        }
+        drained
+    }
+}
+
+impl<D: Device + 'static> Blocks for Volume<D> {
+    fn blocks(&self) -> BlockCount {
+        let state = self.core.state.borrow();
+        state.catalog.volume(self.id).map_or(BlockCount(0), |volume| volume.blocks)
+    }
+
+    async fn read(
+        &self,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let found = {
+            let state = self.core.state.borrow();
+            state.catalog.volume(self.id).map(|volume| (volume.line, volume.domain))
+        };
+        let Some((line, domain)) = found else {
+            return (buffer, Err(BlockError::NotAttached));
+        };
+        self.core.read(head_of(line), domain, range, buffer, place).await
+    }
+
+    async fn write(
+        &self,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let _running = self.gate.enter().await;
+        self.core.write(self.id, range, buffer, place, durability).await
+    }
+
+    async fn zero(&self, range: LbaRange, _unmap: bool) -> Result<(), BlockError> {
+        let _running = self.gate.enter().await;
+        self.core.clear(self.id, range).await
+    }
+
+    async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
+        self.zero(range, true).await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        self.core.flush().await
+    }
+}
+
+/// The volumes of a pool that somebody uses.
+pub(crate) type InUse<D> = Weak<Volume<D>>;
