@@ -131,7 +131,8 @@ impl<D: Device> Core<D> {
     async fn wait_for_room(&self, blocks: u64, reserve: u64) -> Result<(), BlockError> {
         loop {
             self.check_writable()?;
-            if self.overlay_bytes() < self.settings.overlay && self.available() >= blocks + reserve {
+            if self.overlay_bytes() < self.settings.overlay && self.available() >= blocks + reserve
+            {
                 self.room.full.set(false);
                 return Ok(());
             }

@@ -348,8 +348,7 @@ impl Catalog {
         let facts =
             Facts { volume, domain, parent, name, taken, as_is: false, blocks, deleted: false };
         let stored = Stored { tree, dead: DeadList::default(), stage: Stage::There };
-        self.nodes
-            .insert(head_of(line), Node { facts: Rc::new(facts), stored: Rc::new(stored) });
+        self.nodes.insert(head_of(line), Node { facts: Rc::new(facts), stored: Rc::new(stored) });
         self.next_line = LineId(line.0 + 1);
     }
 

@@ -15,7 +15,7 @@ use crate::layout::control::VolumeId;
 use crate::layout::record::Hash;
 use crate::layout::superblock::Usage;
 use crate::layout::{Binding, DomainId, PoolId, Record, Seal};
-use crate::overlay::Overlay;
+use crate::overlay::{BlockChange, Overlay};
 use crate::pages::Pages;
 use crate::radix::Tree;
 use crate::read_cache::ReadCache;
@@ -84,23 +84,23 @@ pub enum ReadOnly {
 
 /// What happened since the pool was opened.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Blocks that guests wrote and that are not zero.
-    pub written: Cell<u64>,
+    pub(crate) written: Cell<u64>,
     /// Of them: were there already.
-    pub shared: Cell<u64>,
+    pub(crate) shared: Cell<u64>,
     /// Blocks of zeroes that guests wrote.
-    pub zeroes: Cell<u64>,
+    pub(crate) zeroes: Cell<u64>,
     /// Blocks that guests read and that are not holes.
-    pub read: Cell<u64>,
+    pub(crate) read: Cell<u64>,
     /// Of them: from the cache.
-    pub cached: Cell<u64>,
+    pub(crate) cached: Cell<u64>,
     /// Blocks that did not open.
-    pub damaged: Cell<u64>,
+    pub(crate) damaged: Cell<u64>,
     /// Checkpoints made.
-    pub checkpoints: Cell<u64>,
+    pub(crate) checkpoints: Cell<u64>,
     /// Candidates of the dedup index whose pages are being read.
-    pub judging: Cell<usize>,
+    pub(crate) judging: Cell<usize>,
 }
 
 pub(crate) fn count(cell: &Cell<u64>, more: u64) {
@@ -130,22 +130,22 @@ impl<D: Device> Core<D> {
         Some(Head { line: volume.line, since, domain: volume.domain, epoch: state.catalog.epoch() })
     }
 
-    /// Makes a change: in memory, and in the journal, in one step.
+    /// Makes a change: in memory, and in the journal, in one step; says
+    /// whether it could be made.
     ///
     /// The caller was admitted to the journal.
-    pub(crate) fn settle(&self, record: &Record) {
-        let mut state = self.state.borrow_mut();
-        if state.apply(record).is_err() {
-            // Ours alone: what recovery refuses must not be written.
-            drop(state);
-            debug_assert!(false, "a change that cannot be: {record:?}");
-            return self.freeze(ReadOnly::Checkpoint);
+    pub(crate) fn settle(&self, record: &Record) -> bool {
+        let applied = self.state.borrow_mut().apply(record);
+        if let Err(why) = applied {
+            // What recovery would refuse must not be written.
+            tracing::error!(pool = %self.id, "a change that cannot be: {why}");
+            return false;
         }
-        drop(state);
         self.journal.append(record);
         if let Record::New { pointer, hash, .. } = record {
             self.index.insert(hash, pointer.pba);
         }
+        true
     }
 
     /// Opens a guest's block where it lies.
@@ -208,10 +208,7 @@ pub(crate) struct Head {
 
 impl State {
     /// What a record says, done in memory: the same live and at recovery.
-    pub(crate) fn apply(
-        &mut self,
-        record: &Record,
-    ) -> Result<(), crate::catalog::Contradiction> {
+    pub(crate) fn apply(&mut self, record: &Record) -> Result<(), crate::catalog::Contradiction> {
         match *record {
             Record::New { line, lba, pointer, hash } => {
                 let since = self.catalog.since(line);
@@ -230,10 +227,14 @@ impl State {
         Ok(())
     }
 
-    /// How many pointers name a block, as far as memory knows: what came and
-    /// went since the durable count.
-    pub(crate) fn count_change(&self, pba: Pba) -> i64 {
-        let delta = |overlay: &Overlay| overlay.block(pba).map_or(0, |change| change.delta);
-        i64::from(delta(&self.active)) + self.merging.as_ref().map_or(0, |merging| delta(merging).into())
+    /// How many pointers name a block, given its durable count, and whether
+    /// it was stored since the checkpoint being made or stays stored in it.
+    pub(crate) fn count(&self, pba: Pba, durable: u16) -> (i64, bool) {
+        let active = self.active.block(pba);
+        let merging = self.merging.as_ref().and_then(|merging| merging.block(pba));
+        let delta = |change: Option<&BlockChange>| change.map_or(0, |change| change.delta);
+        let merged = i64::from(durable) + i64::from(delta(merging));
+        let born = active.is_some_and(|change| change.born.is_some());
+        (merged + i64::from(delta(active)), born || merged > 0)
     }
 }

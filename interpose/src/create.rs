@@ -6,7 +6,7 @@ use block_core::{BlockCount, BlockError, Chance, Device, Extent, Pba, Pool as Bu
 use thiserror::Error;
 
 use crate::checkpoint::format_superblocks;
-use crate::journal::{LEAST_RING_BLOCKS, Ring};
+use crate::journal::LEAST_RING_BLOCKS;
 use crate::layout::fixed::{self, COPY_BLOCKS, COPY_DISTANCE, Copy, MIN_DEVICE_BLOCKS};
 use crate::layout::pointer::MAX_BLOCKS;
 use crate::layout::superblock::{Head, Superblock, Usage};
@@ -17,9 +17,10 @@ use crate::sealing::Sealing;
 use crate::space::{self, layout::Segment};
 use crate::vault::{KeyError, NewWay, UnlockError, Vault};
 
-/// Journals are between 8 MiB and 1 GiB, if nothing else is said.
+/// Journals are between 8 and 128 MiB, if nothing else is said: the memory for
+/// changes is full before two million records are.
 const LEAST_DEFAULT: u64 = 2048;
-const MOST_DEFAULT: u64 = 256 * 1024;
+const MOST_DEFAULT: u64 = 32 * 1024;
 
 /// Blocks of a pool for each block of its journal, if nothing else is said: a
 /// checkpoint merges at half of the journal, and then a fully mapped pool's
@@ -81,7 +82,7 @@ pub enum Probe {
 ///
 /// # Errors
 /// The device's.
-pub async fn probe<D: Device>(device: &D, buffers: &Buffers) -> Result<Probe, BlockError> {
+pub(crate) async fn probe<D: Device>(device: &D, buffers: &Buffers) -> Result<Probe, BlockError> {
     let mut buffer = buffers.take().ok_or(BlockError::Medium)?;
     for copy in Copy::BOTH {
         for parity in [0, 1] {
@@ -105,7 +106,7 @@ pub async fn probe<D: Device>(device: &D, buffers: &Buffers) -> Result<Probe, Bl
 ///
 /// # Errors
 /// A sentence about what is in the way; then there is no pool.
-pub async fn create<D: Device + 'static>(
+pub(crate) async fn create<D: Device + 'static>(
     device: Rc<D>,
     buffers: Buffers,
     chance: Chance,
@@ -129,7 +130,7 @@ pub async fn create<D: Device + 'static>(
     let sealing = Sealing::new(&vault);
     let pages = Rc::new(Pages::new(Rc::clone(&device), Rc::new(sealing), buffers.clone()));
     let (journal, after) = fixed::journal(journal);
-    wipe(&*device, &buffers, journal).await?;
+    wipe(&*device, journal).await?;
     let extent = Extent { start: Pba(0), count: blocks };
     let segment = Segment::new(extent, after).ok_or(CreateError::TooSmall(blocks))?;
     let mut places = vec![
@@ -138,8 +139,7 @@ pub async fn create<D: Device + 'static>(
     ];
     places.push(journal);
     let failed = |why: &dyn std::fmt::Display| CreateError::Device(why.to_string());
-    let root =
-        space::format(&pages, segment, &places).await.map_err(|why| failed(&why))?;
+    let root = space::format(&pages, segment, &places).await.map_err(|why| failed(&why))?;
     let superblock = Superblock {
         blocks,
         journal,
@@ -162,11 +162,8 @@ pub async fn create<D: Device + 'static>(
 }
 
 /// How many blocks the journal gets.
-fn journal_size(
-    device: BlockCount,
-    asked: Option<BlockCount>,
-) -> Result<BlockCount, CreateError> {
-    let least = BlockCount(LEAST_RING_BLOCKS);
+fn journal_size(device: BlockCount, asked: Option<BlockCount>) -> Result<BlockCount, CreateError> {
+    let least = LEAST_RING_BLOCKS;
     let most = BlockCount((device.0 / 8).max(least.0));
     let usual = (device.0 / BLOCKS_PER_JOURNAL_BLOCK).clamp(LEAST_DEFAULT, MOST_DEFAULT);
     let blocks = asked.unwrap_or(BlockCount(usual.min(most.0)));
@@ -178,13 +175,8 @@ fn journal_size(
 
 /// What an earlier pool left in the journal's place would be read at each
 /// opening, for nothing.
-async fn wipe<D: Device>(
-    device: &D,
-    buffers: &Buffers,
-    journal: Extent,
-) -> Result<(), CreateError> {
+async fn wipe<D: Device>(device: &D, journal: Extent) -> Result<(), CreateError> {
     const PIECE: u64 = 4096;
-    let _ = buffers;
     let mut at = journal.start.0;
     while at < journal.end().0 {
         let count = BlockCount(PIECE.min(journal.end().0 - at));
@@ -193,9 +185,4 @@ async fn wipe<D: Device>(
         at += count.0;
     }
     Ok(())
-}
-
-/// The journal's place as a ring.
-pub(crate) fn ring(pool: PoolId, journal: Extent) -> Option<Ring> {
-    Ring::new(pool, journal)
 }

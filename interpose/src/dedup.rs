@@ -76,9 +76,11 @@ impl<D: Device> Core<D> {
     fn judge(&self, pba: Pba, hash: &Hash) -> Verdict {
         let Some(durable) = self.space.durable_count(pba) else { return Verdict::Unread };
         let state = self.state.borrow();
-        let count = i64::from(durable) + state.count_change(pba);
-        // 65,535 is the count of a page, and 65,534 the last of a block.
-        if !(1..i64::from(u16::MAX) - 1).contains(&count) {
+        let (count, kept) = state.count(pba, durable);
+        // 65,535 is the count of a page, and 65,534 the last of a block. What
+        // the checkpoint being made frees is gone, even if somebody of the next
+        // period refers to it.
+        if !(1..i64::from(u16::MAX) - 1).contains(&count) || !kept {
             return Verdict::Other;
         }
         let born = |overlay: &crate::overlay::Overlay| overlay.block(pba)?.born;

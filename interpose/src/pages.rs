@@ -202,6 +202,12 @@ impl<D: Device> Pages<D> {
         page
     }
 
+    /// A buffer for a block that is not a page; not counted among those that
+    /// are held, so for a moment only.
+    pub(crate) async fn lend(&self) -> Buffer {
+        self.buffer().await.buffer
+    }
+
     /// A page to change that begins as `page`. Waits for a free buffer.
     pub async fn copy_of(&self, page: &Page) -> PageBuf {
         let mut copy = self.buffer().await;

@@ -29,7 +29,10 @@ impl State {
                 if overlay.is_empty() {
                     continue;
                 }
-                for place in (0..range.count.0).filter(|place| known & 1 << place == 0) {
+                for place in 0..range.count.0 {
+                    if known & 1 << place != 0 {
+                        continue;
+                    }
                     let lba = block_core::Lba(range.start.0 + place);
                     if let Known::Is(pointer) = overlay.find(at.line, lba, epoch) {
                         out[place as usize] = pointer;
@@ -72,8 +75,7 @@ impl<D: Device> Core<D> {
             let run = (rest.trailing_zeros() as usize).min(blocks - place);
             let start = range.start.0 + place as u64;
             let found = &mut out[place..place + run];
-            if let Err(damage) =
-                radix::find_run(&self.pages, Class::Map, &tree, start, found).await
+            if let Err(damage) = radix::find_run(&self.pages, Class::Map, &tree, start, found).await
             {
                 count(&self.tally.damaged, 1);
                 tracing::error!(pool = %self.id, %damage, lba = start, "a map is damaged");

@@ -115,8 +115,7 @@ pub(crate) async fn open<D: Device + 'static>(
         let (least, there) = (Settings::LEAST_PAGES, buffers.count());
         return Err(OpenError::Memory { least, there });
     }
-    let vault =
-        Vault::unlock(Rc::clone(&device), buffers.clone(), secret, chance.clone()).await?;
+    let vault = Vault::unlock(Rc::clone(&device), buffers.clone(), secret, chance.clone()).await?;
     let vault = Rc::new(vault);
     let found = newest_superblock(&*device, &vault, &buffers).await;
     let (superblock, guard, missing) = found.map_err(|why| match why {
@@ -146,7 +145,13 @@ pub(crate) async fn open<D: Device + 'static>(
         usage: superblock.usage,
         generation: guard.generation,
     };
-    let replay = Replay { device: &*device, sealing: &sealing, vault: &vault, buffers: &buffers, ring: &ring };
+    let replay = Replay {
+        device: &*device,
+        sealing: &sealing,
+        vault: &vault,
+        buffers: &buffers,
+        ring: &ring,
+    };
     let index = Index::new(settings.index);
     let state = RefCell::new(state);
     let at = replay.run(start, chain, &state, &space, &index).await?;
@@ -160,8 +165,9 @@ pub(crate) async fn open<D: Device + 'static>(
     }
     let (oldest, mark) = (superblock.from, chain.mark.min(at.next.saturating_sub(1)));
     let journal =
-        Journal::new(Rc::clone(&device), sealing, &buffers, ring, at, oldest, mark)
-            .map_err(|journal::NoBuffers(there)| OpenError::Memory { least: Settings::LEAST_PAGES, there })?;
+        Journal::new(Rc::clone(&device), sealing, &buffers, ring, at, oldest, mark).map_err(
+            |journal::NoBuffers(there)| OpenError::Memory { least: Settings::LEAST_PAGES, there },
+        )?;
     let core = Rc::new(Core {
         id: pool,
         device,
@@ -267,10 +273,11 @@ impl<D: Device> Replay<'_, D> {
         let (device, sealing) = (self.device, self.sealing);
         let replay = |from, end| (from, end);
         let (from, end) = replay(start.position, flushed);
-        let done = journal::replay(device, sealing, self.buffers, self.ring, from, end, |_, record| {
-            apply(record)
-        })
-        .await;
+        let done =
+            journal::replay(device, sealing, self.buffers, self.ring, from, end, |_, record| {
+                apply(record)
+            })
+            .await;
         let at = match done {
             Ok(at) => at,
             Err(error) => return Err(failed(error, why)),
@@ -280,9 +287,8 @@ impl<D: Device> Replay<'_, D> {
             records.push((number, record));
             Ok(())
         };
-        let rest = journal::replay(
-            device, sealing, self.buffers, self.ring, at, chain.end.next, keep,
-        );
+        let rest =
+            journal::replay(device, sealing, self.buffers, self.ring, at, chain.end.next, keep);
         rest.await.map_err(|error| failed(error, None))?;
         let domain = |line| {
             let state = state.borrow();

@@ -17,7 +17,7 @@ mod superblocks;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::{BlockError, Device, Pba};
+use block_core::{BlockCount, BlockError, Device, Pba};
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -31,13 +31,18 @@ use crate::pages::{Damage, PagesError};
 use crate::radix::{MergeError, Tree};
 use crate::space::{Change, Full, SweepError, Swept};
 
-pub(crate) use lists::pop_list;
 pub(crate) use scribe::Scribe;
 pub(crate) use shelves::Shelves;
-pub(crate) use superblocks::{Guard, write_superblock};
+pub use superblocks::Guard;
+pub(crate) use superblocks::{
+    NoSuperblock, format_superblocks, newest_superblock, repair_superblock, write_superblock,
+};
 
 /// Entries of a dismantled overlay that one turn lets go of.
 const DISMANTLED: usize = 256;
+
+/// Shorter runs of freed blocks are not worth a command.
+const LEAST_DEALLOCATED: BlockCount = BlockCount(64);
 
 /// Changed blocks that are looked at in one go.
 const CHANGED_BLOCKS: usize = 256;
@@ -87,7 +92,7 @@ pub(crate) struct Desk {
     /// One is done.
     pub(crate) done: Notify,
     /// Blocks that the device grew to.
-    pub(crate) grow: Cell<Option<block_core::BlockCount>>,
+    pub(crate) grow: Cell<Option<BlockCount>>,
     pub(crate) shelves: RefCell<Shelves>,
 }
 
@@ -175,7 +180,13 @@ impl<D: Device + 'static> Core<D> {
         let seals = making.write_seals().await?;
         let shelved = making.shelve().await?;
         let changes = ChangedBlocks::new(self).map(|(pba, change)| (pba, change.into()));
-        let mut swept = self.space.sweep(changes).await?;
+        // A block that nobody refers to any more may have been shared again
+        // meanwhile. From here on it cannot: its count is 0 for all who ask.
+        let is_kept = |pba| {
+            let state = self.state.borrow();
+            state.active.block(pba).is_some_and(|change| change.delta > 0)
+        };
+        let mut swept = self.space.sweep(changes, Some(LEAST_DEALLOCATED), &is_kept).await?;
         if let Some(blocks) = desk.grow.get() {
             making.grow(&mut swept, blocks).await?;
         }
@@ -237,15 +248,8 @@ impl<D: Device + 'static> Core<D> {
     /// No read looks at the old checkpoint any more: what it had alone is
     /// free.
     async fn publish(&self, swept: Swept) {
-        let (freed, mut merged) = {
-            let mut state = self.state.borrow_mut();
-            // A block that nobody referred to any more may have been shared
-            // again meanwhile.
-            let freed = self.space.publish(swept, |pba| {
-                state.active.block(pba).is_some_and(|change| change.delta > 0)
-            });
-            (freed, state.merging.take().unwrap_or_default())
-        };
+        let freed = self.space.publish(swept);
+        let mut merged = self.state.borrow_mut().merging.take().unwrap_or_default();
         self.room.merging.set(0);
         self.room.changed.notify_waiters();
         while !merged.dismantle(DISMANTLED) {
@@ -260,11 +264,7 @@ impl<D: Device + 'static> Core<D> {
 }
 
 impl<D: Device + 'static> Making<D> {
-    async fn grow(
-        &self,
-        swept: &mut Swept,
-        blocks: block_core::BlockCount,
-    ) -> Result<(), CheckpointError> {
+    async fn grow(&self, swept: &mut Swept, blocks: BlockCount) -> Result<(), CheckpointError> {
         match self.core.space.grow(blocks).await {
             Ok(grown) => swept.grow(grown),
             Err(why) => {

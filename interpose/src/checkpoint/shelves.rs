@@ -70,13 +70,14 @@ impl<K: Ord + Copy, V> Places<K, V> {
     /// Makes it hold what `there` says; returns the places that changed.
     fn update<'a, T: 'a>(
         &mut self,
-        there: impl Iterator<Item = (K, &'a T)> + Clone,
+        there: impl Iterator<Item = (K, &'a T)>,
         same: impl Fn(&V, &T) -> bool,
         keep: impl Fn(&T) -> V,
     ) -> BTreeSet<u32> {
         let mut changed = BTreeSet::new();
-        let keys: BTreeSet<K> = there.clone().map(|(key, _)| key).collect();
-        let gone: Vec<K> = self.kept.keys().copied().filter(|key| !keys.contains(key)).collect();
+        let there: BTreeMap<K, &T> = there.collect();
+        let gone: Vec<K> =
+            self.kept.keys().copied().filter(|key| !there.contains_key(key)).collect();
         changed.extend(gone.into_iter().filter_map(|key| self.remove(key)));
         for (key, value) in there {
             match self.kept.get_mut(&key) {
@@ -167,7 +168,8 @@ impl<D: Device + 'static> Making<D> {
             let first = index as usize * NODES;
             for (number, bytes) in page.as_chunks_mut::<NODE_BYTES>().0.iter_mut().enumerate() {
                 let key = by_place.get(first + number).copied().flatten();
-                if let Some((key, node)) = key.and_then(|key| Some((key, self.catalog.node(key)?))) {
+                if let Some((key, node)) = key.and_then(|key| Some((key, self.catalog.node(key)?)))
+                {
                     *bytes = node.record(key).encode();
                 }
             }

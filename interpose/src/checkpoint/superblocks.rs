@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use block_core::device::Durability;
-use block_core::{BlockError, Buffer, Device, Pool};
+use block_core::{BLOCK_SIZE, BlockError, Buffer, Device, Pool};
 
 use super::CheckpointError;
 use crate::core::Core;
@@ -20,8 +20,18 @@ pub struct Guard {
     pub pool: PoolId,
     /// The newest checkpoint.
     pub generation: u64,
-    /// Its superblock's tag.
+    /// The hash of what its superblock says.
     pub tag: [u8; 16],
+}
+
+impl Guard {
+    fn of(pool: PoolId, generation: u64, superblock: &Superblock) -> Self {
+        let mut bytes = [0; BLOCK_SIZE];
+        superblock.encode(&mut bytes);
+        let mut tag = [0; 16];
+        tag.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
+        Self { pool, generation, tag }
+    }
 }
 
 /// Makes everything that was written durable, then the superblock: one copy
@@ -31,16 +41,13 @@ pub(crate) async fn write_superblock<D: Device>(
     generation: u64,
     superblock: &Superblock,
 ) -> Result<(), CheckpointError> {
-    let page = core.pages.blank().await;
     core.device.flush().await?;
-    let mut buffer = page.into_buffer();
+    let mut buffer = core.pages.lend().await;
     for copy in Copy::BOTH {
-        let tag = encode(&core.vault, &core.id, generation, copy, superblock, &mut buffer)?;
-        if copy == Copy::A {
-            core.guard.set(Guard { pool: core.id, generation, tag });
-        }
+        encode(&core.vault, &core.id, generation, copy, superblock, &mut buffer)?;
         buffer = put(&*core.device, buffer, generation, copy).await?;
     }
+    core.guard.set(Guard::of(core.id, generation, superblock));
     Ok(())
 }
 
@@ -70,7 +77,7 @@ fn encode(
     copy: Copy,
     superblock: &Superblock,
     block: &mut [u8],
-) -> Result<[u8; 16], CheckpointError> {
+) -> Result<(), CheckpointError> {
     superblock.encode(block);
     Head::encode(block, pool, generation);
     let at = fixed::superblock(generation, copy);
@@ -78,7 +85,7 @@ fn encode(
     let sealed = vault.seal(DomainId::METADATA, &data, &mut block[HEAD_BYTES..]);
     let seal = sealed.map_err(|_| CheckpointError::Unsealed)?;
     Head::encode_seal(block, &seal);
-    Ok(seal.tag)
+    Ok(())
 }
 
 async fn put<D: Device>(
@@ -163,8 +170,8 @@ fn decode(vault: &Vault, parity: u64, copy: Copy, block: &mut [u8]) -> Slot {
     match opened.ok().and_then(|()| Superblock::decode(block).ok()) {
         None => Slot::Bad,
         Some(superblock) => {
-            let (generation, tag) = (head.generation, head.seal.tag);
-            Slot::Good(Box::new(superblock), Guard { pool, generation, tag })
+            let guard = Guard::of(pool, head.generation, &superblock);
+            Slot::Good(Box::new(superblock), guard)
         }
     }
 }
@@ -177,7 +184,7 @@ pub(crate) async fn repair_superblock<D: Device>(
     missing: &[Copy],
 ) -> Result<(), CheckpointError> {
     for &copy in missing {
-        let mut buffer = core.pages.blank().await.into_buffer();
+        let mut buffer = core.pages.lend().await;
         encode(&core.vault, &core.id, guard.generation, copy, superblock, &mut buffer)?;
         put(&*core.device, buffer, guard.generation, copy).await?;
     }

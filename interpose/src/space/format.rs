@@ -89,6 +89,7 @@ async fn mark<D: Device>(
     let blocks = fixed.iter().flat_map(|extent| extent.start.0..extent.end().0);
     let changes = blocks.map(|pba| (Pba(pba), Change::Page));
     let root = [SegmentRoot { segment, top: Entry::Untouched }];
-    let roots = rewrite(pages, &root, Groups::new(&root, changes, |_, _| true), &|_| false, each).await?;
+    let roots =
+        rewrite(pages, &root, Groups::new(&root, changes, |_, _| true), &|_| false, each).await?;
     Ok(roots[0])
 }

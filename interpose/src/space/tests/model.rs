@@ -119,7 +119,8 @@ impl World {
             taken: &mut self.taken,
             unused: &mut self.unused,
         };
-        let (swept, ()) = both(self.space.sweep(changes, least, &|_| false), simple.steps(during)).await;
+        let (swept, ()) =
+            both(self.space.sweep(changes, least, &|_| false), simple.steps(during)).await;
         let published = self.space.publish(swept.expect("swept"));
         for (&pba, &change) in &merging {
             let count = after(self.durable.get(&pba).copied().unwrap_or(0), change);

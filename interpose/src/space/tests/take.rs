@@ -108,7 +108,8 @@ fn what_is_killed_comes_back_when_its_checkpoint_is_published() {
         assert_eq!((space.taken().0, space.durable_count(block)), (0, Some(1)));
         let free = space.allocatable();
 
-        let swept = space.sweep([(block, Change::Delta(-1))], None, &|_| false).await.expect("swept");
+        let swept =
+            space.sweep([(block, Change::Delta(-1))], None, &|_| false).await.expect("swept");
         assert_eq!(swept.freed().0, 1);
         assert_eq!(space.load_count(block).await, Ok(1));
         assert_eq!(space.allocatable(), free);
