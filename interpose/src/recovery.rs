@@ -124,14 +124,14 @@ pub(crate) async fn open<D: Device + 'static>(
     })?;
     check(&superblock, &guard, device.blocks(), newest)?;
     let (pool, sealing) = (vault.pool_id(), Rc::new(Sealing::new(&vault)));
-    let ring = Ring::new(pool, 0, superblock.journal).ok_or(OpenError::Superblocks)?;
+    let ring = Ring::new(0, superblock.journal).ok_or(OpenError::Superblocks)?;
     // The journal is read through buffers that nothing else needs yet.
     let start = Start {
         position: Position { next: superblock.from, previous: superblock.previous },
         mark: superblock.mark,
     };
-    let chain = journal::scan(&*device, &*sealing, &buffers, &ring, start).await;
-    let pages = Rc::new(Pages::new(Rc::clone(&device), sealing.clone(), buffers.clone()));
+    let chain = journal::scan(&*device, &vault, &buffers, &ring, start).await;
+    let pages = Rc::new(Pages::new(Rc::clone(&device), sealing, buffers.clone()));
     let (shelves, catalog) = Shelves::read(&pages, &superblock)
         .await
         .map_err(|why| OpenError::Catalog(why.to_string()))?;
@@ -145,13 +145,7 @@ pub(crate) async fn open<D: Device + 'static>(
         usage: superblock.usage,
         generation: guard.generation,
     };
-    let replay = Replay {
-        device: &*device,
-        sealing: &sealing,
-        vault: &vault,
-        buffers: &buffers,
-        ring: &ring,
-    };
+    let replay = Replay { device: &*device, vault: &vault, buffers: &buffers, ring: &ring };
     let index = Index::new(settings.index);
     let state = RefCell::new(state);
     let at = replay.run(start, chain, &state, &space, &index).await?;
@@ -165,9 +159,11 @@ pub(crate) async fn open<D: Device + 'static>(
     }
     let (oldest, mark) = (superblock.from, chain.mark.min(at.next.saturating_sub(1)));
     let journal =
-        Journal::new(Rc::clone(&device), sealing, &buffers, ring, at, oldest, mark).map_err(
-            |journal::NoBuffers(there)| OpenError::Memory { least: Settings::LEAST_PAGES, there },
-        )?;
+        Journal::new(Rc::clone(&device), Rc::clone(&vault), &buffers, ring, at, oldest, mark)
+            .map_err(|journal::NoBuffers(there)| OpenError::Memory {
+                least: Settings::LEAST_PAGES,
+                there,
+            })?;
     let core = Rc::new(Core {
         id: pool,
         device,
@@ -235,7 +231,6 @@ impl<D: Device> Core<D> {
 /// What replaying the journal needs.
 struct Replay<'a, D> {
     device: &'a D,
-    sealing: &'a Sealing,
     vault: &'a Vault,
     buffers: &'a Buffers,
     ring: &'a Ring,
@@ -270,11 +265,11 @@ impl<D: Device> Replay<'_, D> {
                 why: why.map_or_else(|| "a record is malformed".to_owned(), |why| why.to_string()),
             },
         };
-        let (device, sealing) = (self.device, self.sealing);
+        let (device, vault) = (self.device, self.vault);
         let replay = |from, end| (from, end);
         let (from, end) = replay(start.position, flushed);
         let done =
-            journal::replay(device, sealing, self.buffers, self.ring, from, end, |_, record| {
+            journal::replay(device, vault, self.buffers, self.ring, from, end, |_, record| {
                 apply(record)
             })
             .await;
@@ -288,7 +283,7 @@ impl<D: Device> Replay<'_, D> {
             Ok(())
         };
         let rest =
-            journal::replay(device, sealing, self.buffers, self.ring, at, chain.end.next, keep);
+            journal::replay(device, vault, self.buffers, self.ring, at, chain.end.next, keep);
         rest.await.map_err(|error| failed(error, None))?;
         let domain = |line| {
             let state = state.borrow();
@@ -321,7 +316,7 @@ impl<D: Device> Replay<'_, D> {
             }
         }
         let nothing = |_, _| Ok(());
-        let kept = journal::replay(device, sealing, self.buffers, self.ring, at, end, nothing);
+        let kept = journal::replay(device, vault, self.buffers, self.ring, at, end, nothing);
         kept.await.map_err(|error| failed(error, None))
     }
 

@@ -1,13 +1,12 @@
-//! The pool's keys, as its pages and its journal see them.
+//! The pool's keys, as its pages see them.
 
 use std::rc::Rc;
 
-use crate::journal::Seals;
-use crate::layout::{Binding, DomainId, PoolId, Seal};
+use crate::layout::{Binding, PoolId, Seal};
 use crate::pages::{Sealer, Unopened, Unsealed};
 use crate::vault::Vault;
 
-/// Seals what is the pool's own.
+/// Seals pages.
 pub(crate) struct Sealing {
     vault: Rc<Vault>,
     pool: PoolId,
@@ -27,15 +26,5 @@ impl Sealer for Sealing {
     fn open(&self, seal: &Seal, binding: &Binding, page: &mut [u8]) -> Result<(), Unopened> {
         let aad = binding.encode(&self.pool);
         self.vault.open(binding.domain, seal, &aad, page).map_err(|_| Unopened)
-    }
-}
-
-impl Seals for Sealing {
-    fn seal(&self, aad: &[u8], bytes: &mut [u8]) -> Option<Seal> {
-        self.vault.seal(DomainId::METADATA, aad, bytes).ok()
-    }
-
-    fn open(&self, seal: &Seal, aad: &[u8], bytes: &mut [u8]) -> Option<()> {
-        self.vault.open(DomainId::METADATA, seal, aad, bytes).ok()
     }
 }

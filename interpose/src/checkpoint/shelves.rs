@@ -144,7 +144,7 @@ impl<D: Device + 'static> Making<D> {
         let mut shelves = self.core.checkpoints.shelves.borrow().clone();
         let volumes = shelves.volume_places.update(
             self.catalog.volumes().map(|volume| (volume.id, volume)),
-            |kept, volume| Rc::ptr_eq(kept, volume),
+            Rc::ptr_eq,
             Rc::clone,
         );
         let nodes = shelves.node_places.update(
