@@ -248,8 +248,9 @@ impl<D: Device + 'static> Core<D> {
     /// No read looks at the old checkpoint any more: what it had alone is
     /// free.
     async fn publish(&self, swept: Swept) {
-        let freed = self.space.publish(swept);
+        let published = self.space.publish(swept);
         let mut merged = self.state.borrow_mut().merging.take().unwrap_or_default();
+        let freed = self.space.release(published).await;
         self.room.merging.set(0);
         self.room.changed.notify_waiters();
         while !merged.dismantle(DISMANTLED) {
