@@ -104,7 +104,6 @@ impl Hook {
 /// What stands around one volume.
 #[derive(Debug)]
 pub struct Hooks {
-    clock: Rc<TurnClock>,
     meter: Rc<Meter>,
     array: RefCell<Vec<Hook>>,
 }
@@ -112,29 +111,28 @@ pub struct Hooks {
 impl Hooks {
     /// A meter, and a throttle if there are limits.
     #[must_use]
-    pub fn new(clock: Rc<TurnClock>, limits: Option<Limits>) -> Self {
+    pub fn new(limits: Option<Limits>, now: Time) -> Self {
         let meter = Rc::new(Meter::default());
         let array = RefCell::new(vec![Hook::Meter(Rc::clone(&meter))]);
-        let hooks = Self { clock, meter, array };
-        hooks.set_limits(limits);
+        let hooks = Self { meter, array };
+        hooks.set_limits(limits, now);
         hooks
     }
 
     /// Lets a request pass, which may take until its turn has come.
-    pub async fn admit(&self, facts: RequestFacts) -> Ticket {
-        let ticket = Ticket { facts, arrived: self.clock.now() };
+    pub async fn admit(&self, facts: RequestFacts, clock: &TurnClock) -> Ticket {
+        let ticket = Ticket { facts, arrived: clock.now() };
         let mut last = None;
         // The array may change while a hook waits.
         while let Some(hook) = self.inside(last) {
-            hook.admit(facts, &self.clock).await;
+            hook.admit(facts, clock).await;
             last = Some(hook.place());
         }
         ticket
     }
 
     /// The request has ended.
-    pub fn done(&self, ticket: Ticket, outcome: Result<(), BlockError>) {
-        let now = self.clock.now();
+    pub fn done(&self, ticket: Ticket, outcome: Result<(), BlockError>, now: Time) {
         let array = self.array.borrow();
         array.iter().rev().for_each(|hook| hook.done(now, &ticket, outcome));
     }
@@ -152,15 +150,15 @@ impl Hooks {
     }
 
     /// Sets what the volume may do, also for requests that wait already.
-    pub fn set_limits(&self, limits: Option<Limits>) {
+    pub fn set_limits(&self, limits: Option<Limits>, now: Time) {
         match (self.throttle(), limits) {
-            (Some(throttle), Some(limits)) => throttle.set_limits(limits, self.clock.now()),
+            (Some(throttle), Some(limits)) => throttle.set_limits(limits, now),
             (Some(throttle), None) => {
                 self.take(Place::Throttle);
                 throttle.lift();
             }
             (None, Some(limits)) => {
-                self.put(Hook::Throttle(Rc::new(Throttle::new(limits, self.clock.now()))));
+                self.put(Hook::Throttle(Rc::new(Throttle::new(limits, now))));
             }
             (None, None) => {}
         }

@@ -27,68 +27,85 @@ fn header() -> Header {
 }
 
 /// Spawns a request that takes no time once it was admitted.
-fn send(executor: &mut Executor, hooks: &Rc<Hooks>, outcome: Result<(), BlockError>) {
-    let hooks = Rc::clone(hooks);
+fn send(stand: &mut Stand, outcome: Result<(), BlockError>) {
+    let (hooks, clock) = (Rc::clone(&stand.hooks), Rc::clone(&stand.clock));
     let life = async move {
-        let ticket = hooks.admit(read()).await;
-        hooks.done(ticket, outcome);
+        let ticket = hooks.admit(read(), &clock).await;
+        hooks.done(ticket, outcome, clock.now());
     };
-    executor.spawn(life).expect("room");
-    while executor.run(0) > 0 {}
+    stand.executor.spawn(life).expect("room");
+    stand.run();
+}
+
+struct Stand {
+    clock: Rc<TurnClock>,
+    hooks: Rc<Hooks>,
+    executor: Executor,
+}
+
+impl Stand {
+    fn new(limits: Option<Limits>) -> Self {
+        let hooks = Rc::new(Hooks::new(limits, Time::ZERO));
+        Self { clock: Rc::default(), hooks, executor: Executor::new(8) }
+    }
+
+    fn run(&mut self) {
+        while self.executor.run(0) > 0 {}
+    }
+
+    fn tick(&mut self, now: Time) {
+        self.clock.tick(now);
+        self.run();
+    }
 }
 
 /// The operator looks at a volume that a limit slows down: the meter shows what
 /// the guest feels, and the throttle what of it is its doing.
 #[test]
 fn the_meter_sees_what_the_guest_sees() {
-    let clock = Rc::new(TurnClock::default());
-    let hooks = Rc::new(Hooks::new(Rc::clone(&clock), limits(10)));
-    let mut executor = Executor::new(8);
-    send(&mut executor, &hooks, Ok(()));
-    send(&mut executor, &hooks, Err(BlockError::Medium));
-    assert_eq!(hooks.measured().in_flight, 1);
-    clock.tick(at(100));
-    while executor.run(0) > 0 {}
-    let measured = hooks.measured();
+    let mut stand = Stand::new(limits(10));
+    send(&mut stand, Ok(()));
+    send(&mut stand, Err(BlockError::Medium));
+    assert_eq!(stand.hooks.measured().in_flight, 1);
+    stand.tick(at(100));
+    let measured = stand.hooks.measured();
     let reads = measured.kind(Kind::Read);
     assert_eq!((measured.in_flight, reads.bytes, reads.errors), (0, 8192, 1));
     assert_eq!(reads.latency.total(), 2);
     assert_eq!(reads.latency.longest(), Duration::from_millis(100));
     assert_eq!(measured.kind(Kind::Write).latency.total(), 0);
     let waited = Throttled { waiting: 0, delayed: 1, waited: Duration::from_millis(100) };
-    assert_eq!(hooks.throttled(), Some(waited));
+    assert_eq!(stand.hooks.throttled(), Some(waited));
 }
 
 /// Hooks come and go while requests wait inside: each request is counted once,
 /// pays once, and is recorded only if it came after the recording began.
 #[test]
 fn the_array_changes_under_waiting_requests() {
-    let clock = Rc::new(TurnClock::default());
-    let hooks = Rc::new(Hooks::new(Rc::clone(&clock), limits(1)));
-    let mut executor = Executor::new(8);
-    (0..3).for_each(|_| send(&mut executor, &hooks, Ok(())));
-    clock.tick(at(10));
+    let mut stand = Stand::new(limits(1));
+    (0..3).for_each(|_| send(&mut stand, Ok(())));
+    stand.tick(at(10));
     let (sink, writer) = pipe();
-    hooks.record(Recorder::new(header(), sink, clock.now()));
-    assert!(hooks.recorded().is_some_and(|recorded| recorded.open));
-    send(&mut executor, &hooks, Ok(()));
-    clock.tick(at(1000));
-    while executor.run(0) > 0 {}
-    let in_flight = |hooks: &Hooks| hooks.measured().in_flight;
-    assert_eq!(in_flight(&hooks), 2, "one a second, though the array has grown");
-    hooks.set_limits(None);
-    while executor.run(0) > 0 {}
-    assert_eq!(in_flight(&hooks), 0, "nobody waits for a throttle that is gone");
-    assert_eq!(hooks.limits(), None);
-    send(&mut executor, &hooks, Ok(()));
-    hooks.stop_recording();
-    send(&mut executor, &hooks, Ok(()));
-    assert_eq!(hooks.measured().kind(Kind::Read).latency.total(), 6);
+    stand.hooks.record(Recorder::new(header(), sink, stand.clock.now()));
+    assert!(stand.hooks.recorded().is_some_and(|recorded| recorded.open));
+    send(&mut stand, Ok(()));
+    stand.tick(at(1000));
+    let in_flight = stand.hooks.measured().in_flight;
+    assert_eq!(in_flight, 2, "one a second, though the array has grown");
+    stand.hooks.set_limits(None, stand.clock.now());
+    stand.run();
+    let in_flight = stand.hooks.measured().in_flight;
+    assert_eq!(in_flight, 0, "nobody waits for a throttle that is gone");
+    assert_eq!(stand.hooks.limits(), None);
+    send(&mut stand, Ok(()));
+    stand.hooks.stop_recording();
+    send(&mut stand, Ok(()));
+    assert_eq!(stand.hooks.measured().kind(Kind::Read).latency.total(), 6);
 
     let mut file = Vec::new();
     assert!(writer.run(&mut file).expect("memory").ended);
     let entries: Vec<_> = Reader::open(&file[..]).expect("a trace").map(Result::unwrap).collect();
-    let arrivals: Vec<_> = entries
+    let recorded: Vec<_> = entries
         .iter()
         .map(|entry| match entry {
             Entry::Request(request) => (request.arrival, request.latency),
@@ -96,14 +113,14 @@ fn the_array_changes_under_waiting_requests() {
         })
         .collect();
     let after = Duration::from_millis(990);
-    assert_eq!(arrivals, [(Duration::ZERO, after), (after, Duration::ZERO)]);
+    assert_eq!(recorded, [(Duration::ZERO, after), (after, Duration::ZERO)]);
 }
 
 /// A meter is always on, so its cost is every request's.
 #[test]
 fn a_request_without_a_throttle_never_waits() {
-    let hooks = Hooks::new(Rc::default(), None);
+    let (hooks, clock) = (Hooks::new(None, Time::ZERO), TurnClock::default());
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let admit = std::pin::pin!(hooks.admit(read()));
+    let admit = std::pin::pin!(hooks.admit(read(), &clock));
     assert!(admit.poll(&mut context).is_ready());
 }
