@@ -4,7 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block_core::{Device, Pool};
+use block_core::{Device, Pool, Time};
 use nvme::{Clock, Controller, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions};
 
 /// Most commands that a worker has under way on its queue pair.
@@ -30,6 +30,12 @@ pub trait Engine {
     /// Whether answers are to come that nothing but looking will find.
     fn is_busy(&self) -> bool;
 
+    /// The moment it is, if it can tell: within a turn, what a controller of
+    /// this thread does takes time.
+    fn now(&self) -> Option<Time> {
+        None
+    }
+
     /// Buffers that all devices reach.
     ///
     /// # Errors
@@ -43,6 +49,7 @@ pub struct NvmeEngine {
     queue: Rc<QueuePair>,
     controller: Controller,
     soft: Option<Arc<SoftController>>,
+    clock: Clock,
 }
 
 impl NvmeEngine {
@@ -57,8 +64,8 @@ impl NvmeEngine {
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
         let soft = SoftController::new(options, namespaces);
-        let controller = Controller::start(soft.bus(), clock)?;
-        let (mut engine, devices) = Self::new(controller)?;
+        let controller = Controller::start(soft.bus(), Arc::clone(&clock))?;
+        let (mut engine, devices) = Self::new(controller, clock)?;
         engine.soft = Some(soft);
         Ok((engine, devices))
     }
@@ -68,11 +75,14 @@ impl NvmeEngine {
     ///
     /// # Errors
     /// When the controller has no queue pair left.
-    pub fn new(controller: Controller) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
+    pub fn new(
+        controller: Controller,
+        clock: Clock,
+    ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
         let queue = controller.create_queue_pair(QUEUE_DEPTH)?;
         let devices =
             controller.namespaces().map(|info| Namespace::new(Rc::clone(&queue), info)).collect();
-        Ok((Self { queue, controller, soft: None }, devices))
+        Ok((Self { queue, controller, soft: None, clock }, devices))
     }
 
     /// The controller.
@@ -99,6 +109,10 @@ impl Engine for NvmeEngine {
 
     fn is_busy(&self) -> bool {
         self.queue.in_flight() > 0
+    }
+
+    fn now(&self) -> Option<Time> {
+        Some((self.clock)())
     }
 
     fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {

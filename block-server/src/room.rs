@@ -1,6 +1,6 @@
 //! What all tasks of a worker share.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::{Device, Time};
+use interpose::hooks::TurnClock;
 use link::{Reply, SlotRef, VolumeName};
 
 use crate::directory::{Directory, WorkerIndex};
@@ -28,7 +29,7 @@ pub struct Room<D> {
     /// Answers that wait to be collected.
     replies: RefCell<VecDeque<(SlotRef, Reply)>>,
     lives: RefCell<VecDeque<Life>>,
-    now: Cell<Time>,
+    clock: TurnClock,
 }
 
 /// A volume, and where it is.
@@ -56,14 +57,20 @@ impl<D> Room<D> {
             worker,
             replies: RefCell::default(),
             lives: RefCell::default(),
-            now: Cell::new(Time::ZERO),
+            clock: TurnClock::default(),
         }
     }
 
     /// The moment of the worker's turn.
     #[must_use]
     pub fn now(&self) -> Time {
-        self.now.get()
+        self.clock.now()
+    }
+
+    /// The time of the turn, for those that wait for a later one.
+    #[must_use]
+    pub fn clock(&self) -> &TurnClock {
+        &self.clock
     }
 
     /// Begins, in the next turn, something that nobody waits for.
@@ -111,13 +118,13 @@ impl<D> Room<D> {
 impl<D: Device> Room<D> {
     /// A turn begins.
     pub fn tick(&self, now: Time) {
-        self.now.set(now);
+        self.clock.tick(now);
     }
 
     /// When a turn is wanted although nothing has come.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        None
+        self.clock.deadline()
     }
 
     /// The volume of that name, if this worker has it.

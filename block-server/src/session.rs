@@ -5,7 +5,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
-use block_core::{BlockCount, BlockError, Device, Request, Served};
+use block_core::{BlockCount, BlockError, Device, Op, Request, Served};
+use interpose::hooks::RequestFacts;
 use link::{
     Access, AttachReply, AttachRequest, Attached, FrontId, Refused, Reply, SlotRef, VolumeHandle,
     Work,
@@ -78,6 +79,30 @@ impl<D> Clone for Handle<D> {
     }
 }
 
+impl<D: Device> Handle<D> {
+    /// A request that waited to be admitted did not run: meanwhile the volume
+    /// may have been taken away, or resized.
+    async fn serve(&self, request: Request) -> Reply {
+        match self.begin(request.op) {
+            Ok(running) => {
+                let Served { outcome, word, buffer } = self.volume.requests.serve(request).await;
+                drop(running);
+                let news = self.volume.requests.blocks() != self.told;
+                Reply { outcome, word, buffer, attach: None, news }
+            }
+            Err(error) => Reply { buffer: request.buffer, ..Reply::plain(Err(error), 0) },
+        }
+    }
+
+    fn begin(&self, op: Op) -> Result<Running, BlockError> {
+        let running = self.hold.begin().ok_or(BlockError::NotAttached)?;
+        if op.changes() && self.hold.access() == Access::Read {
+            return Err(BlockError::ReadOnly);
+        }
+        Ok(running)
+    }
+}
+
 impl<D: Device> Session<D> {
     /// A session of `front` without volumes.
     #[must_use]
@@ -94,31 +119,20 @@ impl<D: Device> Session<D> {
         }
     }
 
-    async fn serve(&self, handle: VolumeHandle, request: Request) -> Reply {
-        match self.begin(handle, &request) {
-            Ok((volume, running, told)) => {
-                let Served { outcome, word, buffer } = volume.requests.serve(request).await;
-                drop(running);
-                let news = volume.requests.blocks() != told;
-                Reply { outcome, word, buffer, attach: None, news }
-            }
-            Err(error) => Reply { buffer: request.buffer, ..Reply::plain(Err(error), 0) },
-        }
+    async fn serve(&self, room: &Room<D>, handle: VolumeHandle, request: Request) -> Reply {
+        let Some(handle) = self.handle(handle) else {
+            let outcome = Err(BlockError::NotAttached);
+            return Reply { buffer: request.buffer, ..Reply::plain(outcome, 0) };
+        };
+        let hooks = &handle.volume.hooks;
+        let ticket = hooks.admit(RequestFacts::from(&request), room.clock()).await;
+        let reply = handle.serve(request).await;
+        hooks.done(ticket, reply.outcome, room.now());
+        reply
     }
 
-    fn begin(
-        &self,
-        handle: VolumeHandle,
-        request: &Request,
-    ) -> Result<(Rc<Volume<D>>, Running, BlockCount), BlockError> {
-        let handles = self.handles.borrow();
-        let entry = handles.get(usize::from(handle.0)).and_then(Option::as_ref);
-        let entry = entry.ok_or(BlockError::NotAttached)?;
-        let running = entry.hold.begin().ok_or(BlockError::NotAttached)?;
-        if request.op.changes() && entry.hold.access() == Access::Read {
-            return Err(BlockError::ReadOnly);
-        }
-        Ok((Rc::clone(&entry.volume), running, entry.told))
+    fn handle(&self, handle: VolumeHandle) -> Option<Handle<D>> {
+        self.handles.borrow().get(usize::from(handle.0))?.clone()
     }
 
     async fn attach(&self, room: &Room<D>, request: AttachRequest) -> AttachReply {
@@ -223,7 +237,7 @@ pub async fn serve_slot<D: Device>(
 ) {
     while let Job::Serve(work) = slot.next().await {
         let reply = match work {
-            Work::Block { volume, request } => session.serve(volume, request).await,
+            Work::Block { volume, request } => session.serve(&room, volume, request).await,
             Work::Attach(request) => {
                 let reply = session.attach(&room, request).await;
                 Reply { attach: Some(reply), ..Reply::plain(Ok(()), 0) }

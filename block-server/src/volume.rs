@@ -4,7 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::{Device, Ordered, Scratch};
+use block_core::{Device, Ordered, Scratch, Time};
+use interpose::hooks::Hooks;
 use link::{FrontId, VolumeName};
 
 use crate::extents::RawVolume;
@@ -14,6 +15,8 @@ use crate::layout::VolumeRecord;
 /// A volume that is there.
 #[derive(Debug)]
 pub struct Volume<D> {
+    /// What stands around every request.
+    pub hooks: Hooks,
     /// What serves its requests.
     pub requests: Ordered<RawVolume<D>>,
     /// Its place in the device's catalog.
@@ -38,6 +41,7 @@ impl<D: Device> Volume<D> {
     ) -> Self {
         let raw = RawVolume::new(Rc::clone(device), record.blocks, &record.extents);
         Self {
+            hooks: Hooks::new(None, Time::ZERO),
             requests: Ordered::new(raw, Rc::clone(scratch), verifier),
             place,
             record: RefCell::new(record),

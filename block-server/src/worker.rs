@@ -214,6 +214,12 @@ impl<E: Engine> Worker<E> {
 
     fn step(&mut self) -> usize {
         let reaped = self.engine.reap();
+        // What ended has ended now, not when the turn began.
+        if reaped > 0
+            && let Some(now) = self.engine.now()
+        {
+            self.room.tick(now);
+        }
         let ran = self.executor.run(self.turns);
         self.engine.ring();
         reaped + ran
