@@ -13,7 +13,6 @@ use crate::layout::superblock::{Head, Superblock, Usage};
 use crate::layout::{Epoch, LineId, PoolId};
 use crate::pages::Pages;
 use crate::radix::Tree;
-use crate::sealing::Sealing;
 use crate::space::{self, layout::Segment};
 use crate::vault::{KeyError, NewWay, UnlockError, Vault};
 
@@ -127,8 +126,7 @@ pub(crate) async fn create<D: Device + 'static>(
         Vault::create(Rc::clone(&device), buffers.clone(), pool, options.first, chance).await?;
     vault.begin_era().await?;
     let vault = Rc::new(vault);
-    let sealing = Sealing::new(&vault);
-    let pages = Rc::new(Pages::new(Rc::clone(&device), Rc::new(sealing), buffers.clone()));
+    let pages = Rc::new(Pages::new(Rc::clone(&device), Rc::clone(&vault), buffers.clone()));
     let (journal, after) = fixed::journal(journal);
     wipe(&*device, journal).await?;
     let extent = Extent { start: Pba(0), count: blocks };

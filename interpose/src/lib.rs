@@ -37,7 +37,6 @@ pub mod pages;
 pub mod radix;
 pub mod space;
 
-mod sealing;
 pub mod vault;
 
 pub mod layout;

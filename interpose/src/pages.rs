@@ -204,7 +204,7 @@ impl<D: Device> Pages<D> {
 
     /// A buffer for a block that is not a page; not counted among those that
     /// are held, so for a moment only.
-    pub(crate) async fn lend(&self) -> Buffer {
+    pub(crate) async fn lend(&self) -> block_core::Buffer {
         self.buffer().await.buffer
     }
 

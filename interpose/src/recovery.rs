@@ -21,7 +21,6 @@ use crate::layout::{DomainId, Record};
 use crate::overlay::Overlay;
 use crate::pages::{Damage, Pages};
 use crate::read_cache::ReadCache;
-use crate::sealing::Sealing;
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::vault::{KeyError, Secret, UnlockError, Vault};
@@ -123,7 +122,7 @@ pub(crate) async fn open<D: Device + 'static>(
         NoSuperblock::Unreadable(error) => OpenError::Unreadable(error),
     })?;
     check(&superblock, &guard, device.blocks(), newest)?;
-    let (pool, sealing) = (vault.pool_id(), Rc::new(Sealing::new(&vault)));
+    let pool = vault.pool_id();
     let ring = Ring::new(0, superblock.journal).ok_or(OpenError::Superblocks)?;
     // The journal is read through buffers that nothing else needs yet.
     let start = Start {
@@ -131,7 +130,7 @@ pub(crate) async fn open<D: Device + 'static>(
         mark: superblock.mark,
     };
     let chain = journal::scan(&*device, &vault, &buffers, &ring, start).await;
-    let pages = Rc::new(Pages::new(Rc::clone(&device), sealing, buffers.clone()));
+    let pages = Rc::new(Pages::new(Rc::clone(&device), Rc::clone(&vault), buffers.clone()));
     let (shelves, catalog) = Shelves::read(&pages, &superblock)
         .await
         .map_err(|why| OpenError::Catalog(why.to_string()))?;
