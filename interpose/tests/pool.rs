@@ -20,7 +20,7 @@ fn chance(seed: u64) -> Chance {
 }
 
 fn secret() -> Secret {
-    Secret::key_file(vec![7; 32])
+    Secret::key_file(vec![7; 32].into())
 }
 
 struct World {
@@ -115,7 +115,8 @@ fn what_was_written_is_read_before_and_after_opening_again() {
         model[at..at + data.len()].copy_from_slice(&data);
         if step % 50 == 10 {
             let name = format!("snapshot-{step}");
-            let taken = pool.snapshot(&[id], &name, false);
+            let group = [id];
+            let taken = pool.snapshot(&group, &name, false);
             world.driver.run(taken).expect("runs").expect("taken");
             let key = pool.find_snapshot(id, &name).expect("there");
             snapshots.push((key, model.clone()));
