@@ -41,6 +41,34 @@ pub(crate) struct Room {
     warned: Cell<u64>,
 }
 
+/// How long the requests of a volume wait for room: until somebody takes the
+/// volume away.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(Cell<u64>);
+
+/// The patience of one request.
+struct Waiting<'a> {
+    patience: &'a Patience,
+    since: u64,
+}
+
+impl Patience {
+    /// What waits, waits no longer.
+    pub(crate) fn end(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn begin(&self) -> Waiting<'_> {
+        Waiting { patience: self, since: self.0.get() }
+    }
+}
+
+impl Waiting<'_> {
+    fn has_ended(&self) -> bool {
+        self.patience.0.get() != self.since
+    }
+}
+
 /// Room for one request; given back when dropped: what the request took is
 /// seen elsewhere then.
 #[must_use]
@@ -75,22 +103,30 @@ impl Overlay {
         // those at both ends of a run.
         let seal_pages = self.changed_blocks() / (seals::ENTRIES / 2) + 4;
         let above = seal_pages / POINTERS as u64 + 4;
-        let dead_pages = self.entries() / dead::ENTRIES as u64 + 2;
+        let dead_pages = self.dead() / dead::ENTRIES as u64 + 2;
         self.map_pages() + seal_pages + above + dead_pages
     }
 }
 
 impl<D: Device> Core<D> {
-    /// Waits until so many blocks may be written.
-    pub(crate) async fn admit(&self, blocks: u64) -> Result<Promise<'_>, BlockError> {
-        self.wait_for_room(blocks * (1 + PAGES_PER_BLOCK), self.reserve()).await?;
+    /// Waits until so many blocks may be written, or until the caller's
+    /// patience ends.
+    pub(crate) async fn admit(
+        &self,
+        blocks: u64,
+        patience: &Patience,
+    ) -> Result<Promise<'_>, BlockError> {
+        self.wait_for_room(blocks * (1 + PAGES_PER_BLOCK), self.reserve(), patience).await?;
         self.promise(blocks, blocks * (1 + PAGES_PER_BLOCK)).await
     }
 
     /// Waits until something may be cleared: that may use the reserve, but not
     /// what a checkpoint needs to give the room back.
-    pub(crate) async fn admit_clearing(&self) -> Result<Promise<'_>, BlockError> {
-        self.wait_for_room(0, self.reserve() / 4).await?;
+    pub(crate) async fn admit_clearing(
+        &self,
+        patience: &Patience,
+    ) -> Result<Promise<'_>, BlockError> {
+        self.wait_for_room(0, self.reserve() / 4, patience).await?;
         self.promise(1, 0).await
     }
 
@@ -128,9 +164,18 @@ impl<D: Device> Core<D> {
     }
 
     /// Waits while the pool or the memory for changes is full.
-    async fn wait_for_room(&self, blocks: u64, reserve: u64) -> Result<(), BlockError> {
+    async fn wait_for_room(
+        &self,
+        blocks: u64,
+        reserve: u64,
+        patience: &Patience,
+    ) -> Result<(), BlockError> {
+        let patience = patience.begin();
         loop {
             self.check_writable()?;
+            if patience.has_ended() {
+                return Err(BlockError::NotAttached);
+            }
             if self.overlay_bytes() < self.settings.overlay && self.available() >= blocks + reserve
             {
                 self.room.full.set(false);

@@ -38,6 +38,8 @@ pub struct Overlay {
     ranges: usize,
     /// Blocks that were stored and are not referred to any more.
     freed: u64,
+    /// Blocks that holes may take from a snapshot's successor.
+    cleared: u64,
 }
 
 /// What became of a block of the device.
@@ -193,6 +195,9 @@ impl Overlay {
         // Both ends may cut pages; what lies between is dropped whole.
         self.pages.leaves += 2;
         self.pages.above += 2 * (LEVELS - 1);
+        if since > Epoch(0) {
+            self.cleared += range.count.0;
+        }
         let ranges = self.holes.entry((line, epoch)).or_default();
         let before = ranges.len();
         ranges.insert(range);
@@ -268,10 +273,10 @@ impl Overlay {
         self.pages.leaves + self.pages.above
     }
 
-    /// Entries of lines.
+    /// Most pointers that merging it puts on dead lists.
     #[must_use]
-    pub fn entries(&self) -> u64 {
-        (self.points.len() + self.ranges) as u64
+    pub fn dead(&self) -> u64 {
+        self.points.len() as u64 + self.cleared
     }
 
     /// Blocks of the device that changed.

@@ -7,6 +7,7 @@ use block_core::device::Durability;
 use block_core::{BlockCount, BlockError, Blocks, Buffer, Device, LbaRange};
 use tokio::sync::Notify;
 
+use crate::admission::Patience;
 use crate::catalog::head_of;
 use crate::core::Core;
 use crate::layout::control::VolumeId;
@@ -16,6 +17,7 @@ use crate::layout::control::VolumeId;
 pub struct Volume<D> {
     core: Rc<Core<D>>,
     id: VolumeId,
+    patience: Patience,
     gate: Gate,
 }
 
@@ -61,15 +63,35 @@ impl<D> Drop for Drained<D> {
     }
 }
 
-impl<D> Volume<D> {
+impl<D: Device + 'static> Volume<D> {
     pub(crate) fn new(core: &Rc<Core<D>>, id: VolumeId) -> Self {
-        Self { core: Rc::clone(core), id, gate: Gate::default() }
+        let (patience, gate) = (Patience::default(), Gate::default());
+        Self { core: Rc::clone(core), id, patience, gate }
     }
 
     /// Its identity.
     #[must_use]
     pub const fn id(&self) -> VolumeId {
         self.id
+    }
+
+    /// Ends the wait of requests for which there is no room, with
+    /// [`BlockError::NotAttached`]: the volume is taken away from who sent
+    /// them.
+    pub fn give_up_waiting(&self) {
+        self.patience.end();
+        self.core.room.changed.notify_waiters();
+    }
+
+    /// Makes blocks read as zero while nobody else changes the volume.
+    pub(crate) async fn clear_drained(&self, range: LbaRange) -> Result<(), BlockError> {
+        let mut left = range;
+        while left.count.0 > 0 {
+            let _room = self.core.admit_clearing(&self.patience).await?;
+            left = self.core.clear_some(self.id, left)?;
+            turn::yield_now().await;
+        }
+        Ok(())
     }
 
     /// Holds changes back, and waits for the last one under way.
@@ -115,13 +137,24 @@ impl<D: Device + 'static> Blocks for Volume<D> {
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
+        // In this order: who drains the volume does not wait for room.
+        let _room = match self.core.admit(range.count.0, &self.patience).await {
+            Ok(room) => room,
+            Err(error) => return (buffer, Err(error)),
+        };
         let _running = self.gate.enter().await;
         self.core.write(self.id, range, buffer, place, durability).await
     }
 
     async fn zero(&self, range: LbaRange, _unmap: bool) -> Result<(), BlockError> {
-        let _running = self.gate.enter().await;
-        self.core.clear(self.id, range).await
+        let mut left = range;
+        while left.count.0 > 0 {
+            let _room = self.core.admit_clearing(&self.patience).await?;
+            let _running = self.gate.enter().await;
+            left = self.core.clear_some(self.id, left)?;
+            turn::yield_now().await;
+        }
+        Ok(())
     }
 
     async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {

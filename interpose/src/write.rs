@@ -11,7 +11,7 @@ use crate::core::{Core, Head, count};
 use crate::hash;
 use crate::layout::control::VolumeId;
 use crate::layout::record::Hash;
-use crate::layout::{Kind, Pointer, Record, Seal};
+use crate::layout::{Epoch, Kind, Pointer, Record, Seal};
 use crate::read::block_at;
 use crate::space::Purpose;
 
@@ -21,6 +21,10 @@ const MOST: usize = MAX_REQUEST_BLOCKS + 1;
 /// Entries that a part of a trim takes out of the overlay at most: a bound on
 /// how long a turn lasts.
 const TRIM_ENTRIES: usize = 512;
+
+/// Blocks of such a part when a snapshot has them: each may become an entry of
+/// a dead list, for which there must be room.
+const TRIM_BLOCKS: BlockCount = BlockCount(64 * 1024);
 
 /// What becomes of a block of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +67,7 @@ impl<D: Device> Core<D> {
     /// buffer afterwards is of no use.
     ///
     /// After an error each block is old or new.
+    /// The caller was admitted.
     pub(crate) async fn write(
         &self,
         id: VolumeId,
@@ -71,10 +76,6 @@ impl<D: Device> Core<D> {
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
-        let _room = match self.admit(range.count.0).await {
-            Ok(room) => room,
-            Err(error) => return (buffer, Err(error)),
-        };
         let Some(head) = self.head(id) else { return (buffer, Err(BlockError::NotAttached)) };
         let mut batch = Batch::new(head, range, place);
         if let Err(error) = self.examine(&mut batch, &buffer) {
@@ -213,22 +214,19 @@ impl<D: Device> Core<D> {
         (buffer, Ok(()))
     }
 
-    /// Makes blocks of a volume read as zero, and gives up what they had.
-    pub(crate) async fn clear(&self, id: VolumeId, range: LbaRange) -> Result<(), BlockError> {
-        let mut left = range;
-        while left.count.0 > 0 {
-            let _room = self.admit_clearing().await?;
-            let head = self.head(id).ok_or(BlockError::NotAttached)?;
-            let part = self.state.borrow().active.slice(head.line, left, TRIM_ENTRIES);
-            self.settle(&Record::Hole { line: head.line, range: part });
-            left.start.0 += part.count.0;
-            left.count.0 -= part.count.0;
-            self.pace();
-            if left.count.0 > 0 {
-                turn::yield_now().await;
-            }
+    /// Makes the front part of a range of a volume read as zero, and gives up
+    /// what it had. Returns the rest. The caller was admitted.
+    pub(crate) fn clear_some(&self, id: VolumeId, range: LbaRange) -> Result<LbaRange, BlockError> {
+        let head = self.head(id).ok_or(BlockError::NotAttached)?;
+        let most = if head.since > Epoch(0) { TRIM_BLOCKS } else { range.count };
+        let part = LbaRange { count: range.count.min(most), ..range };
+        let part = self.state.borrow().active.slice(head.line, part, TRIM_ENTRIES);
+        if !self.settle(&Record::Hole { line: head.line, range: part }) {
+            return Err(BlockError::Malformed);
         }
-        Ok(())
+        self.pace();
+        let left = BlockCount(range.count.0 - part.count.0);
+        Ok(LbaRange { start: part.end(), count: left })
     }
 
     /// Makes everything that was answered durable.

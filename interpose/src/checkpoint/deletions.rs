@@ -11,8 +11,9 @@ use crate::layout::node::{DeadList, Stage};
 use crate::layout::{Class, Epoch};
 use crate::radix::{Item, Walk};
 
-/// Pointers that one checkpoint deals with.
-const BUDGET: u64 = 128 * 1024;
+/// Pointers that one checkpoint deals with: what of them is handed on takes
+/// less than a third of the reserve.
+const BUDGET: u64 = 32 * 1024;
 
 /// Deletions that one checkpoint begins: each looks at all snapshots.
 const BEGINNINGS: usize = 64;

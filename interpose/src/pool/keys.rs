@@ -57,6 +57,9 @@ impl<D: Device + 'static> Pool<D> {
     pub async fn erase(&self, domain: &str) -> Result<(), PoolError> {
         self.check_changes()?;
         let id = self.find_domain(domain)?;
+        // Recovery must not look for what it cannot open: what was written last
+        // is durable first.
+        self.core.flush().await?;
         self.core.vault.erase(id).await?;
         self.core.cache.purge(id);
         Ok(())

@@ -134,10 +134,11 @@ impl<D: Device + 'static> Pool<D> {
         let old = self.record(id)?.blocks;
         check_size(blocks)?;
         check_attributes(&attributes)?;
-        let _drained = self.in_use(id).drain().await;
+        let volume = self.in_use(id);
+        let _drained = volume.drain().await;
         if blocks < old {
             let range = LbaRange { start: Lba(blocks.0), count: BlockCount(old.0 - blocks.0) };
-            self.core.clear(id, range).await?;
+            volume.clear_drained(range).await?;
         }
         self.commit(Control::Resize { id, blocks, attributes }).await
     }
