@@ -2,7 +2,7 @@ use super::*;
 use crate::layout::Class;
 use crate::pages::What;
 use crate::pages::disk::run;
-use crate::space::layout::{ENTRIES, Home, PAGE_COUNT};
+use crate::space::layout::{ENTRIES, ENTRY_BYTES, Home, PAGE_COUNT};
 
 const BLOCKS: u64 = 600_000;
 
@@ -51,13 +51,15 @@ fn a_claim_of_what_is_in_use_is_found_when_it_is_swept() {
     run(async {
         let (_, pages) = store(64);
         let space = fresh(&pages, 5000).await;
-        let (pba, change) = (Pba(FIXED), Change::Delta(1));
+        let block = space.take(Purpose::Data, 1).await.expect("free").start;
+        checkpoint(&space, &[(block.0, Change::Delta(1))]).await;
+        let space = opened(&pages, space.roots()).await;
+        let (pba, change) = (block, Change::Delta(1));
         assert!(space.claim(pba));
         assert!(!space.claim(pba));
         assert!(!space.claim(Pba(5000)));
         let outcome = space.sweep([(pba, change)], None, &|_| false).await.map(|_| ());
-        let count = PAGE_COUNT;
-        assert_eq!(outcome, Err(SweepError::Impossible { pba, count, taken: true, change }));
+        assert_eq!(outcome, Err(SweepError::Impossible { pba, count: 1, taken: true, change }));
     });
 }
 
@@ -86,6 +88,89 @@ fn blocks_whose_counts_are_damaged_are_not_handed_out() {
         let outcome = space.sweep([(Pba(1), Change::Gone)], None, &|_| false).await.map(|_| ());
         assert_eq!(outcome, Err(SweepError::Damage(damage)));
     });
+}
+
+/// What somebody who has the keys wrote into a pool of 5000 blocks.
+#[derive(Clone, Copy)]
+struct Forged {
+    /// Into the counts of its third region, whose entry says that 904, all of
+    /// them, are 0.
+    counts: fn(&mut [u8]),
+    /// Into the page above.
+    directory: fn(&mut [u8]),
+    /// Into the root: so many blocks more are free.
+    more: u64,
+}
+
+const SOUND: Forged = Forged { counts: |_| (), directory: |_| (), more: 0 };
+
+async fn forged(forged: Forged) -> (Rc<Pages<Disk>>, SegmentRoot) {
+    let (_, pages) = store(64);
+    let SegmentRoot { segment, top } = formatted(&pages, 5000).await;
+    let Entry::Written { seal, home, free } = top else { panic!("not written") };
+    let mut counts = pages.blank().await;
+    (forged.counts)(&mut counts);
+    let binding = segment.binding(0, 2, Home::First);
+    let counts = pages.write(binding, counts, false).await.expect("written");
+    let entry = Entry::Written { seal: counts, home: Home::First, free: 904 };
+    let binding = segment.binding(1, 0, home);
+    let mut page = pages.own(pages.load(&seal, binding).await.expect("whole")).await;
+    page[2 * ENTRY_BYTES..3 * ENTRY_BYTES].copy_from_slice(&entry.encode());
+    (forged.directory)(&mut page);
+    let seal = pages.write(binding, page, false).await.expect("written");
+    let top = Entry::Written { seal, home, free: free + forged.more };
+    (pages, SegmentRoot { segment, top })
+}
+
+#[test]
+fn what_is_forged_is_sound_but_for_what_is_forged() {
+    run(async {
+        let (pages, root) = forged(SOUND).await;
+        let space = opened(&pages, vec![root]).await;
+        assert_eq!(space.counts(2).await.expect("whole").iter().count(), 904);
+    });
+}
+
+/// A page of the directory that does not add up to what its own entry says, or
+/// has an entry past the end.
+#[test]
+fn a_directory_page_that_opens_and_lies_is_damage() {
+    for lie in [
+        Forged { more: 1, ..SOUND },
+        Forged { directory: |page| page[3 * ENTRY_BYTES + 23] = 1, ..SOUND },
+        Forged { directory: |page| page[2 * ENTRY_BYTES + 23] = 3, ..SOUND },
+        Forged { directory: |page| page[2 * ENTRY_BYTES + 24] = 1, ..SOUND },
+    ] {
+        run(async move {
+            let (pages, root) = forged(lie).await;
+            let (space, damage) = Space::open(pages, vec![root]).await;
+            assert_eq!(damage.iter().map(|one| one.what).collect::<Vec<_>>(), [What::Malformed]);
+            assert_eq!(space.take(Purpose::Data, 1).await, Err(Full));
+        });
+    }
+}
+
+/// A page of counts with another number of zeroes than its entry says, or with
+/// a count past the end.
+#[test]
+fn a_page_of_counts_that_opens_and_lies_is_damage() {
+    for lie in [
+        Forged { counts: |page| page[7] = 1, ..SOUND },
+        Forged { counts: |page| page[2 * 904] = 1, ..SOUND },
+    ] {
+        run(async move {
+            let (pages, root) = forged(lie).await;
+            let space = opened(&pages, vec![root]).await;
+            assert!((0..4096).chain([4999]).all(|pba| space.claim(Pba(pba))));
+            assert_eq!(space.allocatable().0, 903);
+            assert_eq!(space.take(Purpose::Data, 1).await, Err(Full));
+            let fault = space.counts(2).await.err().expect("damaged");
+            assert_eq!((fault.damage.what, fault.blocks), (What::Malformed, extent(4096, 904)));
+            let outcome =
+                space.sweep([(Pba(4999), Change::Page)], None, &|_| false).await.map(|_| ());
+            assert_eq!(outcome, Err(SweepError::Damage(fault.damage)));
+        });
+    }
 }
 
 /// A rotten page of the directory costs what lies below it: the pool opens,

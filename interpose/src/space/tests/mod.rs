@@ -1,5 +1,6 @@
 mod damage;
 mod model;
+mod sweep;
 mod take;
 
 use std::future::{Future, poll_fn};

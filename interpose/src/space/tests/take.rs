@@ -96,96 +96,21 @@ fn a_pool_is_full_only_when_nothing_is_left() {
     });
 }
 
-/// A killed block must not be overwritten while a read of it may run, nor
-/// before the tree that does not name it is durable.
+/// Two fill the same region one after the other: what is given back then goes
+/// to one of them.
 #[test]
-fn what_is_killed_comes_back_when_its_checkpoint_is_published() {
+fn a_block_that_is_given_back_is_handed_out_once() {
     run(async {
         let (_, pages) = store(64);
         let space = fresh(&pages, 5000).await;
-        let block = space.take(Purpose::Data, 1).await.expect("free").start;
-        checkpoint(&space, &[(block.0, Change::Delta(1))]).await;
-        assert_eq!((space.taken().0, space.durable_count(block)), (0, Some(1)));
-        let free = space.allocatable();
-
-        let swept =
-            space.sweep([(block, Change::Delta(-1))], None, &|_| false).await.expect("swept");
-        assert_eq!(swept.freed().0, 1);
-        assert_eq!(space.load_count(block).await, Ok(1));
-        assert_eq!(space.allocatable(), free);
-        published(&space, swept).await;
-        assert_eq!(space.load_count(block).await, Ok(0));
-        assert_eq!(space.allocatable().0, free.0 + 1);
-    });
-}
-
-/// A region's counts are being read while the next ones become the durable
-/// ones: what was read is old, and says that a block in use is free.
-#[test]
-fn counts_that_were_replaced_while_they_were_read_are_read_again() {
-    for turns in 0..30 {
-        run(async move {
-            let (_, pages) = store(64);
-            let space = fresh(&pages, 5000).await;
-            let blocks = 2048..4096;
-            let first = blocks.start;
-            assert!(space.claim(Pba(first)));
-            checkpoint(&space, &[(first, Change::Delta(1))]).await;
-            let space = opened(&pages, space.roots()).await;
-            assert!((first + 1..first + 9).all(|pba| space.claim(Pba(pba))));
-            let changes = (first + 1..first + 9).map(|pba| (Pba(pba), Change::Delta(1)));
-            let changes = [(Pba(first), Change::Delta(1))].into_iter().chain(changes);
-            let swept = space.sweep(changes, None, &|_| false).await.expect("swept");
-            // The region is the emptiest when the others are filled.
-            for (start, end) in [(0, first), (blocks.end, 5000)] {
-                assert!((start..end).all(|pba| space.claim(Pba(pba))));
-            }
-            pages.purge();
-            let replace = async {
-                for _ in 0..turns {
-                    turn::yield_now().await;
-                }
-                published(&space, swept).await
-            };
-            let reads = async {
-                let count = space.load_count(Pba(first)).await;
-                (count, space.published())
-            };
-            let (((count, published), taken), _) =
-                both(both(reads, space.take(Purpose::Data, 1)), replace).await;
-            assert_eq!(count, Ok(1 + published as u16), "after {turns} turns");
-            assert_eq!(taken, Ok(extent(first + 9, 1)), "after {turns} turns");
-        });
-    }
-}
-
-/// A block whose deallocation is on its way must not be written meanwhile.
-#[test]
-fn long_runs_stay_taken_until_they_are_deallocated() {
-    run(async {
-        let (_, pages) = store(64);
-        let space = fresh(&pages, 9000).await;
-        let whole = space.take(Purpose::Data, 2048).await.expect("free");
-        let next = space.take(Purpose::Data, 500).await.expect("free");
-        assert_eq!(whole.end(), next.start, "two regions");
-        let free = space.allocatable().0;
-        let one = |pba, change| (Pba(pba), change);
-        let born = (whole.start.0..next.start.0 + 10).map(|pba| one(pba, Change::Delta(1)));
-        let swept = space.sweep(born, Some(BlockCount(8)), &|_| false).await.expect("swept");
-        assert_eq!(published(&space, swept).await, []);
-
-        // The last two died before they were durable: free all the same.
-        let killed = (whole.start.0 + 2..next.start.0 + 10).map(|pba| one(pba, Change::Delta(-1)));
-        let never = (next.start.0 + 10..next.start.0 + 12).map(|pba| one(pba, Change::Delta(0)));
-        let alone = [one(whole.start.0, Change::Delta(-1))];
-        let changes = alone.into_iter().chain(killed).chain(never);
-        let swept = space.sweep(changes, Some(BlockCount(8)), &|_| false).await.expect("swept");
-        let freed = swept.freed().0;
-        let runs = published(&space, swept).await;
-        assert_eq!(runs, [extent(whole.start.0 + 2, whole.count.0 - 2 + 12)]);
-        assert_eq!(space.allocatable().0, free + freed - runs[0].count.0);
-        space.give_back(runs[0]);
-        assert_eq!(space.allocatable().0, free + freed);
+        assert!((0..2048).chain(4096..5000).all(|pba| space.claim(Pba(pba))));
+        let whole = space.take(Purpose::Data, 2048).await;
+        assert_eq!(whole, Ok(extent(2048, 2048)));
+        checkpoint(&space, &[(2100, Change::Delta(0)), (2101, Change::Delta(0))]).await;
+        assert_eq!(space.take(Purpose::Pages, 1).await, Ok(extent(2100, 1)));
+        space.give_back(extent(2102, 1));
+        assert_eq!(space.take(Purpose::Data, 9).await, Ok(extent(2101, 2)));
+        assert_eq!(space.take(Purpose::Pages, 9).await, Err(Full));
     });
 }
 
@@ -216,28 +141,5 @@ fn a_pool_grows_by_a_segment_with_counts_of_its_own() {
         assert_eq!(opened(&pages, roots).await.total().0, 5000);
         let again = opened(&pages, space.roots()).await;
         assert_eq!(again.allocatable(), space.allocatable());
-    });
-}
-
-/// A TiB's worth of levels: pages far apart are swept in one pass, each once.
-#[test]
-fn a_sweep_writes_each_page_that_changed_once() {
-    run(async {
-        let (disk, pages) = store(64);
-        let blocks = Disk::BLOCKS;
-        let space = fresh(&pages, blocks).await;
-        let far: Vec<Pba> = (0..512).map(|region| Pba(region * REGION_BLOCKS + 2040)).collect();
-        assert!(far.iter().all(|&pba| space.claim(pba)));
-        let before = disk.writes.get();
-        let changes = far.iter().map(|&pba| (pba, Change::Page));
-        let swept = space.sweep(changes, None, &|_| false).await.expect("swept");
-        assert_eq!(disk.writes.get() - before, 512 + 4 + 1);
-        published(&space, swept).await;
-        pages.purge();
-        let space = opened(&pages, space.roots()).await;
-        for pba in far {
-            assert_eq!(space.load_count(pba).await, Ok(PAGE_COUNT));
-        }
-        assert_eq!(space.verify_directory(|fault| panic!("{fault}")).await, 4 + 1);
     });
 }
