@@ -5,33 +5,63 @@ vrio=${CARGO_TARGET_DIR:-$repository/target}/release/vrio
 
 # Sets disk_socket. Every process goes through `launch`, so that it is stopped.
 start_service() { # FOLDER
-    write_configuration "$1"
-    launch "$1/server.log" "$vrio" server --config "$1/server.toml"
-    await_socket "$1/control.sock" "$1/server.log"
-    "$vrio" volume create demo --size 2G --control "$1/control.sock" >"$1/volume.log" 2>&1
-    launch "$1/front.log" "$vrio" front --config "$1/front.toml"
-    disk_socket=$1/demo.sock
-    await_socket "$disk_socket" "$1/front.log"
+    service=$1
+    head -c 32 /dev/urandom >"$service/pool.key"
+    chmod 600 "$service/pool.key"
+    write_server_configuration
+    launch "$service/server.log" "$vrio" server --config "$service/server.toml"
+    await_socket "$service/control.sock" "$service/server.log"
+    ask pool create soft
+    ask volume create demo --size 2G
+    start_front demo
 }
 
-write_configuration() { # FOLDER
-    cat >"$1/server.toml" <<TOML
-control = "$1/control.sock"
-state = "$1/server"
+# A front for one volume.
+start_front() { # VOLUME
+    disk_socket=$service/$1.sock
+    write_front_configuration "$1"
+    launch "$service/front-$1.log" "$vrio" front --config "$service/front-$1.toml"
+    front=${processes[-1]}
+    await_socket "$disk_socket" "$service/front-$1.log"
+}
+
+# A front that is stopped gives its volume back.
+stop_front() {
+    stop "$front"
+    forget_process "$front"
+    rm -f "$disk_socket"
+}
+
+ask() { # COMMAND...
+    "$vrio" "$@" --control "$service/control.sock" >>"$service/commands.log" 2>&1 || {
+        echo "demo: vrio $* failed:" >&2
+        tail -n 3 "$service/commands.log" >&2
+        exit 1
+    }
+}
+
+write_server_configuration() {
+    cat >"$service/server.toml" <<TOML
+control = "$service/control.sock"
+state = "$service/server"
 listen = "udp://127.0.0.1:7420"
 
 [[device]]
 name = "soft"
-path = "soft:$1/device.img"
+path = "soft:$service/device.img"
 size = "4G"
+unlock = "key-file:$service/pool.key"
 TOML
-    cat >"$1/front.toml" <<TOML
-state = "$1/front"
+}
+
+write_front_configuration() { # VOLUME
+    cat >"$service/front-$1.toml" <<TOML
+state = "$service/front-$1"
 server = "udp://127.0.0.1:7420"
 
 [[disk]]
-volume = "demo"
-socket = "$1/demo.sock"
+volume = "$1"
+socket = "$disk_socket"
 queues = 1
 TOML
 }

@@ -67,3 +67,13 @@ check_structure() { # FILE-SYSTEM DEVICE
     xfs) xfs_repair -n "$2" ;;
     esac
 }
+
+# The first 64 MiB, where both keep what everything else hangs on.
+damage() { # DEVICE
+    dd if=/dev/urandom "of=$1" bs=1M count=64 conv=fsync 2>/dev/null
+    fact "overwritten=64M"
+}
+
+is_damaged() { # FILE-SYSTEM DEVICE
+    ! check_structure "$1" "$2"
+}
