@@ -1,0 +1,54 @@
+//! What the pool costs: time beside its floor, bytes beside the guest's, and
+//! how long opening and snapshots take when it is large.
+//!
+//! Each part answers one question. All run on a device in memory that completes
+//! at once and forgets guests' blocks, so that what is measured is the pool.
+
+mod amplification;
+mod cost;
+mod device;
+mod machine;
+mod size;
+
+use clap::{Parser, Subcommand};
+
+/// Measure the pool on a device that costs nothing
+#[derive(Debug, Parser)]
+#[command(name = "pool")]
+struct Arguments {
+    #[command(subcommand)]
+    question: Question,
+}
+
+#[derive(Debug, Subcommand)]
+enum Question {
+    /// What does a block cost, beside one copy, one hash and one seal of it?
+    Cost {
+        /// Rounds; the table says the median of their ratios
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+    },
+    /// How many bytes go to the device for each that a guest writes?
+    Amplification {
+        /// The mapped size, in MiB
+        #[arg(long, default_values_t = [256, 1024])]
+        mapped: Vec<u64>,
+    },
+    /// How long do opening and snapshots take, by size?
+    Size {
+        /// The device's size, in GiB
+        #[arg(long, default_value_t = 64)]
+        device: u64,
+        /// Of it mapped: unique blocks, in GiB
+        #[arg(long, default_value_t = 1)]
+        mapped: u64,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().question {
+        Question::Cost { rounds } => cost::run(rounds),
+        Question::Amplification { mapped } => mapped.into_iter().try_for_each(amplification::run),
+        Question::Size { device, mapped } => size::run(device, mapped),
+    }
+}

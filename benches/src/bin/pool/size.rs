@@ -1,0 +1,109 @@
+//! How long opening and snapshots take when the pool is large.
+
+use std::time::{Duration, Instant};
+
+use block_core::{BlockCount, Blocks, Lba, LbaRange};
+use interpose::Settings;
+use rand::Rng;
+
+use crate::device::Forgetful;
+use crate::machine::{Machine, make};
+
+const BLOCKS_PER_GIB: u64 = 256 * 1024;
+
+/// Snapshots that are taken.
+const SNAPSHOTS: usize = 10_000;
+
+/// Prints the times.
+pub(crate) fn run(device_gib: u64, mapped_gib: u64) -> anyhow::Result<()> {
+    let mapped = mapped_gib * BLOCKS_PER_GIB;
+    let device = Forgetful::new(BlockCount(device_gib * BLOCKS_PER_GIB));
+    make(&device, None)?;
+    let settings = Settings { read_cache: 0, ..Settings::default() };
+    {
+        let mut machine = Machine::open(&device, settings, true)?;
+        let (_, volume) = machine.volume("large", mapped)?;
+        let mut buffer = machine.buffer()?;
+        let start = Instant::now();
+        for at in (0..mapped).step_by(32) {
+            machine.make_unique(&mut buffer, 32);
+            buffer = machine.write(&volume, at, 32, buffer)?;
+        }
+        machine.run(volume.flush())??;
+        let pool = std::rc::Rc::clone(&machine.pool);
+        machine.run(pool.checkpoint())??;
+        println!("{mapped_gib} GiB of {device_gib} GiB written in {:.1?}", start.elapsed());
+        snapshots(&mut machine)?;
+        fill_journal(&mut machine, mapped)?;
+    }
+    let start = Instant::now();
+    let mut machine = Machine::open(&device, settings, false)?;
+    let opened = start.elapsed();
+    let volume = machine.pool.volume("large");
+    let volume = volume.ok_or_else(|| anyhow::anyhow!("the volume is gone"))?;
+    // Data is not kept, so a block does not open: looking for it is what a
+    // first read costs.
+    let range = LbaRange { start: Lba(mapped / 2), count: BlockCount(1) };
+    let buffer = machine.buffer()?;
+    let _ = machine.run(volume.read(range, buffer, 0))?;
+    println!("opened in {opened:.1?}, first read after {:.1?}", start.elapsed());
+    println!("{:?}", machine.pool.figures());
+    Ok(())
+}
+
+/// Random overwrites until the pool wants a checkpoint that nobody makes.
+fn fill_journal(machine: &mut Machine, mapped: u64) -> anyhow::Result<()> {
+    let volume = machine.pool.volume("large");
+    let volume = volume.ok_or_else(|| anyhow::anyhow!("the volume is gone"))?;
+    let before = machine.pool.figures().since.checkpoints;
+    let mut buffer = machine.buffer()?;
+    let mut most = (0, 0);
+    while machine.pool.figures().since.checkpoints == before {
+        for _ in 0..32 {
+            let at = machine.random.random_range(0..mapped);
+            machine.make_unique(&mut buffer, 1);
+            buffer = machine.write(&volume, at, 1, buffer)?;
+        }
+        machine.run(volume.flush())??;
+        let figures = machine.pool.figures();
+        most = most.max((figures.journal.1, figures.overlay.0));
+    }
+    // Once more, up to just before the next one.
+    let target = most.0 * 9 / 10;
+    while machine.pool.figures().journal.1 < target {
+        for _ in 0..32 {
+            let at = machine.random.random_range(0..mapped);
+            machine.make_unique(&mut buffer, 1);
+            buffer = machine.write(&volume, at, 1, buffer)?;
+        }
+        machine.run(volume.flush())??;
+    }
+    let (ring, used) = machine.pool.figures().journal;
+    println!("the journal holds {used} of {ring} blocks when the server is killed");
+    Ok(())
+}
+
+fn snapshots(machine: &mut Machine) -> anyhow::Result<()> {
+    let pool = std::rc::Rc::clone(&machine.pool);
+    let id = pool.volumes()[0].id;
+    let mut times: Vec<Duration> = Vec::with_capacity(SNAPSHOTS);
+    for number in 0..SNAPSHOTS {
+        let name = format!("s{number}");
+        let group = [id];
+        let start = Instant::now();
+        machine.run(pool.snapshot(&group, &name, false))??;
+        times.push(start.elapsed());
+    }
+    let median = |times: &[Duration]| {
+        let mut times = times.to_vec();
+        times.sort();
+        times[times.len() / 2]
+    };
+    println!(
+        "snapshots: the first hundred {:.1?} each, the last hundred of {SNAPSHOTS} {:.1?} (median, \
+         flush included)",
+        median(&times[..100]),
+        median(&times[SNAPSHOTS - 100..])
+    );
+    Ok(())
+}
