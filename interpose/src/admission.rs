@@ -189,7 +189,7 @@ impl<D: Device> Core<D> {
             if self.available() >= blocks + reserve {
                 continue;
             }
-            if self.checkpoints.frees_more() {
+            if self.checkpoints.frees_more() || self.checkpoints.pins.break_all() {
                 continue;
             }
             self.tell_full();

@@ -50,6 +50,8 @@ pub(crate) struct Core<D> {
     pub(crate) tally: Tally,
     /// A background task looks for work.
     pub(crate) work: Notify,
+    /// What waits for a moment.
+    pub(crate) alarms: crate::pace::Alarms,
 }
 
 /// What changes with every request.

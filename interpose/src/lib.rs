@@ -26,8 +26,10 @@ pub mod overlay;
 pub mod readers;
 pub mod settings;
 
+pub mod check;
 mod checkpoint;
 mod create;
+mod pace;
 mod recovery;
 mod upkeep;
 
@@ -47,6 +49,7 @@ mod disk;
 
 mod both;
 
+pub use check::{CheckOptions, Report};
 pub use create::{CreateError, CreateOptions, Probe};
 pub use pool::Pool;
 pub use recovery::{Means, OpenError};

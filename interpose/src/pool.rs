@@ -145,7 +145,7 @@ pub struct Since {
 
 /// An open pool. One thread's.
 pub struct Pool<D> {
-    core: Rc<Core<D>>,
+    pub(crate) core: Rc<Core<D>>,
     in_use: RefCell<HashMap<VolumeId, InUse<D>>>,
     /// One change of what there is at a time.
     changing: tokio::sync::Mutex<()>,
@@ -206,12 +206,14 @@ impl<D: Device + 'static> Pool<D> {
     /// Tells the time; wakes what is due.
     pub fn tick(&self, now: Time) {
         self.core.journal.tick(now);
+        self.core.alarms.tick(now);
     }
 
     /// When [`Pool::tick`] has something to wake.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.core.journal.deadline()
+        let deadlines = [self.core.journal.deadline(), self.core.alarms.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// The newest checkpoint: what to remember.

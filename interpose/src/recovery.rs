@@ -184,6 +184,7 @@ pub(crate) async fn open<D: Device + 'static>(
         frozen_by: Cell::new(read_only),
         tally: Tally::default(),
         work: Default::default(),
+        alarms: Default::default(),
     });
     core.checkpoints.shelves.replace(shelves);
     if read_only.is_some() {

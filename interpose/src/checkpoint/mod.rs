@@ -8,6 +8,7 @@
 
 mod deletions;
 mod lists;
+mod pins;
 mod scribe;
 mod seal_pages;
 mod shelves;
@@ -31,11 +32,14 @@ use crate::pages::{Damage, PagesError};
 use crate::radix::{MergeError, Tree};
 use crate::space::{Change, Full, SweepError, Swept};
 
+pub(crate) use lists::pop_list;
+pub(crate) use pins::{Pin, Pins};
 pub(crate) use scribe::Scribe;
 pub(crate) use shelves::Shelves;
 pub use superblocks::Guard;
 pub(crate) use superblocks::{
-    NoSuperblock, format_superblocks, newest_superblock, repair_superblock, write_superblock,
+    NoSuperblock, format_superblocks, newest_superblock, repair_superblock, verify_superblock,
+    write_superblock,
 };
 
 /// Entries of a dismantled overlay that one turn lets go of.
@@ -94,6 +98,10 @@ pub(crate) struct Desk {
     /// Blocks that the device grew to.
     pub(crate) grow: Cell<Option<BlockCount>>,
     pub(crate) shelves: RefCell<Shelves>,
+    pub(crate) pins: Pins,
+    /// The maps are the newest checkpoint's, and the counts those of the one
+    /// before.
+    pub(crate) publishing: Cell<bool>,
 }
 
 impl Desk {
@@ -139,6 +147,7 @@ impl<D: Device + 'static> Core<D> {
     pub(crate) async fn make_checkpoints(self: Rc<Self>) {
         loop {
             while !self.checkpoints.wanted.get() {
+                self.give_back_unpinned().await;
                 self.checkpoints.wake.notified().await;
             }
             if self.frozen_by.get().is_some() {
@@ -186,7 +195,8 @@ impl<D: Device + 'static> Core<D> {
             let state = self.state.borrow();
             state.active.block(pba).is_some_and(|change| change.delta > 0)
         };
-        let mut swept = self.space.sweep(changes, Some(LEAST_DEALLOCATED), &is_kept).await?;
+        let least = if desk.pins.is_pinned() { BlockCount(1) } else { LEAST_DEALLOCATED };
+        let mut swept = self.space.sweep(changes, Some(least), &is_kept).await?;
         if let Some(blocks) = desk.grow.get() {
             making.grow(&mut swept, blocks).await?;
         }
@@ -237,6 +247,7 @@ impl<D: Device + 'static> Core<D> {
 
     /// From here on reads go to what the checkpoint made.
     fn adopt(&self, making: Making<D>, generation: u64, made: Superblock, shelved: Shelves) {
+        self.checkpoints.publishing.set(true);
         let mut state = self.state.borrow_mut();
         state.catalog.adopt(&making.catalog, &making.spliced, &making.removed);
         state.seals = made.seals;
@@ -249,6 +260,7 @@ impl<D: Device + 'static> Core<D> {
     /// free.
     async fn publish(&self, swept: Swept) {
         let published = self.space.publish(swept);
+        self.checkpoints.publishing.set(false);
         let mut merged = self.state.borrow_mut().merging.take().unwrap_or_default();
         let freed = self.space.release(published).await;
         self.room.merging.set(0);
@@ -256,11 +268,7 @@ impl<D: Device + 'static> Core<D> {
         while !merged.dismantle(DISMANTLED) {
             turn::yield_now().await;
         }
-        for extent in freed {
-            // Advice to the device: what it thinks of it changes nothing.
-            let _ = self.device.deallocate(extent).await;
-            self.space.give_back(extent);
-        }
+        self.give_up(freed).await;
     }
 }
 

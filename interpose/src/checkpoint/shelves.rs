@@ -96,6 +96,11 @@ impl<K: Ord + Copy, V> Places<K, V> {
 }
 
 impl Shelves {
+    /// The trees of the pages of volumes and of nodes.
+    pub(crate) const fn trees(&self) -> [Tree; 2] {
+        [self.volumes, self.nodes]
+    }
+
     /// How many pages of volumes and of nodes there may be.
     pub(super) fn slots(&self) -> (u32, u32) {
         let nodes = self.node_places.by_place.len().div_ceil(NODES);

@@ -10,6 +10,7 @@ use crate::core::Core;
 use crate::layout::fixed::{self, Copy};
 use crate::layout::superblock::{HEAD_BYTES, Head, Superblock, VERSION};
 use crate::layout::{DomainId, PoolId};
+use crate::pages::What;
 use crate::vault::Vault;
 
 /// What tells an older state of a device from the newest: kept elsewhere by
@@ -156,6 +157,24 @@ pub(crate) async fn newest_superblock<D: Device>(
     let (superblock, guard) = newest.ok_or(NoSuperblock::BothBad)?;
     let missing = Copy::BOTH.into_iter().filter(|copy| !good_copies.contains(copy)).collect();
     Ok((*superblock, guard, missing))
+}
+
+/// What is wrong with a copy of the superblock of a generation, if anything.
+pub(crate) async fn verify_superblock<D: Device>(
+    core: &Core<D>,
+    generation: u64,
+    copy: Copy,
+) -> Option<What> {
+    let buffer = core.pages.lend().await;
+    let (mut buffer, outcome) =
+        core.device.read(fixed::superblock(generation, copy), buffer, 0..1).await;
+    if let Err(error) = outcome {
+        return Some(What::Unreadable(error));
+    }
+    match decode(&core.vault, generation % 2, copy, &mut buffer) {
+        Slot::Good(_, guard) if guard.generation == generation => None,
+        Slot::Good(..) | Slot::Bad => Some(What::Unopened),
+    }
 }
 
 fn decode(vault: &Vault, parity: u64, copy: Copy, block: &mut [u8]) -> Slot {

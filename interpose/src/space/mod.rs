@@ -24,7 +24,7 @@ mod rewrite;
 mod sweep;
 mod take;
 mod verify;
-mod window;
+pub(crate) mod window;
 
 #[cfg(test)]
 mod tests;
