@@ -302,6 +302,18 @@ impl<D: Device> Pages<D> {
         drop(page);
     }
 
+    /// How many pages are kept.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.kept.borrow().len()
+    }
+
+    /// Drops up to so many pages that were not used for longest and that
+    /// nobody holds.
+    pub fn shrink(&self, pages: usize) {
+        (0..pages).for_each(|_| self.evict());
+    }
+
     /// Drops everything that is kept.
     pub fn purge(&self) {
         let kept = std::mem::replace(&mut *self.kept.borrow_mut(), LruCache::unbounded());

@@ -146,8 +146,7 @@ impl Fault {
     pub(super) fn touch(&mut self, more: impl IntoIterator<Item = Touched>) {
         for touched in more {
             let (start, count) = (touched.range.start, touched.range.count.0);
-            let meets =
-                |known: &Touched| known.key == touched.key && known.range.end() == start;
+            let meets = |known: &Touched| known.key == touched.key && known.range.end() == start;
             match self.touches.iter().position(meets) {
                 Some(at) => self.touches[at].range.count.0 += count,
                 None if self.touches.len() < MOST_TOUCHED => self.touches.push(touched),

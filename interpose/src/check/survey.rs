@@ -11,6 +11,7 @@ use super::report::{Fault, Incomplete, Phase, Wrong};
 use super::tally::Tally;
 use super::view::{self, View};
 use crate::checkpoint::{Pin, pop_list, verify_superblock};
+use crate::core::Core;
 use crate::layout::control::{Malformed, SnapshotKey};
 use crate::layout::fixed::{self, COPY_BLOCKS, COPY_DISTANCE, Copy};
 use crate::layout::node::{DeadList, NODE_BYTES, NodeRecord, Stage, VolumeRecord};
@@ -22,6 +23,9 @@ use crate::space::window::Window;
 
 /// Pages of counts that are read at once.
 const READS: usize = 8;
+
+/// Pages that are dropped in one go.
+const FORGOTTEN: usize = 128;
 
 /// Freed blocks may be something else by now, so what is found says nothing.
 pub(super) struct Overtaken;
@@ -62,6 +66,7 @@ impl<'c, 'a, D: Device + 'static> Survey<'c, 'a, D> {
         let (view, shelves) = (view::current(core), core.checkpoints.shelves.borrow().trees());
         let (tally, again) = (Tally::new(check.memory), region > 0);
         check.begin(Phase::Pages, said.pages);
+        forget_pages(core).await;
         let mut this = Self { check, pin, view, seals, shelves, tally, again, blind: false };
         let next = this.load_counts(region).await;
         if !again {
@@ -297,7 +302,9 @@ impl<'c, 'a, D: Device + 'static> Survey<'c, 'a, D> {
             report.incomplete = Some(Incomplete::Damaged);
         } else {
             let unnamed = self.tally.unnamed();
-            wrong.extend(unnamed.map(|(pba, class, times)| fault(pba, class, Wrong::Unnamed(times))));
+            wrong.extend(
+                unnamed.map(|(pba, class, times)| fault(pba, class, Wrong::Unnamed(times))),
+            );
         }
         self.locate(&mut wrong).await?;
         wrong.into_iter().for_each(|fault| self.check.report.add(fault));
@@ -353,8 +360,7 @@ impl<'c, 'a, D: Device + 'static> Survey<'c, 'a, D> {
             return;
         }
         let wrong = Wrong::Lost(damage.what);
-        let mut fault =
-            Fault { pba: damage.pba, class: damage.class, wrong, touches: Vec::new() };
+        let mut fault = Fault { pba: damage.pba, class: damage.class, wrong, touches: Vec::new() };
         fault.touch(touches);
         let known = self.check.report.faults.iter_mut();
         let same = |known: &&mut Fault| known.pba == fault.pba && known.wrong == wrong;
@@ -375,5 +381,16 @@ impl<'c, 'a, D: Device + 'static> Survey<'c, 'a, D> {
 
     fn check_pin(&self) -> Result<(), Overtaken> {
         if self.pin.is_broken() { Err(Overtaken) } else { Ok(()) }
+    }
+}
+
+/// What is on the device counts, not what was read or written before.
+async fn forget_pages<D: Device>(core: &Core<D>) {
+    let mut left = core.pages.kept();
+    while left > 0 {
+        let some = left.min(FORGOTTEN);
+        core.pages.shrink(some);
+        left -= some;
+        turn::yield_now().await;
     }
 }

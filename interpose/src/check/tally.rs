@@ -7,8 +7,8 @@ use block_core::{Extent, Pba};
 use super::report::MOST_FAULTS;
 use crate::layout::Class;
 use crate::layout::superblock::Usage;
-use crate::space::layout::PAGE_COUNT;
 use crate::space::Counts;
+use crate::space::layout::PAGE_COUNT;
 
 /// Blocks that a tally can have at least: a region's.
 const LEAST: usize = crate::space::layout::REGION_BLOCKS as usize;

@@ -142,13 +142,7 @@ fn parent_of(catalog: &Catalog, key: SnapshotKey) -> Option<SnapshotKey> {
 }
 
 /// Whether the pointer of a tree for an index and a level names a block.
-async fn leads_to<D: Device>(
-    core: &Core<D>,
-    tree: &Tree,
-    index: u64,
-    level: u8,
-    pba: Pba,
-) -> bool {
+async fn leads_to<D: Device>(core: &Core<D>, tree: &Tree, index: u64, level: u8, pba: Pba) -> bool {
     let bits = POINTERS.trailing_zeros();
     let (mut at, mut height) = (tree.root(), tree.height());
     if index >= tree.capacity() {

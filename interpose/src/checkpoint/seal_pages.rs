@@ -7,7 +7,7 @@ use block_core::{Device, Pba};
 
 use super::{ChangedBlocks, CheckpointError, Making};
 use crate::layout::{Binding, Class, seals};
-use crate::overlay::{BlockChange, Born};
+use crate::overlay::BlockChange;
 use crate::pages::PageBuf;
 use crate::radix::{Merge, Tree};
 
@@ -15,6 +15,10 @@ impl<D: Device + 'static> Making<D> {
     /// Writes the pages of seals in which something is new.
     pub(super) async fn write_seals(&self) -> Result<Tree, CheckpointError> {
         let tree = self.core.state.borrow().seals;
+        let still_there = |(pba, change): (Pba, BlockChange)| {
+            let born = change.born.filter(|_| change.delta > 0 || self.is_shared_anew(pba))?;
+            Some((pba, born))
+        };
         let mut born = ChangedBlocks::new(&self.core).filter_map(still_there).peekable();
         if born.peek().is_none() {
             return Ok(tree);
@@ -58,10 +62,11 @@ impl<D: Device + 'static> Making<D> {
         let page = pages.load_once(&old.seal, Binding::page(Class::Seals, 0, old.pba)).await?;
         Ok(pages.own(page).await)
     }
-}
 
-/// A block that was stored in this period and that somebody refers to.
-fn still_there((pba, change): (Pba, BlockChange)) -> Option<(Pba, Born)> {
-    let born = change.born.filter(|_| change.delta > 0)?;
-    Some((pba, born))
+    /// A block that this period had stored and given up again may have been
+    /// shared in between: then somebody of the next period refers to it.
+    fn is_shared_anew(&self, pba: Pba) -> bool {
+        let state = self.core.state.borrow();
+        state.active.block(pba).is_some_and(|change| change.delta > 0)
+    }
 }
