@@ -1,5 +1,6 @@
 //! A pool: what is done to it from outside of the path of requests.
 
+mod diff;
 mod keys;
 mod snapshots;
 mod volumes;
