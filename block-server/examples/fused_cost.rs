@@ -52,17 +52,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let namespace = SoftNamespace::memory(320 << 20, LbaSize::B4096)?;
     let (engine, devices) =
         NvmeEngine::soft(SoftOptions::default(), vec![namespace], Arc::new(move || clock.now()))?;
-    let owned = devices.into_iter().map(|device| Owned {
-        name: "memory".to_owned(),
-        device,
-        formatting: Formatting::IfBlank,
-    });
+    let owned = devices.into_iter().map(|device| Owned::raw("memory", device, Formatting::IfBlank));
     let mailbox = Mailbox::new()?;
     let place = Place {
         worker: WorkerIndex(0),
         directory: Arc::new(Directory::default()),
         mailbox: Arc::clone(&mailbox),
         chance: Chance::new(rand::random),
+        wall: || 0,
     };
     let worker = Worker::start(engine, owned.collect(), place, Limits::default())?;
     let mut path = LocalPath::new(worker, FrontId([1; 16]), 128);
@@ -87,6 +84,7 @@ fn attach(
         name: name.clone(),
         size: Size(BLOCKS * 4096),
         read_only: false,
+        domain: None,
         answer,
     });
     let mut pages = Pages { memory: Vec::new(), free: Vec::new(), ended: 0 };

@@ -17,7 +17,7 @@ use crate::volume::Volume;
 /// last for half a year of one server run, and a million runs have an epoch.
 const ORDER_BITS: u32 = 44;
 
-impl<D: Device> Store<D> {
+impl<D: Device + 'static> Store<D> {
     /// Gives the volume to a front. When this returns, that is stored, and no
     /// request of an earlier hold of the same front runs any more, except for
     /// `own`, the hold that the asking session has.

@@ -32,12 +32,12 @@
 //! 40   volume id, 16 bytes
 //! 56   generation, u64
 //! 64   blocks, u64
-//! 72   order epoch, u32 | zero, u32
+//! 72   order epoch, u32 | bytes of settings, u16 | zero, u16
 //! 80   name, 63 bytes | zero
 //! 144  zero, 16 bytes
 //! 160  64 extents: start u64 | count u64
 //! 1184 64 attachments: front 16 bytes | incarnation u64 | verifier u64
-//! 3232 zero
+//! 3232 settings, 512 bytes | zero
 //! ```
 //!
 //! A record is changed by writing copy A, durably, and then copy B, durably;
@@ -56,6 +56,9 @@ pub const PLACES: usize = 1024;
 
 /// Most runs of blocks that one volume is made of.
 pub const MAX_EXTENTS: usize = 64;
+
+/// Most bytes of a volume's settings.
+pub const MAX_SETTINGS: usize = 512;
 
 /// Blocks of one copy of superblock and records.
 pub const COPY_BLOCKS: u64 = 1 + PLACES as u64;
@@ -78,9 +81,11 @@ const EXTENTS: usize = 160;
 const EXTENT_BYTES: usize = 16;
 const ATTACHMENTS: usize = EXTENTS + MAX_EXTENTS * EXTENT_BYTES;
 const ATTACHMENT_BYTES: usize = 32;
+const SETTINGS: usize = ATTACHMENTS + MAX_FRONTS * ATTACHMENT_BYTES;
 
 const _: () = assert!(ATTACHMENTS == 1184);
-const _: () = assert!(ATTACHMENTS + MAX_FRONTS * ATTACHMENT_BYTES == 3232);
+const _: () = assert!(SETTINGS == 3232);
+const _: () = assert!(SETTINGS + MAX_SETTINGS <= BLOCK_SIZE);
 const _: () = assert!(NAME + MAX_NAME_BYTES < 144);
 const _: () = assert!(DATA_START.0 == 2304);
 
@@ -207,10 +212,13 @@ pub struct VolumeRecord {
     /// The high part of order numbers: raised before a restarted server gives
     /// out the first one, so that they never repeat.
     pub order_epoch: u32,
-    /// Where its blocks are, in order.
+    /// Where its blocks are, in order; none in a pool.
     pub extents: Vec<Extent>,
     /// Who has it.
     pub attachments: Attachments,
+    /// How its requests are treated on their way, as bytes that only those
+    /// look into who do it.
+    pub settings: Vec<u8>,
 }
 
 impl Record {
@@ -251,6 +259,7 @@ impl Record {
 impl VolumeRecord {
     fn encode(&self, block: &mut [u8; BLOCK_SIZE]) {
         assert!(self.extents.len() <= MAX_EXTENTS && self.attachments.count() <= MAX_FRONTS);
+        assert!(self.settings.len() <= MAX_SETTINGS);
         let name = self.name.as_str().as_bytes();
         block[4] = 1;
         block[5] = match self.attachments {
@@ -266,6 +275,8 @@ impl VolumeRecord {
         block[56..64].copy_from_slice(&self.generation.to_le_bytes());
         block[64..72].copy_from_slice(&self.blocks.0.to_le_bytes());
         block[72..76].copy_from_slice(&self.order_epoch.to_le_bytes());
+        block[76..78].copy_from_slice(&(self.settings.len() as u16).to_le_bytes());
+        block[SETTINGS..SETTINGS + self.settings.len()].copy_from_slice(&self.settings);
         block[NAME..NAME + name.len()].copy_from_slice(name);
         for (at, extent) in (EXTENTS..).step_by(EXTENT_BYTES).zip(&self.extents) {
             block[at..at + 8].copy_from_slice(&extent.start.0.to_le_bytes());
@@ -284,7 +295,8 @@ impl VolumeRecord {
         let name = VolumeName::new(std::str::from_utf8(name).ok()?).ok()?;
         let extents = usize::from(u16::from_le_bytes(array(block, 36)));
         let attachments = usize::from(u16::from_le_bytes(array(block, 38)));
-        if extents > MAX_EXTENTS || attachments > MAX_FRONTS {
+        let settings = usize::from(u16::from_le_bytes(array(block, 76)));
+        if extents > MAX_EXTENTS || attachments > MAX_FRONTS || settings > MAX_SETTINGS {
             return None;
         }
         let extents: Vec<Extent> = (EXTENTS..)
@@ -321,6 +333,7 @@ impl VolumeRecord {
             order_epoch: u32::from_le_bytes(array(block, 72)),
             extents,
             attachments,
+            settings: block[SETTINGS..SETTINGS + settings].to_vec(),
         })
     }
 }
@@ -365,6 +378,7 @@ mod tests {
                 order_epoch: u32::MAX,
                 extents: (0..MAX_EXTENTS as u64).map(extent).collect(),
                 attachments: Attachments::Readers((0..MAX_FRONTS as u8).map(attachment).collect()),
+                settings: vec![5; MAX_SETTINGS],
             }),
         }
     }
@@ -388,7 +402,7 @@ mod tests {
     fn a_sealed_record_that_lies_is_no_record() {
         let mut good = [0; BLOCK_SIZE];
         full().encode(DEVICE, 0, &mut good);
-        let lies: [(usize, &[u8]); 7] = [
+        let lies: [(usize, &[u8]); 8] = [
             (4, &[2]),
             (5, &[2]),
             (5, &[0]),
@@ -396,6 +410,7 @@ mod tests {
             (7, &[255]),
             (36, &u16::MAX.to_le_bytes()),
             (64, &u64::MAX.to_le_bytes()),
+            (76, &u16::MAX.to_le_bytes()),
         ];
         for (at, lie) in lies {
             let mut block = good;

@@ -25,10 +25,13 @@ pub mod engine;
 mod attach;
 
 pub mod attachments;
+pub mod attributes;
 
 pub mod store;
 
 pub mod raw;
+
+pub mod pooled;
 
 pub mod catalog;
 pub mod layout;
@@ -46,6 +49,8 @@ pub mod api;
 pub mod control;
 
 pub mod config;
+
+pub mod unlock;
 
 pub mod size;
 

@@ -7,7 +7,7 @@ use link::{
     SlotRef, Token, VolumeHandle, Work,
 };
 
-use crate::engine::Engine;
+use crate::engine::{Engine, NvmeEngine};
 use crate::worker::Worker;
 
 /// The one session of a fused worker.
@@ -121,6 +121,14 @@ impl<E: Engine> LocalPath<E> {
             guest.place(token, 0, &buffer[from..from + range.bytes() as usize]);
         }
         guest.complete(token, reply.outcome);
+    }
+}
+
+impl LocalPath<NvmeEngine> {
+    /// [`LocalPath::new`], compiled here and not again in each program.
+    #[must_use]
+    pub fn over_nvme(worker: Worker<NvmeEngine>, front: FrontId, parts: u16) -> Self {
+        Self::new(worker, front, parts)
     }
 }
 

@@ -33,7 +33,6 @@ pub struct Room<D> {
 }
 
 /// A volume, and where it is.
-#[derive(Debug)]
 pub struct Located<'a, D> {
     /// The name of its device.
     pub device: &'a str,
@@ -115,16 +114,18 @@ impl<D> Room<D> {
     }
 }
 
-impl<D: Device> Room<D> {
+impl<D: Device + 'static> Room<D> {
     /// A turn begins.
     pub fn tick(&self, now: Time) {
         self.clock.tick(now);
+        self.stores.iter().for_each(|(_, store)| store.tick(now));
     }
 
     /// When a turn is wanted although nothing has come.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.clock.deadline()
+        let pools = self.stores.iter().filter_map(|(_, store)| store.deadline());
+        pools.chain(self.clock.deadline()).min()
     }
 
     /// The volume of that name, if this worker has it.

@@ -52,7 +52,6 @@ impl Slot {
 }
 
 /// A front's session with this worker.
-#[derive(Debug)]
 pub struct Session<D> {
     front: FrontId,
     slots: u16,
@@ -64,7 +63,6 @@ pub struct Session<D> {
     closed: Cell<bool>,
 }
 
-#[derive(Debug)]
 struct Handle<D> {
     volume: Rc<Volume<D>>,
     hold: Rc<Hold>,
@@ -79,7 +77,7 @@ impl<D> Clone for Handle<D> {
     }
 }
 
-impl<D: Device> Handle<D> {
+impl<D: Device + 'static> Handle<D> {
     /// A request that waited to be admitted did not run: meanwhile the volume
     /// may have been taken away, or resized.
     async fn serve(&self, request: Request) -> Reply {
@@ -103,7 +101,7 @@ impl<D: Device> Handle<D> {
     }
 }
 
-impl<D: Device> Session<D> {
+impl<D: Device + 'static> Session<D> {
     /// A session of `front` without volumes.
     #[must_use]
     pub fn new(front: FrontId, slots: u16) -> Self {
@@ -229,7 +227,7 @@ impl<D: Device> Session<D> {
 }
 
 /// The life of a slot: take its work, do it, answer it.
-pub async fn serve_slot<D: Device>(
+pub async fn serve_slot<D: Device + 'static>(
     room: Rc<Room<D>>,
     session: Rc<Session<D>>,
     slot: Rc<Slot>,

@@ -4,23 +4,39 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::{Device, Ordered, Scratch, Time};
+use block_core::device::Durability;
+use block_core::{
+    BlockCount, BlockError, Blocks, Buffer, Device, LbaRange, Ordered, Scratch, Time,
+};
 use interpose::hooks::Hooks;
 use link::{FrontId, VolumeName};
 
 use crate::extents::RawVolume;
 use crate::hold::Hold;
 use crate::layout::VolumeRecord;
+use crate::pooled::{Found, PoolBlocks};
+
+/// What holds a volume's blocks: only these two serve requests.
+pub enum Backing<D> {
+    /// Extents of the device.
+    Raw {
+        /// Its place in the device's catalog.
+        place: usize,
+        /// The extents.
+        blocks: RawVolume<D>,
+    },
+    /// The pool that the device is.
+    Pool(Rc<PoolBlocks<D>>),
+}
 
 /// A volume that is there.
-#[derive(Debug)]
 pub struct Volume<D> {
     /// What stands around every request.
     pub hooks: Hooks,
     /// What serves its requests.
-    pub requests: Ordered<RawVolume<D>>,
-    /// Its place in the device's catalog.
-    pub(crate) place: usize,
+    pub requests: Ordered<Backing<D>>,
+    /// In a pool: with whose volumes it shares a key and blocks.
+    domain: Option<String>,
     record: RefCell<VolumeRecord>,
     /// Held by whoever changes the record: one at a time, in order of arrival.
     pub(crate) change: tokio::sync::Mutex<()>,
@@ -30,7 +46,7 @@ pub struct Volume<D> {
     pub(crate) holds: RefCell<Vec<Rc<Hold>>>,
 }
 
-impl<D: Device> Volume<D> {
+impl<D: Device + 'static> Volume<D> {
     /// A raw volume as its record says.
     pub(crate) fn raw(
         place: usize,
@@ -39,11 +55,27 @@ impl<D: Device> Volume<D> {
         scratch: &Rc<Scratch>,
         verifier: u64,
     ) -> Self {
-        let raw = RawVolume::new(Rc::clone(device), record.blocks, &record.extents);
+        let blocks = RawVolume::new(Rc::clone(device), record.blocks, &record.extents);
+        Self::new(Backing::Raw { place, blocks }, None, record, scratch, verifier)
+    }
+
+    /// A volume that a pool has.
+    pub(crate) fn pooled(found: Found<D>, scratch: &Rc<Scratch>, verifier: u64) -> Self {
+        let Found { blocks, domain, record } = found;
+        Self::new(Backing::Pool(blocks), Some(domain), record, scratch, verifier)
+    }
+
+    fn new(
+        backing: Backing<D>,
+        domain: Option<String>,
+        record: VolumeRecord,
+        scratch: &Rc<Scratch>,
+        verifier: u64,
+    ) -> Self {
         Self {
             hooks: Hooks::new(None, Time::ZERO),
-            requests: Ordered::new(raw, Rc::clone(scratch), verifier),
-            place,
+            requests: Ordered::new(backing, Rc::clone(scratch), verifier),
+            domain,
             record: RefCell::new(record),
             change: tokio::sync::Mutex::new(()),
             deleted: Cell::new(false),
@@ -54,8 +86,10 @@ impl<D: Device> Volume<D> {
 
     /// Serves as a record says that has been stored.
     pub(crate) fn follow(&self, record: VolumeRecord) {
-        if record.blocks != self.requests.blocks() {
-            self.requests.below().remap(record.blocks, &record.extents);
+        if let Backing::Raw { blocks, .. } = self.requests.below()
+            && record.blocks != blocks.blocks()
+        {
+            blocks.remap(record.blocks, &record.extents);
         }
         *self.record.borrow_mut() = record;
     }
@@ -66,6 +100,12 @@ impl<D> Volume<D> {
     #[must_use]
     pub fn record(&self) -> VolumeRecord {
         self.record.borrow().clone()
+    }
+
+    /// In a pool: with whose volumes it shares a key and blocks.
+    #[must_use]
+    pub fn domain(&self) -> Option<String> {
+        self.domain.clone()
     }
 
     /// Whether that is its name.
@@ -107,6 +147,61 @@ impl<D> Volume<D> {
         for hold in revoked {
             hold.drained().await;
             self.holds.borrow_mut().retain(|held| !Rc::ptr_eq(held, &hold));
+        }
+    }
+}
+
+impl<D: Device + 'static> Blocks for Backing<D> {
+    fn blocks(&self) -> BlockCount {
+        match self {
+            Self::Raw { blocks, .. } => blocks.blocks(),
+            Self::Pool(blocks) => blocks.blocks(),
+        }
+    }
+
+    async fn read(
+        &self,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+    ) -> (Buffer, Result<(), BlockError>) {
+        match self {
+            Self::Raw { blocks, .. } => blocks.read(range, buffer, place).await,
+            Self::Pool(blocks) => blocks.read(range, buffer, place).await,
+        }
+    }
+
+    async fn write(
+        &self,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<(), BlockError>) {
+        match self {
+            Self::Raw { blocks, .. } => blocks.write(range, buffer, place, durability).await,
+            Self::Pool(blocks) => blocks.write(range, buffer, place, durability).await,
+        }
+    }
+
+    async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {
+        match self {
+            Self::Raw { blocks, .. } => blocks.zero(range, unmap).await,
+            Self::Pool(blocks) => blocks.zero(range, unmap).await,
+        }
+    }
+
+    async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
+        match self {
+            Self::Raw { blocks, .. } => blocks.discard(range).await,
+            Self::Pool(blocks) => blocks.discard(range).await,
+        }
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        match self {
+            Self::Raw { blocks, .. } => blocks.flush().await,
+            Self::Pool(blocks) => blocks.flush().await,
         }
     }
 }

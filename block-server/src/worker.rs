@@ -15,18 +15,22 @@ use std::task::{Context, Poll, Waker};
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
 use block_core::{Buffer, Chance, Pool, Time};
 use link::{FrontId, Host, Reply, SessionIndex, SlotRef, Work};
+use nvme::Namespace;
 use thiserror::Error;
 use tracing::warn;
 use turn::{Executor, TaskId};
 
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
+use crate::config::PoolConfig;
 use crate::directory::{Directory, WorkerIndex};
-use crate::engine::Engine;
+use crate::engine::{Engine, NvmeEngine};
 use crate::errand::{self, Errand};
 use crate::mailbox::Mailbox;
+use crate::pooled::page_buffers;
 use crate::room::Room;
 use crate::session::{Job, Session, Slot, serve_slot};
-use crate::store::Store;
+use crate::store::{Means, Store};
+use crate::unlock::Unlock;
 
 /// A small buffer: 8 KiB that begin inside of a block, and a block to merge
 /// in (see [`Ordered::serve`](block_core::Ordered::serve)).
@@ -73,6 +77,19 @@ pub struct Owned<D> {
     pub device: D,
     /// Whether it may be formatted.
     pub formatting: Formatting,
+    /// What unlocks its pool, if it is one or becomes one.
+    pub unlock: Option<Unlock>,
+    /// How its pool is served.
+    pub pool: PoolConfig,
+}
+
+impl<D> Owned<D> {
+    /// A device for raw volumes.
+    #[must_use]
+    pub fn raw(name: &str, device: D, formatting: Formatting) -> Self {
+        let (name, pool) = (name.to_owned(), PoolConfig::default());
+        Self { name, device, formatting, unlock: None, pool }
+    }
 }
 
 /// What a worker is told about the server that it is a part of.
@@ -86,6 +103,8 @@ pub struct Place {
     pub mailbox: Arc<Mailbox>,
     /// Where its random numbers come from.
     pub chance: Chance,
+    /// Seconds since 1970.
+    pub wall: fn() -> u64,
 }
 
 /// Why a worker could not start.
@@ -160,13 +179,26 @@ impl<E: Engine> Worker<E> {
         let desks = engine.pool(count, DESK_BYTES).map_err(memory("the catalog"))?;
         let scratch = engine.pool(1, BLOCK_SIZE).map_err(memory("partial blocks"))?.take();
         let scratch = Rc::new(tokio::sync::Mutex::new(scratch));
-        let mut stores = Vec::with_capacity(count);
-        for Owned { name, device, formatting } in devices {
+        let (mut stores, mut lives) = (Vec::with_capacity(count), Vec::new());
+        for Owned { name, device, formatting, unlock, pool } in devices {
             let desk = desks.take().expect("a desk for each device");
-            let (scratch, chance) = (Rc::clone(&scratch), place.chance.clone());
-            let opening = Store::open(Rc::new(device), desk, scratch, formatting, chance);
-            match complete(&mut engine, opening) {
-                Ok(store) => stores.push((name, store)),
+            let buffers = unlock.as_ref().map_or(1, |_| page_buffers(&pool));
+            let pages = engine.pool(buffers, BLOCK_SIZE).map_err(memory("a pool's pages"))?;
+            let means = Means {
+                name: name.clone(),
+                device: Rc::new(device),
+                scratch: Rc::clone(&scratch),
+                chance: place.chance.clone(),
+                wall: place.wall,
+                pages,
+                unlock,
+                pool,
+            };
+            match complete(&mut engine, Store::open(means, desk, formatting)) {
+                Ok((store, begun)) => {
+                    stores.push((name, store));
+                    lives.extend(begun);
+                }
                 Err(why) => return Err(StartError::Device { name, why }),
             }
         }
@@ -179,6 +211,7 @@ impl<E: Engine> Worker<E> {
             }
         }
         let room = Room::new(stores, place.directory, place.worker);
+        lives.into_iter().for_each(|life| room.begin(life));
         Ok(Self {
             // Twice: the tasks of a session that has just been closed end in
             // the next turn, and a new one may have opened by then.
@@ -296,6 +329,28 @@ impl<E: Engine> Worker<E> {
 
     fn seat(&self, session: SessionIndex) -> Option<&Seat<E::Device>> {
         self.sessions.get(usize::from(session.0))?.as_ref()
+    }
+}
+
+/// The worker that programs have, compiled here and not again in each of
+/// them.
+impl Worker<NvmeEngine> {
+    /// [`Worker::start`].
+    ///
+    /// # Errors
+    /// A sentence about what is in the way.
+    pub fn over_nvme(
+        engine: NvmeEngine,
+        devices: Vec<Owned<Namespace>>,
+        place: Place,
+        limits: Limits,
+    ) -> Result<Self, StartError> {
+        Self::start(engine, devices, place, limits)
+    }
+
+    /// [`Worker::run`].
+    pub fn turn(&mut self, now: Time) -> bool {
+        self.run(now)
     }
 }
 

@@ -12,7 +12,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use block_server::api::{
-    AccessInfo, CreateVolume, DetachVolume, ResizeVolume, ServerInfo, VolumeInfo, WorkerInfo,
+    AccessInfo, CreateVolume, DeleteVolume, DetachVolume, ResizeVolume, ServerInfo, VolumeInfo,
+    WorkerInfo,
 };
 use block_server::client::ClientError;
 use block_server::{
@@ -46,7 +47,7 @@ impl Server {
             let place = place(0, &shared);
             told.send(Arc::clone(&place.mailbox)).expect("somebody waits");
             let memory = SoftNamespace::memory(DEVICE_BYTES, LbaSize::B4096).expect("memory");
-            let mut path = LocalPath::new(worker_over(memory, place), front(1), 8);
+            let mut path = LocalPath::over_nvme(worker_over(memory, place), front(1), 8);
             while !path.worker().is_stopped() {
                 use link::Path;
                 path.turn(block_core::Time::ZERO, &mut support::VecGuest::default());
@@ -104,6 +105,7 @@ fn office(directory: &Arc<Directory>, mailbox: &Arc<Mailbox>) -> Office {
         workers: vec![(info, Arc::clone(mailbox))],
         devices: vec![("disk".to_owned(), WorkerIndex(0))],
         directory: Arc::clone(directory),
+        draw: || 4,
     }
 }
 
@@ -119,7 +121,13 @@ impl Drop for Server {
 }
 
 fn sized(name: &str, bytes: u64) -> CreateVolume {
-    CreateVolume { name: name.to_owned(), size: Size(bytes), device: None, read_only: false }
+    CreateVolume {
+        name: name.to_owned(),
+        size: Size(bytes),
+        device: None,
+        read_only: false,
+        domain: None,
+    }
 }
 
 fn refused<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> String {
@@ -150,8 +158,8 @@ fn a_volume_is_made_shown_grown_and_deleted() {
     let ServerInfo { version, workers, devices } = client.server().expect("it says");
     assert_eq!((&version[..], workers.len(), devices[0].volumes), ("1.2.3", 1, 2));
     assert_eq!(devices[0].free, Size(DEVICE_BYTES - (9 << 20) - (2 << 20)));
-    client.delete("a").expect("deleted");
-    client.delete("vm").expect("deleted");
+    client.delete("a", &DeleteVolume::default()).expect("deleted");
+    client.delete("vm", &DeleteVolume::default()).expect("deleted");
     assert_eq!(client.volumes().expect("a list"), []);
     assert_eq!(client.server().expect("it says").devices[0].free, Size(DEVICE_BYTES - (9 << 20)));
 }
@@ -167,7 +175,7 @@ fn each_mistake_is_answered_with_a_sentence() {
         (refused(client.create(&sized("x", 4097))), "multiple of 4096"),
         (refused(client.create(&sized("x", 1 << 40))), "has 54M free and 1T were asked"),
         (refused(client.volume("nothing")), "no volume 'nothing'"),
-        (refused(client.delete("nothing")), "no volume 'nothing'"),
+        (refused(client.delete("nothing", &DeleteVolume::default())), "no volume 'nothing'"),
         (refused(client.volume("../etc")), "is not a volume name"),
     ] {
         assert!(sentence.contains(part), "{sentence:?} lacks {part:?}");
@@ -204,7 +212,7 @@ fn a_volume_that_is_attached_is_kept_until_it_is_taken_away_by_force() {
     assert_eq!((attached.access, attached.connected), (AccessInfo::Write, true));
 
     let writer = format!("writer {}", attached.front);
-    assert!(refused(client.delete("vm")).contains(&writer));
+    assert!(refused(client.delete("vm", &DeleteVolume::default())).contains(&writer));
     let sentence = refused(client.detach("vm", &DetachVolume::default()));
     assert!(sentence.contains(&writer) && sentence.contains("--force"), "{sentence}");
     let shrink = ResizeVolume { size: Size(4096), shrink: true };
@@ -217,7 +225,7 @@ fn a_volume_that_is_attached_is_kept_until_it_is_taken_away_by_force() {
     let detached = client.detach("vm", &its).expect("by force");
     assert_eq!((detached.generation, detached.attachments.len()), (shown.generation + 1, 0));
     client.detach("vm", &DetachVolume::default()).expect("nobody has it: nothing to do");
-    client.delete("vm").expect("nobody has it");
+    client.delete("vm", &DeleteVolume::default()).expect("nobody has it");
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn data_and_the_attachment_are_there_after_a_restart() {
     let file = folder.path().join("disk");
     let first = {
         let (worker, mailbox) = file_worker(&file);
-        let mut path = LocalPath::new(worker, front(1), 8);
+        let mut path = LocalPath::over_nvme(worker, front(1), 8);
         create(&mailbox, turned(&mut path), "vm", 8 << 20).expect("created");
         let attached = attach(&mut path, "vm", Access::Write).expect("free");
         assert_eq!(attached.sectors, 16_384);
@@ -35,12 +35,12 @@ fn data_and_the_attachment_are_there_after_a_restart() {
     {
         // The writer was killed: it has the volume until it says otherwise.
         let (worker, _) = file_worker(&file);
-        let mut path = LocalPath::new(worker, front(2), 8);
+        let mut path = LocalPath::over_nvme(worker, front(2), 8);
         let refused = attach(&mut path, "vm", Access::Read);
         assert_eq!(refused, Err(Refused::HasWriter(front(1))));
     }
     let (worker, _) = file_worker(&file);
-    let mut path = LocalPath::new(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 8);
     let again = attach(&mut path, "vm", Access::Write).expect("its own");
     assert_eq!(again.volume_id, first.volume_id);
     assert_eq!(again.generation, first.generation);
@@ -52,14 +52,14 @@ fn data_and_the_attachment_are_there_after_a_restart() {
     path.detach(again.handle).expect("stored");
     drop(path);
     let (worker, _) = file_worker(&file);
-    let mut path = LocalPath::new(worker, front(2), 8);
+    let mut path = LocalPath::over_nvme(worker, front(2), 8);
     attach(&mut path, "vm", Access::Write).expect("it was given back");
 }
 
 #[test]
 fn a_reader_reads_and_changes_nothing() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::new(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 8);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     let reader = attach(&mut path, "vm", Access::Read).expect("free");
     assert!(reader.read_only);
@@ -77,14 +77,14 @@ fn a_reader_reads_and_changes_nothing() {
 #[test]
 fn a_volume_taken_away_by_force_is_gone_for_the_front_that_had_it() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::new(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 8);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     create(&mailbox, turned(&mut path), "other", 1 << 20).expect("created");
     let had = attach(&mut path, "vm", Access::Write).expect("free");
     let same = attach(&mut path, "vm", Access::Write).expect("its own");
     assert_eq!(same, had, "asking again changes nothing");
 
-    let delete = |answer| Errand::Delete { name: name("vm"), answer };
+    let delete = |answer| Errand::Delete { name: name("vm"), snapshots: false, answer };
     let refused = errand(&mailbox, turned(&mut path), delete).expect_err("it is attached");
     let writer = format!("writer {}", front(1));
     assert!(refused.to_string().contains(&writer), "{refused}");
@@ -106,7 +106,7 @@ fn a_volume_taken_away_by_force_is_gone_for_the_front_that_had_it() {
 #[test]
 fn a_deleted_volumes_data_is_not_in_the_next_one() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::new(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 8);
     let whole = 48 << 20;
     create(&mailbox, turned(&mut path), "first", whole).expect("created");
     let first = attach(&mut path, "first", Access::Write).expect("free");
@@ -114,7 +114,7 @@ fn a_deleted_volumes_data_is_not_in_the_next_one() {
         io(&mut path, first.handle, Op::Write, at, vec![0x5e; 65_536]).expect("written");
     }
     path.detach(first.handle).expect("stored");
-    let delete = |answer| Errand::Delete { name: name("first"), answer };
+    let delete = |answer| Errand::Delete { name: name("first"), snapshots: false, answer };
     errand(&mailbox, turned(&mut path), delete).expect("deleted");
     create(&mailbox, turned(&mut path), "second", whole).expect("the space is free again");
     let second = attach(&mut path, "second", Access::Read).expect("free");
@@ -127,7 +127,7 @@ fn a_deleted_volumes_data_is_not_in_the_next_one() {
 #[test]
 fn an_abandoned_part_ends_once_and_its_slot_serves_again() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::new(worker, front(1), 2);
+    let mut path = LocalPath::over_nvme(worker, front(1), 2);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     let volume = attach(&mut path, "vm", Access::Write).expect("free").handle;
     let mut guest = VecGuest { data: vec![vec![3; 4096]; 3], ended: Vec::new() };
@@ -163,7 +163,7 @@ fn a_worker_sends_a_front_to_the_worker_that_has_the_volume() {
         let memory = SoftNamespace::memory(DEVICE_BYTES, LbaSize::B4096).expect("memory");
         let place = place(worker, &directory);
         let mailbox = Arc::clone(&place.mailbox);
-        let mut path = LocalPath::new(worker_over(memory, place), front(1), 8);
+        let mut path = LocalPath::over_nvme(worker_over(memory, place), front(1), 8);
         directory.listens(WorkerIndex(worker), 7700 + worker as u16);
         create(&mailbox, turned(&mut path), &format!("vm{worker}"), 1 << 20).expect("created");
         let taken = create(&mailbox, turned(&mut path), "vm0", 1 << 20);
@@ -194,7 +194,7 @@ fn a_part_whose_data_cannot_be_fetched_takes_nothing() {
         }
     }
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::new(worker, front(1), 2);
+    let mut path = LocalPath::over_nvme(worker, front(1), 2);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     let volume = attach(&mut path, "vm", Access::Write).expect("free").handle;
     let range = block_core::SectorRange::new(0, 8);

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         mailbox: Arc::clone(&mailbox),
         clock,
     };
-    let mut path = LocalPath::new(start(seat, limits())?, identity.front, SLOTS - 1);
+    let mut path = LocalPath::over_nvme(start(seat, limits())?, identity.front, SLOTS - 1);
     if let Some(size) = args.create {
         create_missing(&mut path, &mailbox, &config.devices, &disks, size)?;
     }
@@ -89,6 +89,7 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         workers: vec![(info, Arc::clone(&mailbox))],
         devices: config.devices.iter().map(|device| (device.name.clone(), device.worker)).collect(),
         directory,
+        draw: rand::random,
     };
     let control = Control::start(&config.control, office)?;
     let poller = Poller::new().context("cannot make an epoll")?;
@@ -136,7 +137,7 @@ fn create_missing(
     for disk in disks {
         let (answer, mut outcome) = tokio::sync::oneshot::channel();
         let (name, device) = (disk.volume.clone(), device.name.clone());
-        mailbox.send(Errand::Create { device, name, size, read_only: false, answer });
+        mailbox.send(Errand::Create { device, name, size, read_only: false, domain: None, answer });
         let created = loop {
             path.turn(Time::ZERO, &mut NoGuest);
             match outcome.try_recv() {

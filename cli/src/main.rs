@@ -3,9 +3,16 @@
 mod bench;
 mod config;
 mod front;
+mod key;
 mod local;
+mod moment;
+mod pool;
+mod progress;
+mod prompt;
 mod server;
+mod snapshot;
 mod stop;
+mod table;
 mod thread;
 mod volume;
 
@@ -33,6 +40,9 @@ enum Command {
     Front(front::FrontArgs),
     Local(local::LocalArgs),
     Volume(volume::VolumeArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Pool(pool::PoolArgs),
+    Key(key::KeyArgs),
     Bench(Box<bench::BenchArgs>),
 }
 
@@ -44,6 +54,9 @@ fn main() -> ExitCode {
         Command::Front(args) => front::run(&args),
         Command::Local(args) => local::run(&args),
         Command::Volume(args) => volume::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
+        Command::Pool(args) => pool::run(args),
+        Command::Key(args) => key::run(args),
         Command::Bench(args) => bench::run(*args),
     };
     match done {

@@ -3,10 +3,14 @@
 use std::path::PathBuf;
 
 use block_server::Size;
-use block_server::api::{AccessInfo, CreateVolume, DetachVolume, ResizeVolume, VolumeInfo};
+use block_server::api::{
+    AccessInfo, CreateVolume, DeleteVolume, DetachVolume, ResizeVolume, VolumeInfo,
+};
 use block_server::client::Client;
 use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
+
+use crate::table::{Side, table};
 
 /// Create, list, resize and delete volumes: run this on the IOhost
 #[derive(Debug, Args)]
@@ -36,6 +40,9 @@ enum Command {
         /// Nobody may change it
         #[arg(long)]
         read_only: bool,
+        /// In a pool: share a key and equal blocks with the volumes of this domain only
+        #[arg(long)]
+        domain: Option<String>,
     },
     /// Show all volumes, a line each
     List,
@@ -59,6 +66,9 @@ enum Command {
     Delete {
         /// Which one
         name: String,
+        /// Its snapshots go with it
+        #[arg(long)]
+        snapshots: bool,
     },
     /// Take a volume away from a front that will not come back
     Detach {
@@ -77,8 +87,8 @@ enum Command {
 pub(crate) fn run(args: VolumeArgs) -> anyhow::Result<()> {
     let client = Client::new(&args.control);
     let volumes = match args.command {
-        Command::Create { name, size, device, read_only } => {
-            vec![client.create(&CreateVolume { name, size, device, read_only })?]
+        Command::Create { name, size, device, read_only, domain } => {
+            vec![client.create(&CreateVolume { name, size, device, read_only, domain })?]
         }
         Command::List => {
             let volumes = client.volumes()?;
@@ -89,8 +99,8 @@ pub(crate) fn run(args: VolumeArgs) -> anyhow::Result<()> {
         Command::Resize { name, size, shrink } => {
             vec![client.resize(&name, &ResizeVolume { size, shrink })?]
         }
-        Command::Delete { name } => {
-            client.delete(&name)?;
+        Command::Delete { name, snapshots } => {
+            client.delete(&name, &DeleteVolume { snapshots })?;
             println!("volume {name} is deleted");
             return Ok(());
         }
@@ -114,33 +124,32 @@ fn print_list(volumes: &[VolumeInfo], json: bool) -> anyhow::Result<()> {
     } else if volumes.is_empty() {
         println!("no volumes; make one with `vrio volume create NAME --size SIZE`");
     } else {
-        print!("{}", table(volumes));
+        print!("{}", lines(volumes));
     }
     Ok(())
 }
 
-/// A line for each volume, in columns as wide as they need to be.
-fn table(volumes: &[VolumeInfo]) -> String {
-    let head = ["NAME", "SIZE", "DEVICE", "ACCESS", "ATTACHED"].map(str::to_owned);
+fn lines(volumes: &[VolumeInfo]) -> String {
+    let heads = [
+        ("NAME", Side::Left),
+        ("SIZE", Side::Right),
+        ("DEVICE", Side::Left),
+        ("DOMAIN", Side::Left),
+        ("ACCESS", Side::Left),
+        ("ATTACHED", Side::Left),
+    ];
     let row = |volume: &VolumeInfo| {
         let access = if volume.read_only { "read-only" } else { "read-write" };
         [
             volume.name.clone(),
             volume.size.to_string(),
             volume.device.clone(),
+            volume.domain.clone().unwrap_or_else(|| "-".to_owned()),
             access.to_owned(),
             attached(volume),
         ]
     };
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(volumes.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2), width(3)];
-    let line = |row: &[String; 5]| {
-        let [name, size, device, access, attached] = row;
-        let [a, b, c, d] = widths;
-        format!("{name:a$}  {size:>b$}  {device:c$}  {access:d$}  {attached}\n")
-    };
-    rows.iter().map(line).collect()
+    table(heads, &volumes.iter().map(row).collect::<Vec<_>>())
 }
 
 fn attached(volume: &VolumeInfo) -> String {
@@ -152,11 +161,15 @@ fn attached(volume: &VolumeInfo) -> String {
 }
 
 fn describe(volume: &VolumeInfo) -> String {
-    let VolumeInfo { name, id, device, size, read_only, generation, extents, attachments } = volume;
+    let VolumeInfo { name, id, device, size, read_only, generation, attachments, .. } = volume;
+    let place = match (&volume.domain, volume.extents) {
+        (Some(domain), _) => format!("a pool, domain {domain}"),
+        (None, 1) => "in 1 piece".to_owned(),
+        (None, pieces) => format!("in {pieces} pieces"),
+    };
     let mut text = format!(
-        "name        {name}\nid          {id}\nsize        {size}\ndevice      {device}, in {extents} \
-         piece{}\naccess      {}\ngeneration  {generation}\nlink        in the clear, with checksums\n",
-        if *extents == 1 { "" } else { "s" },
+        "name        {name}\nid          {id}\nsize        {size}\ndevice      {device}, {place}\n\
+         access      {}\ngeneration  {generation}\nlink        in the clear, with checksums\n",
         if *read_only { "read-only" } else { "read-write" },
     );
     if attachments.is_empty() {
@@ -188,6 +201,7 @@ mod tests {
             read_only: false,
             generation: 3,
             extents: 1,
+            domain: None,
             attachments,
         }
     }
@@ -196,7 +210,7 @@ mod tests {
     fn columns_line_up_whatever_the_names() {
         let writer =
             AttachmentInfo { front: "9f".to_owned(), access: AccessInfo::Write, connected: false };
-        let text = table(&[volume("a", vec![]), volume("a-long-name", vec![writer.clone()])]);
+        let text = lines(&[volume("a", vec![]), volume("a-long-name", vec![writer.clone()])]);
         let places: Vec<_> =
             text.lines().map(|line| line.find("disk0").or(line.find("DEVICE"))).collect();
         assert_eq!(places[0], places[1]);

@@ -14,9 +14,10 @@ use link::{Access, FrontId, VolumeName};
 use super::disk::{Medium, SimDisk};
 use crate::attachments::Attachments;
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
+use crate::config::PoolConfig;
 use crate::layout::{Copy, DATA_START, UNIT_BLOCKS, VolumeRecord};
 use crate::size::Size;
-use crate::store::{Store, StoreError};
+use crate::store::{Means, Store, StoreError};
 use block_core::Chance;
 
 const UNITS: u64 = 4;
@@ -49,7 +50,17 @@ pub(super) async fn open(disk: &SimDisk, formatting: Formatting) -> Result<SimSt
         drawn.set(drawn.get().wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1));
         drawn.get()
     });
-    Ok(Rc::new(Store::open(Rc::new(disk.clone()), desk, scratch, formatting, chance).await?))
+    let means = Means {
+        name: "disk".to_owned(),
+        device: Rc::new(disk.clone()),
+        scratch,
+        chance,
+        wall: || 0,
+        pages: Pool::private(1, BLOCK_SIZE).expect("memory"),
+        unlock: None,
+        pool: PoolConfig::default(),
+    };
+    Ok(Rc::new(Store::open(means, desk, formatting).await?.0))
 }
 
 pub(super) fn name(text: &str) -> VolumeName {
@@ -103,7 +114,7 @@ impl History {
 
     async fn create(&self, text: &str, units: u64) {
         self.change(async {
-            self.store.create(name(text), Size(units * UNIT), false).await.map(|_| ())
+            self.store.create(name(text), Size(units * UNIT), false, None).await.map(|_| ())
         })
         .await;
     }
@@ -120,7 +131,7 @@ impl History {
 
     async fn delete(&self, text: &str) {
         self.ledger.borrow_mut().written.retain(|(of, _)| of.as_str() != text);
-        self.change(self.store.delete(&name(text))).await;
+        self.change(self.store.delete(&name(text), false)).await;
     }
 
     /// Writes the volume's mark into every 16th block, and flushes.
@@ -320,8 +331,8 @@ fn space_goes_back_to_the_device_in_pieces() {
     let deleted = async {
         let store = open(&disk, Formatting::IfBlank).await.expect("blank");
         let free = store.free();
-        store.create(name("a"), Size(40 * MIB), false).await.expect("room");
-        store.delete(&name("a")).await.expect("nobody has it");
+        store.create(name("a"), Size(40 * MIB), false, None).await.expect("room");
+        store.delete(&name("a"), false).await.expect("nobody has it");
         assert_eq!(store.free(), free);
     };
     drive(&disk, usize::MAX, deleted).expect("no cut");
@@ -337,7 +348,7 @@ fn formatting_that_was_asked_for_destroys_no_volume() {
     let disk = SimDisk::new(formatted(), BLOCKS, 0);
     let made = async {
         let store = open(&disk, Formatting::IfForeign).await.expect("ours");
-        store.create(name("kept"), Size(UNIT), false).await.expect("room");
+        store.create(name("kept"), Size(UNIT), false, None).await.expect("room");
     };
     drive(&disk, usize::MAX, made).expect("no cut");
     let medium = disk.shut_down();
@@ -377,7 +388,7 @@ fn a_change_that_cannot_be_stored_has_not_happened() {
         let disk = SimDisk::new(formatted(), BLOCKS, 0);
         let worked = async {
             let store = open(&disk, Formatting::IfBlank).await.expect("ours");
-            let a = store.create(name("a"), Size(UNIT), false).await.expect("room");
+            let a = store.create(name("a"), Size(UNIT), false, None).await.expect("room");
             let free = store.free();
             disk.broken.set(Some(copy.record(0).0));
             let grown = store.resize(&name("a"), Size(2 * UNIT), false).await.map(|_| ());

@@ -86,9 +86,10 @@ impl Rig {
                 drawn.set(drawn.get() + 1);
                 drawn.get()
             }),
+            wall: || 0,
         };
         let (name_of_disk, device) = ("disk".to_owned(), disk.clone());
-        let owned = Owned { name: name_of_disk, device, formatting: Formatting::IfBlank };
+        let owned = Owned::raw(&name_of_disk, device, Formatting::IfBlank);
         let slots = 2 * usize::from(SLOTS);
         let limits = Limits { sessions: 2, slots, small_buffers: 8, large_buffers: 2 };
         let worker = Worker::start(engine, vec![owned], place, limits).expect("a worker");
@@ -126,6 +127,7 @@ impl Rig {
             name: name(volume),
             size: Size(1 << 20),
             read_only: false,
+            domain: None,
             answer,
         })
     }

@@ -22,7 +22,7 @@ use link::{
     VolumeHandle, VolumeName,
 };
 use nvme::soft::FileOptions;
-use nvme::{LbaSize, SoftNamespace, SoftOptions};
+use nvme::{LbaSize, Namespace, SoftNamespace, SoftOptions};
 use tokio::sync::oneshot;
 
 pub type SoftWorker = Worker<NvmeEngine>;
@@ -42,6 +42,7 @@ pub fn place(worker: usize, directory: &Arc<Directory>) -> Place {
             drawn.set(drawn.get() + 1);
             (drawn.get() ^ seed.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
         }),
+        wall: || 1_800_000_000,
     }
 }
 
@@ -50,13 +51,20 @@ pub fn limits() -> Limits {
 }
 
 pub fn worker_over(namespace: SoftNamespace, place: Place) -> SoftWorker {
+    worker_of(namespace, place, |device| Owned::raw("disk", device, Formatting::IfBlank))
+}
+
+fn worker_of(
+    namespace: SoftNamespace,
+    place: Place,
+    owned: impl FnOnce(Namespace) -> Owned<Namespace>,
+) -> SoftWorker {
     let clock = Clock::start();
     let clock: nvme::Clock = Arc::new(move || clock.now());
     let (engine, mut devices) =
         NvmeEngine::soft(SoftOptions::default(), vec![namespace], clock).expect("a controller");
     let device = devices.remove(0);
-    let owned = Owned { name: "disk".to_owned(), device, formatting: Formatting::IfBlank };
-    Worker::start(engine, vec![owned], place, limits()).expect("a worker")
+    Worker::over_nvme(engine, vec![owned(device)], place, limits()).expect("a worker")
 }
 
 pub fn memory_worker() -> (SoftWorker, Arc<Mailbox>) {
@@ -67,11 +75,19 @@ pub fn memory_worker() -> (SoftWorker, Arc<Mailbox>) {
 }
 
 pub fn file_worker(path: &FilePath) -> (SoftWorker, Arc<Mailbox>) {
+    file_worker_of(path, |device| Owned::raw("disk", device, Formatting::IfBlank))
+}
+
+/// A worker over a file, whose device is owned as `owned` says.
+pub fn file_worker_of(
+    path: &FilePath,
+    owned: impl FnOnce(Namespace) -> Owned<Namespace>,
+) -> (SoftWorker, Arc<Mailbox>) {
     let options = FileOptions { path: path.to_owned(), create: Some(DEVICE_BYTES) };
     let namespace = SoftNamespace::file(&options, LbaSize::B512).expect("a file");
     let place = place(0, &Arc::default());
     let mailbox = Arc::clone(&place.mailbox);
-    (worker_over(namespace, place), mailbox)
+    (worker_of(namespace, place, owned), mailbox)
 }
 
 pub fn name(text: &str) -> VolumeName {
@@ -110,6 +126,7 @@ pub fn create(
         name: name(volume),
         size: Size(bytes),
         read_only: false,
+        domain: None,
         answer,
     })
 }

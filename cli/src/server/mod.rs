@@ -110,6 +110,7 @@ impl Workers {
                 .map(|device| (device.name.clone(), device.worker))
                 .collect(),
             directory: Arc::clone(&self.directory),
+            draw: rand::random,
         }
     }
 

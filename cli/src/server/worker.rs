@@ -50,14 +50,17 @@ pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEng
         name: config.name,
         device,
         formatting: config.formatting,
+        unlock: config.unlock,
+        pool: config.pool,
     });
     let place = Place {
         worker: seat.worker,
         directory: seat.directory,
         mailbox: seat.mailbox,
         chance: Chance::new(rand::random),
+        wall: crate::moment::now,
     };
-    Ok(Worker::start(engine, owned.collect(), place, limits)?)
+    Ok(Worker::over_nvme(engine, owned.collect(), place, limits)?)
 }
 
 fn open(device: &DeviceConfig) -> anyhow::Result<SoftNamespace> {

@@ -92,16 +92,26 @@ impl Drop for Process {
 impl Stand {
     /// A server with a device of so many MiB and no volume.
     pub(crate) fn start(device_mib: u64) -> Self {
+        Self::start_with(device_mib, |_| String::new())
+    }
+
+    /// The same, with more lines for the device; they may name files, whose
+    /// paths are made of names.
+    pub(crate) fn start_with(
+        device_mib: u64,
+        more: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> String,
+    ) -> Self {
         // The kernel picks a free port; nobody else is given it soon.
         let port = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
         let folder = tempfile::tempdir().expect("a folder");
         let mut stand = Self { folder, port, server: None, fronts: Vec::new() };
         let text = format!(
             "listen = \"udp://127.0.0.1:{port}\"\ncontrol = \"{}\"\nstate = \"{}\"\n\
-             [[device]]\nname = \"soft\"\npath = \"soft:{}\"\nsize = \"{device_mib}M\"\n",
+             [[device]]\nname = \"soft\"\npath = \"soft:{}\"\nsize = \"{device_mib}M\"\n{}",
             stand.path("control.sock").display(),
             stand.path("server").display(),
             stand.path("device.img").display(),
+            more(&|name| stand.path(name)),
         );
         fs::write(stand.path("server.toml"), text).expect("write");
         stand.start_server();
@@ -128,6 +138,14 @@ impl Stand {
 
     pub(crate) fn server(&mut self) -> &mut Process {
         self.server.as_mut().expect("a server runs")
+    }
+
+    /// Runs `vrio ...` on this server.
+    pub(crate) fn run(&self, words: &str) -> Output {
+        let mut command = vrio();
+        command.args(words.split_whitespace());
+        command.arg("--control").arg(self.path("control.sock")).stdin(Stdio::null());
+        command.output().expect("vrio runs")
     }
 
     /// Runs `vrio volume ...` on this server.

@@ -1,6 +1,13 @@
 //! The control socket: HTTP and JSON over a UNIX socket, in a thread of its
 //! own. It leaves errands with the workers; they never wait for it.
 
+mod body;
+mod keys;
+mod pools;
+mod refusal;
+mod snapshots;
+mod volumes;
+
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -10,32 +17,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use link::{FrontId, VolumeName};
-use serde::de::DeserializeOwned;
+use link::VolumeName;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixSocket};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::api::{
-    CreateVolume, DetachVolume, DeviceInfo, Problem, ResizeVolume, ServerInfo, VolumeInfo,
-    WorkerInfo,
-};
-use crate::catalog::CommitError;
+use crate::api::WorkerInfo;
 use crate::directory::{Directory, WorkerIndex};
 use crate::errand::{Answer, Errand, Failed};
 use crate::mailbox::Mailbox;
-use crate::size::Size;
 use crate::store::StoreError;
-
-/// Most bytes of a request's body.
-const BODY_BYTES: usize = 64 * 1024;
+use body::BODY_BYTES;
+use refusal::{Outcome, Refusal};
 
 /// How long requests that run may hold up the server's end.
 const LAST_WAIT: Duration = Duration::from_secs(5);
@@ -54,6 +50,8 @@ pub struct Office {
     pub devices: Vec<(String, WorkerIndex)>,
     /// Which worker has which volume.
     pub directory: Arc<Directory>,
+    /// Where this thread's random numbers come from.
+    pub draw: fn() -> u64,
 }
 
 /// Why there is no control socket.
@@ -185,57 +183,17 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 
 fn router(office: Arc<Office>) -> Router {
     Router::new()
-        .route("/server", get(server))
-        .route("/volumes", get(list).post(create))
-        .route("/volumes/{name}", get(show).patch(resize).delete(delete))
-        .route("/volumes/{name}/detach", post(detach))
+        .merge(volumes::routes())
+        .merge(snapshots::routes())
+        .merge(pools::routes())
+        .merge(keys::routes())
         .fallback(no_such_place)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(office)
 }
 
-/// A request that did not work.
-#[derive(Debug)]
-struct Refusal {
-    status: StatusCode,
-    sentence: String,
-}
-
-type Outcome<T> = Result<T, Refusal>;
-
-impl Refusal {
-    fn new(status: StatusCode, sentence: impl ToString) -> Self {
-        Self { status, sentence: sentence.to_string() }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        (self.status, axum::Json(Problem { error: self.sentence })).into_response()
-    }
-}
-
-impl From<Failed> for Refusal {
-    fn from(failed: Failed) -> Self {
-        let status = match &failed {
-            Failed::NoDevice(_) => StatusCode::NOT_FOUND,
-            Failed::Store(error) => match error {
-                StoreError::Unknown(_) | StoreError::NotAttached { .. } => StatusCode::NOT_FOUND,
-                StoreError::BadSize(_) => StatusCode::BAD_REQUEST,
-                StoreError::Exists(_)
-                | StoreError::Attached { .. }
-                | StoreError::WouldShrink { .. } => StatusCode::CONFLICT,
-                StoreError::TooMany | StoreError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
-                StoreError::Device(_)
-                | StoreError::Commit(CommitError::Unchanged(_) | CommitError::Unknown(_)) => {
-                    StatusCode::INTERNAL_SERVER_ERROR
-                }
-            },
-        };
-        Self::new(status, failed)
-    }
-}
+type Shared = State<Arc<Office>>;
 
 impl Office {
     /// Leaves an errand with a worker and waits for its answer.
@@ -286,76 +244,6 @@ impl Office {
     }
 }
 
-type Shared = State<Arc<Office>>;
-
-type Body = Result<Bytes, BytesRejection>;
-
-async fn server(State(office): Shared) -> Outcome<axum::Json<ServerInfo>> {
-    let devices: Vec<DeviceInfo> = office.ask_all(Errand::Devices).await?;
-    let workers = office.workers.iter().map(|(info, _)| info.clone()).collect();
-    let version = office.version.clone();
-    Ok(axum::Json(ServerInfo { version, workers, devices }))
-}
-
-async fn list(State(office): Shared) -> Outcome<axum::Json<Vec<VolumeInfo>>> {
-    let mut volumes: Vec<VolumeInfo> = office.ask_all(Errand::Volumes).await?;
-    volumes.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(axum::Json(volumes))
-}
-
-async fn create(
-    State(office): Shared,
-    body: Body,
-) -> Outcome<(StatusCode, axum::Json<VolumeInfo>)> {
-    let CreateVolume { name, size, device, read_only } = parse_body(body)?;
-    let name = parse_name(&name)?;
-    let (device, worker) = office.device(device.as_deref())?;
-    let errand = |answer| Errand::Create { device, name, size, read_only, answer };
-    let volume = office.ask(worker, errand).await?;
-    Ok((StatusCode::CREATED, axum::Json(volume)))
-}
-
-async fn show(
-    State(office): Shared,
-    UrlPath(name): UrlPath<String>,
-) -> Outcome<axum::Json<VolumeInfo>> {
-    let name = parse_name(&name)?;
-    let worker = office.worker_of(&name)?;
-    Ok(axum::Json(office.ask(worker, |answer| Errand::Show { name, answer }).await?))
-}
-
-async fn resize(
-    State(office): Shared,
-    UrlPath(name): UrlPath<String>,
-    body: Body,
-) -> Outcome<axum::Json<VolumeInfo>> {
-    let name = parse_name(&name)?;
-    let ResizeVolume { size, shrink } = parse_body(body)?;
-    let worker = office.worker_of(&name)?;
-    let errand = |answer| Errand::Resize { name, size, shrink, answer };
-    Ok(axum::Json(office.ask(worker, errand).await?))
-}
-
-async fn delete(State(office): Shared, UrlPath(name): UrlPath<String>) -> Outcome<StatusCode> {
-    let name = parse_name(&name)?;
-    let worker = office.worker_of(&name)?;
-    office.ask(worker, |answer| Errand::Delete { name, answer }).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn detach(
-    State(office): Shared,
-    UrlPath(name): UrlPath<String>,
-    body: Body,
-) -> Outcome<axum::Json<VolumeInfo>> {
-    let name = parse_name(&name)?;
-    let DetachVolume { front, force } = parse_body(body)?;
-    let front = front.as_deref().map(parse_front).transpose()?;
-    let worker = office.worker_of(&name)?;
-    let errand = |answer| Errand::Detach { name, front, force, answer };
-    Ok(axum::Json(office.ask(worker, errand).await?))
-}
-
 async fn no_such_place(uri: Uri) -> Refusal {
     let sentence = format!("there is nothing at {}; see `vrio volume --help`", uri.path());
     Refusal::new(StatusCode::NOT_FOUND, sentence)
@@ -364,32 +252,4 @@ async fn no_such_place(uri: Uri) -> Refusal {
 async fn no_such_method(method: Method, uri: Uri) -> Refusal {
     let sentence = format!("{} does not know {method}", uri.path());
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, sentence)
-}
-
-/// A body, whatever it calls itself. None at all is an empty object.
-fn parse_body<T: DeserializeOwned>(body: Body) -> Outcome<T> {
-    let body = body.map_err(|rejected| match rejected.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let most = Size(BODY_BYTES as u64);
-            let sentence = format!("the request's body has at most {most} bytes");
-            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence)
-        }
-        status => Refusal::new(status, "the request's body did not arrive as a whole"),
-    })?;
-    let body = if body.is_empty() { b"{}" } else { &body[..] };
-    serde_json::from_slice(body).map_err(|error| {
-        Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body is wrong: {error}"))
-    })
-}
-
-fn parse_name(name: &str) -> Outcome<VolumeName> {
-    VolumeName::new(name).map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))
-}
-
-fn parse_front(text: &str) -> Outcome<FrontId> {
-    let id = uuid::Uuid::parse_str(text).map(|id| FrontId(id.into_bytes()));
-    id.map_err(|_| {
-        let sentence = format!("'{}' is not a front's identity (a UUID)", text.escape_debug());
-        Refusal::new(StatusCode::BAD_REQUEST, sentence)
-    })
 }

@@ -15,7 +15,17 @@
 //! lba = 4096                          # or 512
 //! format = false                      # true: even if something else is on it
 //! worker = 0
+//! unlock = "key-file:/etc/vrio/disk0.key"   # for a pool; or "passphrase-file:FILE"
+//!
+//! [device.pool]                       # for a pool; all may be left out
+//! page_cache = "64M"                  # map pages
+//! read_cache = "64M"                  # blocks; 0 turns it off
+//! overlay = "64M"                     # changes since the last checkpoint
+//! index = "40M"                       # what blocks there are: 8 bytes for each
+//! full = "wait"                       # or "fail"
 //! ```
+
+mod device;
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, SocketAddrV4};
@@ -25,10 +35,8 @@ use serde::Deserialize;
 use thiserror::Error;
 use turn::Idle;
 
-use crate::catalog::Formatting;
-use crate::directory::WorkerIndex;
-use crate::layout::MIN_BLOCKS;
-use crate::size::Size;
+use device::RawDevice;
+pub use device::{DeviceConfig, DeviceProblem, DeviceSource, Full, PoolConfig};
 
 /// The port that the first worker listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7700;
@@ -64,33 +72,6 @@ pub struct WorkerConfig {
     pub cpu: Option<usize>,
     /// What it does when there is nothing to do.
     pub idle: Idle,
-}
-
-/// A device with volumes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceConfig {
-    /// What people call it.
-    pub name: String,
-    /// What it is.
-    pub source: DeviceSource,
-    /// Whether it may be formatted.
-    pub formatting: Formatting,
-    /// Who owns it.
-    pub worker: WorkerIndex,
-}
-
-/// What a device is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DeviceSource {
-    /// A soft NVMe namespace over a file.
-    Soft {
-        /// Which file.
-        path: PathBuf,
-        /// Its size if it must be made.
-        size: Option<Size>,
-        /// The namespace's logical blocks, in bytes: 512 or 4096.
-        lba: u32,
-    },
 }
 
 /// Why a configuration is none.
@@ -153,28 +134,6 @@ pub enum ConfigError {
         /// Why.
         problem: DeviceProblem,
     },
-}
-
-/// Why a device cannot be.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum DeviceProblem {
-    /// Its name is none.
-    #[error(
-        "its name may have 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-    )]
-    Name,
-    /// Its path is of no kind that this version knows.
-    #[error("`path = \"{0}\"` is no device; write \"soft:FILE\"")]
-    Path(String),
-    /// Its logical blocks have another size.
-    #[error("`lba = {0}` is neither 512 nor 4096")]
-    Lba(u32),
-    /// It is too small, or has a part of a block.
-    #[error("`size` must be a multiple of 4096 bytes and at least {least}; {0} is not", least = Size(MIN_BLOCKS.bytes()))]
-    Size(Size),
-    /// Nobody owns it.
-    #[error("`worker = {0}`: workers are counted from 0 and there are {1}")]
-    Worker(usize, usize),
 }
 
 /// What is wrong with a text as TOML, and where, in one line.
@@ -250,19 +209,6 @@ struct RawServer {
     device: Vec<RawDevice>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDevice {
-    name: String,
-    path: String,
-    size: Option<Size>,
-    #[serde(default = "default_lba")]
-    lba: u32,
-    #[serde(default)]
-    format: bool,
-    worker: Option<usize>,
-}
-
 fn default_listen() -> String {
     format!("udp://{}", SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))
 }
@@ -277,10 +223,6 @@ fn default_state() -> PathBuf {
 
 fn default_workers() -> usize {
     1
-}
-
-fn default_lba() -> u32 {
-    4096
 }
 
 impl RawServer {
@@ -316,37 +258,11 @@ impl RawServer {
     }
 }
 
-impl RawDevice {
-    fn check(&self, number: usize, workers: usize) -> Result<DeviceConfig, ConfigError> {
-        let wrong = |problem| ConfigError::Device { name: self.name.clone(), problem };
-        link::VolumeName::new(&self.name).map_err(|_| wrong(DeviceProblem::Name))?;
-        let path = self.path.strip_prefix("soft:").filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| wrong(DeviceProblem::Path(self.path.clone())))?;
-        if !matches!(self.lba, 512 | 4096) {
-            return Err(wrong(DeviceProblem::Lba(self.lba)));
-        }
-        if let Some(size) = self.size
-            && (size.0 < MIN_BLOCKS.bytes() || !size.0.is_multiple_of(4096))
-        {
-            return Err(wrong(DeviceProblem::Size(size)));
-        }
-        let worker = self.worker.unwrap_or(number % workers);
-        if worker >= workers {
-            return Err(wrong(DeviceProblem::Worker(worker, workers)));
-        }
-        let formatting = if self.format { Formatting::IfForeign } else { Formatting::IfBlank };
-        Ok(DeviceConfig {
-            name: self.name.clone(),
-            source: DeviceSource::Soft { path: path.into(), size: self.size, lba: self.lba },
-            formatting,
-            worker: WorkerIndex(worker),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Formatting;
+    use crate::size::Size;
 
     const DEVICE: &str = "[[device]]\nname = \"d\"\npath = \"soft:/d.img\"\n";
 

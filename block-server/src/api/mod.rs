@@ -1,9 +1,18 @@
 //! What the control socket speaks: the bodies of its requests and answers, for
 //! the server and for its clients.
 
+mod key;
+mod pool;
+mod snapshot;
+
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
+pub use key::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind, WayInfo};
+pub use pool::{CreatePool, FigureInfo, PoolContent, PoolInfo, PoolState};
+pub use snapshot::{
+    AskDiff, CloneSnapshot, DiffInfo, RangeInfo, RestoreSnapshot, SnapshotInfo, TakeSnapshots,
+};
 
 /// `GET /server`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +49,11 @@ pub struct DeviceInfo {
     pub free: Size,
     /// How many volumes lie on it.
     pub volumes: usize,
+    /// Whether all of it is a pool.
+    pub is_pool: bool,
+    /// Why it is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// `POST /volumes`; the answer is a [`VolumeInfo`].
@@ -56,6 +70,9 @@ pub struct CreateVolume {
     /// Whether nobody may change it.
     #[serde(default)]
     pub read_only: bool,
+    /// With whose volumes it shares a key and blocks; in a pool only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
 }
 
 /// `PATCH /volumes/NAME`; the answer is a [`VolumeInfo`].
@@ -67,6 +84,15 @@ pub struct ResizeVolume {
     /// Whether it may lose its end.
     #[serde(default)]
     pub shrink: bool,
+}
+
+/// `DELETE /volumes/NAME`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteVolume {
+    /// Whether its snapshots go with it.
+    #[serde(default)]
+    pub snapshots: bool,
 }
 
 /// `POST /volumes/NAME/detach`; the answer is a [`VolumeInfo`].
@@ -95,10 +121,13 @@ pub struct VolumeInfo {
     pub size: Size,
     /// Whether nobody may change it.
     pub read_only: bool,
-    /// Raised by a forced detach.
+    /// Raised by a forced detach and by a restore.
     pub generation: u64,
-    /// In how many pieces it lies on the device.
+    /// In how many pieces it lies on the device; 0 in a pool.
     pub extents: usize,
+    /// Its domain, if it lies in a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
     /// Who has it.
     pub attachments: Vec<AttachmentInfo>,
 }

@@ -1,6 +1,10 @@
 //! What other threads ask of a worker, and how it is done: one task each,
 //! beside the slots.
 
+mod keys;
+mod pools;
+mod snapshots;
+
 use std::rc::Rc;
 
 use block_core::Device;
@@ -13,6 +17,10 @@ use crate::room::{Located, Room};
 use crate::size::Size;
 use crate::store::{Store, StoreError};
 use crate::volume::Volume;
+
+pub use keys::KeyErrand;
+pub use pools::PoolErrand;
+pub use snapshots::SnapshotErrand;
 
 /// Where the outcome of an errand goes.
 pub type Answer<T> = oneshot::Sender<Result<T, Failed>>;
@@ -52,6 +60,8 @@ pub enum Errand {
         size: Size,
         /// Whether nobody may change it.
         read_only: bool,
+        /// In a pool: with whose volumes it shares a key and blocks.
+        domain: Option<String>,
         /// Where to.
         answer: Answer<VolumeInfo>,
     },
@@ -70,6 +80,8 @@ pub enum Errand {
     Delete {
         /// Which one.
         name: VolumeName,
+        /// Whether its snapshots go with it.
+        snapshots: bool,
         /// Where to.
         answer: Answer<()>,
     },
@@ -84,13 +96,19 @@ pub enum Errand {
         /// Where to.
         answer: Answer<VolumeInfo>,
     },
+    /// Something about snapshots.
+    Snapshot(SnapshotErrand),
+    /// Something about pools.
+    Pool(PoolErrand),
+    /// Something about keys.
+    Key(KeyErrand),
     /// End the worker's loop.
     Stop,
 }
 
 /// Does an errand and answers it. Whoever asked may be gone: then nobody
 /// hears the answer.
-pub async fn run<D: Device>(room: Rc<Room<D>>, errand: Errand) {
+pub async fn run<D: Device + 'static>(room: Rc<Room<D>>, errand: Errand) {
     match errand {
         Errand::Devices(answer) => {
             let _ = answer.send(Ok(room.devices()));
@@ -101,23 +119,27 @@ pub async fn run<D: Device>(room: Rc<Room<D>>, errand: Errand) {
         Errand::Show { name, answer } => {
             let _ = answer.send(room.show(&name));
         }
-        Errand::Create { device, name, size, read_only, answer } => {
-            let _ = answer.send(room.create(&device, name, size, read_only).await);
+        Errand::Create { device, name, size, read_only, domain, answer } => {
+            let created = room.create(&device, name, size, read_only, domain.as_deref()).await;
+            let _ = answer.send(created);
         }
         Errand::Resize { name, size, shrink, answer } => {
             let _ = answer.send(room.resize(&name, size, shrink).await);
         }
-        Errand::Delete { name, answer } => {
-            let _ = answer.send(room.delete(&name).await);
+        Errand::Delete { name, snapshots, answer } => {
+            let _ = answer.send(room.delete(&name, snapshots).await);
         }
         Errand::Detach { name, front, force, answer } => {
             let _ = answer.send(room.detach(&name, front, force).await);
         }
+        Errand::Snapshot(errand) => snapshots::run(&room, errand).await,
+        Errand::Pool(errand) => pools::run(&room, errand).await,
+        Errand::Key(errand) => keys::run(&room, errand).await,
         Errand::Stop => {}
     }
 }
 
-impl<D: Device> Room<D> {
+impl<D: Device + 'static> Room<D> {
     fn devices(&self) -> Vec<DeviceInfo> {
         let device = |(name, store): &(String, Store<D>)| DeviceInfo {
             name: name.clone(),
@@ -125,6 +147,8 @@ impl<D: Device> Room<D> {
             size: Size(store.blocks().bytes()),
             free: Size(store.free().bytes()),
             volumes: store.volumes().len(),
+            is_pool: store.is_pool(),
+            problem: store.problem(),
         };
         self.stores.iter().map(device).collect()
     }
@@ -147,22 +171,28 @@ impl<D: Device> Room<D> {
         name: VolumeName,
         size: Size,
         read_only: bool,
+        domain: Option<&str>,
     ) -> Result<VolumeInfo, Failed> {
-        let on = self.stores.iter().find(|(name, _)| name == device);
-        let (device, store) = on.ok_or_else(|| Failed::NoDevice(device.to_owned()))?;
-        if !self.directory.claim(&name, self.worker) {
-            return Err(StoreError::Exists(name).into());
+        let store = self.store(device)?;
+        let made = store.create(name.clone(), size, read_only, domain);
+        Ok(describe(device, &*self.under_name(&name, made).await?))
+    }
+
+    /// Makes a volume whose name no other device's volume has.
+    async fn under_name(
+        &self,
+        name: &VolumeName,
+        make: impl Future<Output = Result<Rc<Volume<D>>, StoreError>>,
+    ) -> Result<Rc<Volume<D>>, StoreError> {
+        if !self.directory.claim(name, self.worker) {
+            return Err(StoreError::Exists(name.clone()));
         }
-        match store.create(name.clone(), size, read_only).await {
-            Ok(volume) => Ok(describe(device, &volume)),
-            Err(error) => {
-                // It may be there after a restart: then the name is its.
-                if !matches!(error, StoreError::Commit(CommitError::Unknown(_))) {
-                    self.directory.release(&name);
-                }
-                Err(error.into())
-            }
+        let made = make.await;
+        // It may be there after a restart: then the name is its.
+        if made.is_err() && !matches!(made, Err(StoreError::Commit(CommitError::Unknown(_)))) {
+            self.directory.release(name);
         }
+        made
     }
 
     async fn resize(
@@ -176,9 +206,9 @@ impl<D: Device> Room<D> {
         Ok(describe(device, &volume))
     }
 
-    async fn delete(&self, name: &VolumeName) -> Result<(), Failed> {
+    async fn delete(&self, name: &VolumeName, snapshots: bool) -> Result<(), Failed> {
         let Located { store, .. } = self.existing(name)?;
-        store.delete(name).await?;
+        store.delete(name, snapshots).await?;
         self.directory.release(name);
         Ok(())
     }
@@ -229,6 +259,7 @@ fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInfo {
         read_only: record.read_only,
         generation: record.generation,
         extents: record.extents.len(),
+        domain: volume.domain(),
         attachments: attachments.collect(),
     }
 }

@@ -1,5 +1,8 @@
 //! The other end of the control socket, for the command line.
 
+mod pools;
+mod snapshots;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +15,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{CreateVolume, DetachVolume, Problem, ResizeVolume, ServerInfo, VolumeInfo};
+use crate::api::{
+    CreateVolume, DeleteVolume, DetachVolume, Problem, ResizeVolume, ServerInfo, VolumeInfo,
+};
 
 /// Why a server could not be asked, or what it said.
 #[derive(Debug, Error)]
@@ -100,8 +105,8 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn delete(&self, name: &str) -> Result<(), ClientError> {
-        self.ask(Method::DELETE, &volume_path(name, ""), Bytes::new()).map(|_| ())
+    pub fn delete(&self, name: &str, how: &DeleteVolume) -> Result<(), ClientError> {
+        self.ask(Method::DELETE, &volume_path(name, ""), body(how)?).map(|_| ())
     }
 
     /// Takes a volume away from a front.
@@ -166,17 +171,22 @@ fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
 }
 
 fn volume_path(name: &str, below: &str) -> String {
-    // A name that needs escaping is no volume's name; the server says so.
-    let mut path = String::from("/volumes/");
+    format!("/volumes/{}{below}", escape(name))
+}
+
+/// A name as a part of a path. One that needs escaping is no name; the server
+/// says so.
+fn escape(name: &str) -> String {
+    let mut escaped = String::new();
     for byte in name.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
-                path.push(char::from(byte));
+                escaped.push(char::from(byte));
             }
-            _ => path.push_str(&format!("%{byte:02X}")),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
         }
     }
-    path + below
+    escaped
 }
 
 fn body(value: &impl Serialize) -> Result<Bytes, ClientError> {

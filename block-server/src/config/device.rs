@@ -1,0 +1,233 @@
+//! A device in the configuration, and how a pool on it is served.
+
+use std::path::PathBuf;
+
+use block_core::BlockCount;
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::ConfigError;
+use crate::catalog::Formatting;
+use crate::directory::WorkerIndex;
+use crate::layout::MIN_BLOCKS;
+use crate::size::Size;
+use crate::unlock::{BadUnlock, Unlock};
+
+/// The least for a cache or the overlay: with less a checkpoint would begin
+/// with every few hundred writes.
+const MIN_MEMORY: Size = Size(4 << 20);
+
+/// The most for each: more than any machine of today has to spare.
+const MAX_MEMORY: Size = Size(1 << 40);
+
+/// The least for the index.
+const MIN_INDEX: Size = Size(64 << 10);
+
+/// The most for an index whose size is not said: it covers 128 GiB of blocks.
+const MAX_DEFAULT_INDEX: Size = Size(256 << 20);
+
+/// A device with volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// What people call it.
+    pub name: String,
+    /// What it is.
+    pub source: DeviceSource,
+    /// Whether it may be formatted.
+    pub formatting: Formatting,
+    /// Who owns it.
+    pub worker: WorkerIndex,
+    /// What unlocks its pool, if it has one.
+    pub unlock: Option<Unlock>,
+    /// How its pool is served, if it has one.
+    pub pool: PoolConfig,
+}
+
+/// How a pool is served: bounds on its memory, and what it does when it is
+/// full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// For pages of maps and counts.
+    pub page_cache: Size,
+    /// For blocks that were read; 0 for none.
+    pub read_cache: Size,
+    /// For changes since the last checkpoint.
+    pub overlay: Size,
+    /// For the index of blocks that there are; by the device's size if left
+    /// out.
+    pub index: Option<Size>,
+    /// What writes do when there is no room.
+    pub full: Full,
+}
+
+/// What writes do when a pool has no room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Full {
+    /// They wait until there is.
+    #[default]
+    Wait,
+    /// They fail.
+    Fail,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        RawPool::default().into()
+    }
+}
+
+impl PoolConfig {
+    /// The memory of the index on a device of this size: as was said, else 8
+    /// bytes for each block, up to 256 MiB.
+    #[must_use]
+    pub fn index_for(&self, device: BlockCount) -> Size {
+        let all = Size(device.0.saturating_mul(8).next_multiple_of(4096));
+        self.index.unwrap_or(all.clamp(MIN_INDEX, MAX_DEFAULT_INDEX))
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceSource {
+    /// A soft NVMe namespace over a file.
+    Soft {
+        /// Which file.
+        path: PathBuf,
+        /// Its size if it must be made.
+        size: Option<Size>,
+        /// The namespace's logical blocks, in bytes: 512 or 4096.
+        lba: u32,
+    },
+}
+
+/// Why a device cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum DeviceProblem {
+    /// Its name is none.
+    #[error(
+        "its name may have 1 to 63 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+    )]
+    Name,
+    /// Its path is of no kind that this version knows.
+    #[error("`path = \"{0}\"` is no device; write \"soft:FILE\"")]
+    Path(String),
+    /// Its logical blocks have another size.
+    #[error("`lba = {0}` is neither 512 nor 4096")]
+    Lba(u32),
+    /// It is too small, or has a part of a block.
+    #[error("`size` must be a multiple of 4096 bytes and at least {least}; {0} is not", least = Size(MIN_BLOCKS.bytes()))]
+    Size(Size),
+    /// Nobody can say what unlocks it.
+    #[error(transparent)]
+    Unlock(#[from] BadUnlock),
+    /// A memory bound that does not work.
+    #[error("`{key}` in [device.pool] must be from {least} to {most}; {found} is not")]
+    Memory {
+        /// Which one.
+        key: &'static str,
+        /// What was said.
+        found: Size,
+        /// The least that works.
+        least: Size,
+        /// The most that makes sense.
+        most: Size,
+    },
+    /// Nobody owns it.
+    #[error("`worker = {0}`: workers are counted from 0 and there are {1}")]
+    Worker(usize, usize),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDevice {
+    pub(super) name: String,
+    path: String,
+    size: Option<Size>,
+    #[serde(default = "default_lba")]
+    lba: u32,
+    #[serde(default)]
+    format: bool,
+    worker: Option<usize>,
+    unlock: Option<String>,
+    #[serde(default)]
+    pool: RawPool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPool {
+    page_cache: Size,
+    read_cache: Size,
+    overlay: Size,
+    index: Option<Size>,
+    full: Full,
+}
+
+impl Default for RawPool {
+    fn default() -> Self {
+        let (cache, overlay) = (Size(64 << 20), Size(64 << 20));
+        Self { page_cache: cache, read_cache: cache, overlay, index: None, full: Full::Wait }
+    }
+}
+
+impl From<RawPool> for PoolConfig {
+    fn from(raw: RawPool) -> Self {
+        let RawPool { page_cache, read_cache, overlay, index, full } = raw;
+        Self { page_cache, read_cache, overlay, index, full }
+    }
+}
+
+impl RawPool {
+    fn check(self) -> Result<PoolConfig, DeviceProblem> {
+        let index = self.index.unwrap_or(MIN_INDEX);
+        for (key, found, least) in [
+            ("page_cache", self.page_cache, MIN_MEMORY),
+            ("read_cache", self.read_cache, Size(0)),
+            ("overlay", self.overlay, MIN_MEMORY),
+            ("index", index, MIN_INDEX),
+        ] {
+            if !(least..=MAX_MEMORY).contains(&found) {
+                return Err(DeviceProblem::Memory { key, found, least, most: MAX_MEMORY });
+            }
+        }
+        Ok(self.into())
+    }
+}
+
+fn default_lba() -> u32 {
+    4096
+}
+
+impl RawDevice {
+    pub(super) fn check(&self, number: usize, workers: usize) -> Result<DeviceConfig, ConfigError> {
+        let wrong = |problem| ConfigError::Device { name: self.name.clone(), problem };
+        link::VolumeName::new(&self.name).map_err(|_| wrong(DeviceProblem::Name))?;
+        let path = self.path.strip_prefix("soft:").filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| wrong(DeviceProblem::Path(self.path.clone())))?;
+        if !matches!(self.lba, 512 | 4096) {
+            return Err(wrong(DeviceProblem::Lba(self.lba)));
+        }
+        if let Some(size) = self.size
+            && (size.0 < MIN_BLOCKS.bytes() || !size.0.is_multiple_of(4096))
+        {
+            return Err(wrong(DeviceProblem::Size(size)));
+        }
+        let worker = self.worker.unwrap_or(number % workers);
+        if worker >= workers {
+            return Err(wrong(DeviceProblem::Worker(worker, workers)));
+        }
+        let unlock = self.unlock.as_deref().map(str::parse).transpose();
+        let unlock = unlock.map_err(|bad: BadUnlock| wrong(bad.into()))?;
+        let pool = self.pool.check().map_err(wrong)?;
+        let formatting = if self.format { Formatting::IfForeign } else { Formatting::IfBlank };
+        Ok(DeviceConfig {
+            name: self.name.clone(),
+            source: DeviceSource::Soft { path: path.into(), size: self.size, lba: self.lba },
+            formatting,
+            worker: WorkerIndex(worker),
+            unlock,
+            pool,
+        })
+    }
+}

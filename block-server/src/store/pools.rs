@@ -1,0 +1,216 @@
+//! The device as a pool: made, looked at, checked, unlocked.
+
+use std::rc::Rc;
+
+use block_core::Device;
+use block_core::unit::{BlockCount, Extent, Pba};
+use interpose::vault::NewWay;
+use tracing::{error, info};
+
+use super::{Keeper, Store, StoreError};
+use crate::api::{KeysInfo, PoolInfo, PoolState};
+use crate::extents::zero_extent;
+use crate::layout::DATA_START;
+use crate::pooled::Pooled;
+use crate::room::Life;
+use crate::size::Size;
+
+impl<D: Device + 'static> Store<D> {
+    /// Whether the device is a pool, open or not.
+    #[must_use]
+    pub fn is_pool(&self) -> bool {
+        matches!(self.keeper(), Keeper::Pool(_) | Keeper::Locked(_))
+    }
+
+    /// Why the device's volumes are not served, if so.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match self.keeper() {
+            Keeper::Locked(why) => Some(why),
+            Keeper::Pool(pool) => pool.problem(),
+            Keeper::Raw(_) | Keeper::Changing => None,
+        }
+    }
+
+    /// Whether the device is a pool, open or not.
+    ///
+    /// # Errors
+    /// [`StoreError::NotAPool`].
+    pub fn check_pool(&self) -> Result<(), StoreError> {
+        if self.is_pool() { Ok(()) } else { Err(StoreError::NotAPool(self.means.name.clone())) }
+    }
+
+    /// What there is to say about the pool, under this name.
+    #[must_use]
+    pub fn pool_info(&self, device: &str) -> PoolInfo {
+        let (state, content) = match self.keeper() {
+            Keeper::Pool(pool) if pool.problem().is_some() => {
+                (PoolState::ReadOnly, Some(pool.content()))
+            }
+            Keeper::Pool(pool) => (PoolState::Open, Some(pool.content())),
+            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Changing => (PoolState::Locked, None),
+        };
+        let size = Size(self.blocks().bytes());
+        PoolInfo { device: device.to_owned(), state, problem: self.problem(), size, content }
+    }
+
+    /// Makes the device a pool as a whole. Only a device without volumes
+    /// becomes one, or one with a pool that does not open and is to be lost.
+    /// The lives are to be begun.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub async fn create_pool(
+        &self,
+        journal: Option<Size>,
+        overwrite: bool,
+    ) -> Result<Vec<Life>, StoreError> {
+        let name = || self.means.name.clone();
+        let before = self.keeper();
+        match &before {
+            Keeper::Raw(_) => self.check_no_volumes()?,
+            Keeper::Pool(_) => return Err(StoreError::IsAPool(name())),
+            Keeper::Locked(_) if overwrite => {}
+            Keeper::Locked(why) => {
+                return Err(StoreError::Occupied { device: name(), why: why.clone() });
+            }
+            Keeper::Changing => return Err(StoreError::Changing),
+        }
+        let unlock = self.means.unlock.as_ref().ok_or_else(|| StoreError::NoSecret(name()))?;
+        let secret = unlock.read().map_err(|error| StoreError::Pool(error.to_string()))?;
+        *self.keeper.borrow_mut() = Keeper::Changing;
+        let made = match self.wipe().await {
+            Ok(()) => Pooled::make(&self.means, journal, &secret).await,
+            // Nothing was made: what is there may still be whole.
+            Err(error) => {
+                *self.keeper.borrow_mut() = before;
+                return Err(error);
+            }
+        };
+        match made {
+            Ok(pool) => {
+                info!(device = %self.means.name, "pool made");
+                let lives = pool.lives();
+                *self.keeper.borrow_mut() = Keeper::Pool(Rc::new(pool));
+                Ok(lives)
+            }
+            Err(why) => {
+                error!(device = %self.means.name, "no pool could be made: {why}");
+                let locked = format!("a pool could not be made on it: {why}");
+                *self.keeper.borrow_mut() = Keeper::Locked(locked);
+                Err(StoreError::Pool(why))
+            }
+        }
+    }
+
+    fn check_no_volumes(&self) -> Result<(), StoreError> {
+        let mut names: Vec<String> =
+            self.volumes().iter().map(|volume| volume.record().name.to_string()).collect();
+        names.extend(self.reserved.borrow().iter().map(ToString::to_string));
+        if names.is_empty() {
+            return Ok(());
+        }
+        let volumes = match &names[..] {
+            [a, b, c, _, ..] => format!("{a}, {b}, {c} and {} more", names.len() - 3),
+            few => few.join(", "),
+        };
+        Err(StoreError::HasVolumes { device: self.means.name.clone(), volumes })
+    }
+
+    /// Takes away what said that there are raw volumes: nothing must find its
+    /// other copy later.
+    async fn wipe(&self) -> Result<(), StoreError> {
+        let count = BlockCount(DATA_START.0.min(self.blocks().0));
+        let extent = Extent { start: Pba(0), count };
+        let device = &*self.means.device;
+        let wiped = async {
+            zero_extent(device, extent, false).await?;
+            device.flush().await
+        };
+        wiped.await.map_err(StoreError::Device)
+    }
+
+    /// Lets the pool have what the device has grown by.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub async fn grow_pool(&self) -> Result<(), StoreError> {
+        self.pool()?.grow().await
+    }
+
+    /// What unlocks the pool, and its domains.
+    ///
+    /// # Errors
+    /// When the device is no open pool.
+    pub fn keys(&self) -> Result<KeysInfo, StoreError> {
+        let pool = self.pool()?;
+        let mut keys = pool.keys();
+        for domain in &mut keys.domains {
+            let volumes = self.volumes.borrow();
+            let named =
+                volumes.iter().filter(|volume| volume.domain().as_ref() == Some(&domain.name));
+            domain.volumes = named.map(|volume| volume.record().name.to_string()).collect();
+            domain.volumes.sort();
+        }
+        Ok(keys)
+    }
+
+    /// Lets another secret unlock the pool.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub async fn add_way(&self, way: NewWay) -> Result<(), StoreError> {
+        self.pool()?.add_way(way).await
+    }
+
+    /// Lets a secret unlock the pool no more.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub async fn remove_way(&self, name: &str) -> Result<(), StoreError> {
+        self.pool()?.remove_way(name).await
+    }
+
+    /// Gives a domain a new key.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub async fn rotate(&self, domain: &str) -> Result<(), StoreError> {
+        self.pool()?.rotate(domain).await
+    }
+
+    /// Destroys a domain's keys. Nobody may have its volumes.
+    ///
+    /// # Errors
+    /// A [`StoreError`].
+    pub async fn erase(&self, domain: &str) -> Result<(), StoreError> {
+        let pool = self.pool()?;
+        for volume in self.volumes() {
+            if volume.domain().as_deref() == Some(domain) {
+                let remedy = "detach it before its domain is erased";
+                volume.record().check_detached(remedy)?;
+                volume.revoke(|_| true).await;
+            }
+        }
+        pool.erase(domain).await?;
+        info!(device = %self.means.name, %domain, "domain erased");
+        Ok(())
+    }
+
+    /// Ends the pool's life, so that it opens faster.
+    pub async fn close(&self) {
+        if let Keeper::Pool(pool) = self.keeper() {
+            pool.close().await;
+        }
+    }
+
+    /// The pool, if it is open.
+    pub(super) fn pool(&self) -> Result<Rc<Pooled<D>>, StoreError> {
+        match self.keeper() {
+            Keeper::Pool(pool) => Ok(pool),
+            Keeper::Raw(_) => Err(StoreError::NotAPool(self.means.name.clone())),
+            Keeper::Locked(why) => Err(StoreError::Locked(why)),
+            Keeper::Changing => Err(StoreError::Changing),
+        }
+    }
+}

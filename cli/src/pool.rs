@@ -1,0 +1,215 @@
+//! `vrio pool`: devices that are pools.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use block_server::Size;
+use block_server::api::{CreatePool, PoolContent, PoolInfo, PoolState};
+use block_server::client::Client;
+use block_server::config::DEFAULT_CONTROL;
+use clap::{Args, Subcommand};
+
+use crate::progress::{Step, follow};
+use crate::table::{Side, table};
+
+/// Make, show, check and grow pools: run this on the IOhost
+///
+/// A pool is a device whose volumes are encrypted, share equal blocks and have
+/// snapshots.
+#[derive(Debug, Args)]
+pub(crate) struct PoolArgs {
+    #[command(subcommand)]
+    command: Command,
+    /// The server's control socket
+    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
+    control: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a device that has no volumes a pool
+    Create {
+        /// Its name in the server's configuration, which says what unlocks it
+        device: String,
+        /// The journal's size; by the device's size if left out
+        #[arg(long, value_name = "SIZE")]
+        journal: Option<Size>,
+        /// Also where a pool is that does not open; what it holds is lost
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Show pools: what they hold, what sharing saves, what is free
+    Show {
+        /// Only this one
+        device: Option<String>,
+    },
+    /// Let a pool have what its device has grown by
+    Grow {
+        /// Which one; may be left out if there is one
+        device: Option<String>,
+    },
+}
+
+/// Asks the server and prints its answer.
+pub(crate) fn run(args: PoolArgs) -> anyhow::Result<()> {
+    let client = Client::new(&args.control);
+    match args.command {
+        Command::Create { device, journal, overwrite } => {
+            let pool = CreatePool { device: Some(device), journal, overwrite };
+            print(&[client.create_pool(&pool)?], args.json)
+        }
+        Command::Show { device: None } => print(&client.pools()?, args.json),
+        Command::Show { device: Some(device) } => print(&[client.pool(&device)?], args.json),
+        Command::Grow { device } => {
+            let device = the_pool(&client, device)?;
+            print(&[client.grow_pool(&device)?], args.json)
+        }
+    }
+}
+
+/// The pool that was named, or the only one.
+pub(crate) fn the_pool(client: &Client, named: Option<String>) -> anyhow::Result<String> {
+    if let Some(named) = named {
+        return Ok(named);
+    }
+    let pools = client.pools()?;
+    match &pools[..] {
+        [only] => Ok(only.device.clone()),
+        [] => bail!("the server has no pool; make one with `vrio pool create DEVICE`"),
+        several => {
+            let names: Vec<&str> = several.iter().map(|pool| &pool.device[..]).collect();
+            bail!("the server has the pools {}; say which one", names.join(", "))
+        }
+    }
+}
+
+/// Waits until nothing is being deleted in a pool's background.
+pub(crate) fn wait_for_deletions(client: &Client, device: &str) -> anyhow::Result<()> {
+    let mut most = 0;
+    follow("giving space back", || {
+        let Some(content) = client.pool(device)?.content else {
+            bail!("pool {device} is not open any more; `vrio pool show` tells why");
+        };
+        let left = content.deleting_left;
+        most = most.max(left);
+        Ok(Step {
+            done: most - left,
+            total: most,
+            message: format!("{} free", content.free),
+            outcome: (content.deleting == 0).then_some(()),
+        })
+    })
+}
+
+fn print(pools: &[PoolInfo], json: bool) -> anyhow::Result<()> {
+    match pools {
+        pools if json => println!("{}", serde_json::to_string_pretty(pools)?),
+        [] => println!("no pools; make one with `vrio pool create DEVICE`"),
+        [only] => print!("{}", describe(only)),
+        several => print!("{}", lines(several)),
+    }
+    Ok(())
+}
+
+fn lines(pools: &[PoolInfo]) -> String {
+    let row = |pool: &PoolInfo| {
+        let (free, volumes) = match &pool.content {
+            Some(content) => (content.free.to_string(), content.volumes.to_string()),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        let state = match (pool.state, &pool.problem) {
+            (state, None) => say(state).to_owned(),
+            (state, Some(problem)) => format!("{}: {problem}", say(state)),
+        };
+        [pool.device.clone(), pool.size.to_string(), free, volumes, state]
+    };
+    let heads = [
+        ("POOL", Side::Left),
+        ("SIZE", Side::Right),
+        ("FREE", Side::Right),
+        ("VOLUMES", Side::Right),
+        ("STATE", Side::Left),
+    ];
+    table(heads, &pools.iter().map(row).collect::<Vec<_>>())
+}
+
+const fn say(state: PoolState) -> &'static str {
+    match state {
+        PoolState::Open => "open",
+        PoolState::ReadOnly => "read-only",
+        PoolState::Locked => "locked",
+    }
+}
+
+fn describe(pool: &PoolInfo) -> String {
+    let mut text = format!("pool         {}\nstate        {}\n", pool.device, say(pool.state));
+    if let Some(problem) = &pool.problem {
+        text += &format!("problem      {problem}\n");
+    }
+    text += &format!("size         {}\n", pool.size);
+    let Some(content) = &pool.content else { return text };
+    let PoolContent { id, volumes, snapshots, free, data, metadata, journal, .. } = content;
+    let full = if content.full { ": FULL, writes find no room" } else { "" };
+    let shared = Size(content.referenced.bytes().saturating_sub(data.bytes()));
+    text += &format!(
+        "id           {id}\nfree         {free}{full}\ndata         {data}\nmetadata     {metadata}, \
+         and {journal} of journal\nshared       {shared} saved, by {} that is referred to\n\
+         volumes      {volumes}, of {}\nsnapshots    {snapshots}\nindex        {} of {} blocks\n",
+        content.referenced, content.provisioned, content.index[0], content.index[1]
+    );
+    if content.deleting > 0 {
+        text += &format!(
+            "deleting     {} volumes or snapshots, {} blocks left\n",
+            content.deleting, content.deleting_left
+        );
+    }
+    let since: Vec<String> =
+        content.since.iter().map(|one| format!("{} {}", one.blocks, one.name)).collect();
+    text + &format!("since start  {}\n", since.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use block_server::api::FigureInfo;
+
+    use super::*;
+
+    fn pool(state: PoolState, problem: Option<&str>) -> PoolInfo {
+        let content = PoolContent {
+            id: "9f".to_owned(),
+            volumes: 2,
+            snapshots: 3,
+            free: Size(1 << 30),
+            data: Size(2 << 20),
+            metadata: Size(1 << 20),
+            referenced: Size(5 << 20),
+            provisioned: Size(8 << 30),
+            full: true,
+            journal: Size(8 << 20),
+            deleting: 1,
+            deleting_left: 77,
+            index: [3, 9],
+            since: vec![FigureInfo { name: "read".to_owned(), blocks: 12 }],
+        };
+        PoolInfo {
+            device: "disk0".to_owned(),
+            state,
+            problem: problem.map(str::to_owned),
+            size: Size(4 << 30),
+            content: (state != PoolState::Locked).then_some(content),
+        }
+    }
+
+    #[test]
+    fn a_pool_says_what_sharing_saves_and_a_locked_one_says_why() {
+        let text = describe(&pool(PoolState::Open, None));
+        assert!(text.contains("3M saved") && text.contains("77 blocks left"), "{text}");
+        let locked = pool(PoolState::Locked, Some("no key; give it one"));
+        assert!(describe(&locked).ends_with("problem      no key; give it one\nsize         4G\n"));
+        let text = lines(&[locked, pool(PoolState::Open, None)]);
+        assert!(text.contains("locked: no key"), "{text}");
+    }
+}

@@ -1,0 +1,276 @@
+//! `vrio snapshot`: what a volume was, kept, compared and brought back.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::bail;
+use block_server::Size;
+use block_server::api::{AskDiff, CloneSnapshot, RestoreSnapshot, SnapshotInfo, TakeSnapshots};
+use block_server::client::Client;
+use block_server::config::DEFAULT_CONTROL;
+use clap::{Args, Subcommand};
+
+use crate::moment::utc;
+use crate::pool::wait_for_deletions;
+use crate::table::{Side, table};
+
+/// Take, compare, restore and clone snapshots of volumes in a pool: run this
+/// on the IOhost
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    command: Command,
+    /// The server's control socket
+    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
+    control: PathBuf,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take a snapshot; of several volumes at one moment if several are named
+    Create {
+        /// For example disk@before-upgrade
+        #[arg(value_name = "VOLUME@NAME", required = true)]
+        snapshots: Vec<Snapshot>,
+        /// Take it although the volume's writer is away and may have writes that were lost
+        #[arg(long)]
+        as_is: bool,
+    },
+    /// Show snapshots, a line each, the oldest first
+    List {
+        /// Of this volume only
+        volume: Option<String>,
+    },
+    /// Show one snapshot
+    Show {
+        /// Which one
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Snapshot,
+    },
+    /// Make a volume what it was; later snapshots stay
+    Restore {
+        /// Which one
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Snapshot,
+        /// Take the volume away from the front that has it; what it has not flushed is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a volume that begins as a snapshot; both share their blocks
+    Clone {
+        /// Which one
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Snapshot,
+        /// The new volume's name
+        name: String,
+        /// Nobody may change it
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Delete a snapshot; its space comes back in the background
+    Delete {
+        /// Which one
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: Snapshot,
+        /// Wait until its space is back
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Print the ranges that changed since a snapshot
+    Diff {
+        /// Since which one
+        #[arg(value_name = "VOLUME@NAME")]
+        from: Snapshot,
+        /// Up to this later one of the same volume; up to now if left out
+        #[arg(value_name = "VOLUME@NAME")]
+        to: Option<Snapshot>,
+    },
+}
+
+/// A snapshot as it is named on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Snapshot {
+    volume: String,
+    name: String,
+}
+
+impl FromStr for Snapshot {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('@') {
+            Some((volume, name)) if !volume.is_empty() && !name.is_empty() => {
+                Ok(Self { volume: volume.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("write VOLUME@NAME, as in disk@before-upgrade".to_owned()),
+        }
+    }
+}
+
+/// Asks the server and prints its answer.
+pub(crate) fn run(args: SnapshotArgs) -> anyhow::Result<()> {
+    let client = Client::new(&args.control);
+    match args.command {
+        Command::Create { snapshots, as_is } => {
+            let taken = client.take_snapshots(&group(&snapshots, as_is)?)?;
+            print(&taken, args.json)
+        }
+        Command::List { volume } => print(&list(&client, volume.as_deref())?, args.json),
+        Command::Show { snapshot: Snapshot { volume, name } } => {
+            let shown = client.snapshot(&volume, &name)?;
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&shown)?);
+            } else {
+                print!("{}", describe(&shown));
+            }
+            Ok(())
+        }
+        Command::Restore { snapshot: Snapshot { volume, name }, force } => {
+            client.restore_snapshot(&volume, &name, &RestoreSnapshot { force })?;
+            println!("volume {volume} is what it was at {volume}@{name}");
+            Ok(())
+        }
+        Command::Clone { snapshot: Snapshot { volume, name: of }, name, read_only } => {
+            let made = client.clone_snapshot(&volume, &of, &CloneSnapshot { name, read_only })?;
+            println!("volume {} begins as {volume}@{of}", made.name);
+            Ok(())
+        }
+        Command::Delete { snapshot: Snapshot { volume, name }, wait } => {
+            let device = client.volume(&volume)?.device;
+            client.delete_snapshot(&volume, &name)?;
+            if wait {
+                wait_for_deletions(&client, &device)?;
+            }
+            println!("snapshot {volume}@{name} is deleted");
+            Ok(())
+        }
+        Command::Diff { from, to } => diff(&client, &from, to.as_ref(), args.json),
+    }
+}
+
+/// Snapshots of one moment have one name.
+fn group(snapshots: &[Snapshot], as_is: bool) -> anyhow::Result<TakeSnapshots> {
+    let Some(first) = snapshots.first() else { bail!("no snapshot was named") };
+    if let Some(other) = snapshots.iter().find(|other| other.name != first.name) {
+        bail!(
+            "snapshots of one moment have one name, and '{}' is not '{}'; write {}@{}, or take them \
+             one by one",
+            other.name,
+            first.name,
+            other.volume,
+            first.name
+        );
+    }
+    let volumes = snapshots.iter().map(|snapshot| snapshot.volume.clone()).collect();
+    Ok(TakeSnapshots { volumes, name: first.name.clone(), as_is })
+}
+
+fn list(client: &Client, volume: Option<&str>) -> anyhow::Result<Vec<SnapshotInfo>> {
+    if let Some(volume) = volume {
+        return Ok(client.snapshots(volume)?);
+    }
+    let mut all = Vec::new();
+    for volume in client.volumes()?.into_iter().filter(|volume| volume.domain.is_some()) {
+        all.append(&mut client.snapshots(&volume.name)?);
+    }
+    Ok(all)
+}
+
+fn print(snapshots: &[SnapshotInfo], json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(snapshots)?);
+        return Ok(());
+    }
+    if snapshots.is_empty() {
+        println!("no snapshots; take one with `vrio snapshot create VOLUME@NAME`");
+        return Ok(());
+    }
+    let row = |snapshot: &SnapshotInfo| {
+        let note = match (snapshot.as_is, snapshot.branches) {
+            (true, _) => "as is: unflushed writes may be missing".to_owned(),
+            (false, 0 | 1) => String::new(),
+            (false, branches) => format!("{branches} branches"),
+        };
+        let SnapshotInfo { volume, name, .. } = snapshot;
+        [format!("{volume}@{name}"), utc(snapshot.taken), snapshot.size.to_string(), note]
+    };
+    let heads = [
+        ("SNAPSHOT", Side::Left),
+        ("TAKEN (UTC)", Side::Left),
+        ("SIZE", Side::Right),
+        ("NOTE", Side::Left),
+    ];
+    print!("{}", table(heads, &snapshots.iter().map(row).collect::<Vec<_>>()));
+    Ok(())
+}
+
+fn describe(snapshot: &SnapshotInfo) -> String {
+    let SnapshotInfo { volume, name, taken, size, as_is, branches } = snapshot;
+    let as_is = if *as_is { "yes: unflushed writes may be missing" } else { "no" };
+    format!(
+        "snapshot  {volume}@{name}\ntaken     {} UTC\nsize      {size}\nas is     {as_is}\nbranches  \
+         {branches}\n",
+        utc(*taken)
+    )
+}
+
+/// A line for each range, as it comes: there may be many.
+fn diff(client: &Client, from: &Snapshot, to: Option<&Snapshot>, json: bool) -> anyhow::Result<()> {
+    if let Some(to) = to.filter(|to| to.volume != from.volume) {
+        bail!(
+            "'{}' and '{}' are different volumes; compare snapshots of one volume",
+            from.volume,
+            to.volume
+        );
+    }
+    let to = to.map(|to| to.name.clone());
+    let mut ask = AskDiff { from: from.name.clone(), to, start: 0 };
+    let (mut changed, mut count) = (0, 0u64);
+    loop {
+        let part = client.diff(&from.volume, &ask)?;
+        for range in &part.ranges {
+            changed += range.bytes;
+            count += 1;
+            if json {
+                println!("{}", serde_json::to_string(range)?);
+            } else {
+                println!("{}+{}", range.offset, range.bytes);
+            }
+        }
+        match part.next {
+            // The server's word, and still no reason to ask for ever.
+            Some(next) if next > ask.start => ask.start = next,
+            _ => break,
+        }
+    }
+    eprintln!("{count} ranges, {}", Size(changed));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> Snapshot {
+        text.parse().expect("a snapshot")
+    }
+
+    #[test]
+    fn a_snapshot_is_written_with_its_volume() {
+        assert_eq!(snapshot("disk@a").volume, "disk");
+        for bad in ["disk", "@a", "disk@", ""] {
+            assert!(bad.parse::<Snapshot>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_group_has_one_name() {
+        let taken = group(&[snapshot("a@x"), snapshot("b@x")], false).expect("one name");
+        assert_eq!((taken.volumes, taken.name), (vec!["a".to_owned(), "b".to_owned()], "x".into()));
+        let error = group(&[snapshot("a@x"), snapshot("b@y")], false).expect_err("two names");
+        assert!(error.to_string().contains("write b@x"), "{error}");
+    }
+}
