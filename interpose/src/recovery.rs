@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::{BlockCount, BlockError, Chance, Device, Pool as Buffers};
+use block_core::{BlockCount, BlockError, Chance, Device, Pba, Pool as Buffers};
 use thiserror::Error;
 
 use crate::catalog::Contradiction;
@@ -23,7 +23,12 @@ use crate::pages::{Damage, Pages};
 use crate::read_cache::ReadCache;
 use crate::settings::Settings;
 use crate::space::Space;
+use crate::space::layout::REGION_BLOCKS;
+use crate::space::window::Window;
 use crate::vault::{KeyError, Secret, UnlockError, Vault};
+
+/// Pages of counts that are read at once.
+const READS: usize = 32;
 
 /// What a pool is opened with.
 pub struct Means<D> {
@@ -148,6 +153,7 @@ pub(crate) async fn open<D: Device + 'static>(
     let index = Index::new(settings.index);
     let state = RefCell::new(state);
     let at = replay.run(start, chain, &state, &space, &index).await?;
+    claim_shared(&state, &space).await;
     let read_only = match chain.verdict {
         _ if settings.read_only => Some(ReadOnly::Asked),
         Verdict::Whole => None,
@@ -225,6 +231,51 @@ impl<D: Device> Core<D> {
             self.journal.append(&Record::Control(Control::Opened { era, cut }));
         }
         self.pace();
+    }
+}
+
+/// A block that the checkpoint has given up may have been shared while that was
+/// made: its durable count is 0, and it must not be handed out.
+async fn claim_shared<D: Device>(state: &RefCell<State>, space: &Space<D>) {
+    let mut window = Window::new(READS);
+    let mut from = Some(Pba(0));
+    loop {
+        while window.has_room()
+            && let Some(start) = from
+        {
+            let (shared, next) = shared_from(&state.borrow().active, start);
+            from = next;
+            window.push(claim_all(space, shared));
+        }
+        if window.next().await.is_none() {
+            return;
+        }
+        turn::yield_now().await;
+    }
+}
+
+/// Blocks that were shared and not stored since the checkpoint, as many as
+/// have their counts on one page or two, and where the next ones are.
+fn shared_from(active: &Overlay, from: Pba) -> (Vec<Pba>, Option<Pba>) {
+    let end = Pba(from.0 + REGION_BLOCKS);
+    let mut shared = Vec::new();
+    for (pba, change) in active.blocks_from(from, usize::MAX) {
+        if pba >= end {
+            return (shared, Some(pba));
+        }
+        if change.born.is_none() && change.delta > 0 {
+            shared.push(pba);
+        }
+    }
+    (shared, None)
+}
+
+async fn claim_all<D: Device>(space: &Space<D>, blocks: Vec<Pba>) {
+    for pba in blocks {
+        // Where counts are damaged nothing is handed out.
+        if space.load_count(pba).await == Ok(0) {
+            let _ = space.claim(pba);
+        }
     }
 }
 

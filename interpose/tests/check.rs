@@ -27,11 +27,12 @@ fn live(seed: u64) {
     const BLOCKS: u64 = 3000;
     let mut random = SmallRng::seed_from_u64(seed);
     let mut world = World::new(seed);
-    let pool = Rc::clone(&world.pool);
-    let mut volumes = vec![world.volume("disk", BLOCKS)];
+    let mut volumes = vec![(world.volume("disk", BLOCKS).0, "disk".to_owned())];
     let mut snapshots = Vec::new();
     for step in 0..260 {
-        let (id, volume) = volumes[random.random_range(0..volumes.len())].clone();
+        let pool = Rc::clone(&world.pool);
+        let (id, name) = &volumes[random.random_range(0..volumes.len())];
+        let (id, volume) = (*id, pool.volume(name).expect("there"));
         let count = random.random_range(1..=40);
         let start = random.random_range(0..BLOCKS - count);
         match random.random_range(0..100) {
@@ -45,7 +46,7 @@ fn live(seed: u64) {
                 let (_, of) = snapshots[random.random_range(0..snapshots.len())];
                 let name = format!("clone-{step}");
                 let id = world.run(pool.clone_snapshot(of, &name, Vec::new())).expect("cloned");
-                volumes.push((id, pool.volume(&name).expect("there")));
+                volumes.push((id, name));
             }
             88..91 if !snapshots.is_empty() => {
                 let (of, to) = snapshots[random.random_range(0..snapshots.len())];
@@ -55,7 +56,12 @@ fn live(seed: u64) {
                 let (_, key) = snapshots.swap_remove(random.random_range(0..snapshots.len()));
                 world.run(pool.delete_snapshot(key)).expect("deleted");
             }
-            96..98 => world.checkpoint(),
+            96 => world.checkpoint(),
+            97 => {
+                world.run(volume.flush()).expect("flushed");
+                drop((pool, volume));
+                world = world.crash(seed + step);
+            }
             _ => {
                 let mut buffer = world.buffers.take().expect("a buffer");
                 buffer[..BLOCK_SIZE].copy_from_slice(&unique(9000 + step));
@@ -73,7 +79,7 @@ fn live(seed: u64) {
     let report = check(&mut world);
     assert!(report.is_clean(), "seed {seed}: {report:?}");
     assert!(report.data > 500 && report.pages > 50, "{report:?}");
-    assert_eq!(report.references, pool.figures().usage.references);
+    assert_eq!(report.references, world.pool.figures().usage.references);
 }
 
 #[test]
