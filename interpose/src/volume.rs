@@ -108,6 +108,14 @@ impl<D: Device + 'static> Volume<D> {
     }
 }
 
+impl<D: Device + 'static> Volume<D> {
+    /// Whether a range still lies in the volume: it may have become smaller
+    /// while the change waited.
+    fn has(&self, range: LbaRange) -> bool {
+        range.end().0 <= self.blocks().0
+    }
+}
+
 impl<D: Device + 'static> Blocks for Volume<D> {
     fn blocks(&self) -> BlockCount {
         let state = self.core.state.borrow();
@@ -143,6 +151,9 @@ impl<D: Device + 'static> Blocks for Volume<D> {
             Err(error) => return (buffer, Err(error)),
         };
         let _running = self.gate.enter().await;
+        if !self.has(range) {
+            return (buffer, Err(BlockError::OutOfRange));
+        }
         self.core.write(self.id, range, buffer, place, durability).await
     }
 
@@ -151,6 +162,9 @@ impl<D: Device + 'static> Blocks for Volume<D> {
         while left.count.0 > 0 {
             let _room = self.core.admit_clearing(&self.patience).await?;
             let _running = self.gate.enter().await;
+            if !self.has(left) {
+                return Err(BlockError::OutOfRange);
+            }
             left = self.core.clear_some(self.id, left)?;
             turn::yield_now().await;
         }

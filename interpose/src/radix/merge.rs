@@ -188,7 +188,8 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     }
 
     /// Puts a value at an index above all that were changed so far. The same
-    /// pointer as before changes nothing.
+    /// pointer as before changes no page; what was there is killed all the
+    /// same, for whoever counts pointers has counted the new one.
     ///
     /// # Errors
     /// When a page on the way cannot be had or written.
@@ -201,8 +202,8 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         let was = self.entry(index)?;
         if was != pointer && !(was.is_hole() && pointer.is_hole()) {
             self.set(index, pointer).await;
-            self.kill(was, 0);
         }
+        self.kill(was, 0);
         self.is_sound = true;
         Ok(())
     }

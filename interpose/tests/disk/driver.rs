@@ -301,6 +301,11 @@ impl Driver {
 
     /// Makes it the next moment that somebody waits for.
     fn leap(&mut self) -> bool {
+        // What is due already is told first: it may have nothing to add.
+        self.advance(self.clock.now());
+        if self.ready.len() > 0 {
+            return true;
+        }
         let deadlines = self.ticking.iter().filter_map(|ticking| (ticking.deadline)());
         let Some(moment) = deadlines.chain(self.clock.next_sleeper()).min() else { return false };
         let later = moment > self.clock.now();

@@ -54,7 +54,7 @@ impl Model {
         } else {
             self.values.insert(index, pointer)
         };
-        if let Some(was) = was.filter(|was| *was != pointer) {
+        if let Some(was) = was {
             self.killed_values.insert(was.seal.seq);
         }
     }
