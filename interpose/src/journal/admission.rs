@@ -30,10 +30,11 @@ pub(super) struct Gate {
     most: u64,
     reserved: Cell<u64>,
     /// Something went, or the ring has room.
-    pub(super) room: Notify,
+    room: Notify,
     /// The one who waits for room; the others wait for this, in order.
     queue: Mutex<()>,
-    queued: Cell<u64>,
+    /// How many wait, for either.
+    waiting: Cell<u64>,
 }
 
 impl Gate {
@@ -47,7 +48,15 @@ impl Gate {
             reserved: Cell::new(0),
             room: Notify::new(),
             queue: Mutex::new(()),
-            queued: Cell::new(0),
+            waiting: Cell::new(0),
+        }
+    }
+
+    /// There may be room. Looks first, because most often nobody waits, and
+    /// telling nobody takes a lock too.
+    pub(super) fn tell(&self) {
+        if self.waiting.get() > 0 {
+            self.room.notify_waiters();
         }
     }
 
@@ -69,7 +78,7 @@ pub struct Admitted<'a> {
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         self.gate.reserved.set(self.gate.reserved.get() - self.records);
-        self.gate.room.notify_waiters();
+        self.gate.tell();
     }
 }
 
@@ -80,17 +89,17 @@ struct Limits {
     used: u64,
 }
 
-/// One who waits in line.
-struct Queued<'a>(&'a Cell<u64>);
+/// One who waits.
+struct Waiting<'a>(&'a Cell<u64>);
 
-impl<'a> Queued<'a> {
+impl<'a> Waiting<'a> {
     fn new(count: &'a Cell<u64>) -> Self {
         count.set(count.get() + 1);
         Self(count)
     }
 }
 
-impl Drop for Queued<'_> {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -105,10 +114,10 @@ impl<D> Journal<D> {
     /// When the journal has failed.
     pub async fn admit(&self, records: usize) -> Result<Admitted<'_>, JournalError> {
         let limits = Limits { past_mark: self.gate.most, used: self.ring() / 4 * 3 };
-        if self.gate.queued.get() == 0 && self.has_room(records as u64, limits) {
+        if self.gate.waiting.get() == 0 && self.has_room(records as u64, limits) {
             return self.reserve(records as u64);
         }
-        let _queued = Queued::new(&self.gate.queued);
+        let _waiting = Waiting::new(&self.gate.waiting);
         let _first = self.gate.queue.lock().await;
         self.wait_for_room(records as u64, limits).await
     }
@@ -123,6 +132,7 @@ impl<D> Journal<D> {
             past_mark: self.gate.most + MOST_EXEMPT,
             used: self.ring() - self.ring() / 16,
         };
+        let _waiting = Waiting::new(&self.gate.waiting);
         self.wait_for_room(records as u64, limits).await
     }
 
@@ -132,6 +142,7 @@ impl<D> Journal<D> {
         limits: Limits,
     ) -> Result<Admitted<'_>, JournalError> {
         while !self.has_room(records, limits) {
+            self.flush_soon();
             self.gate.room.notified().await;
         }
         self.reserve(records)

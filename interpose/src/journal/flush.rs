@@ -82,7 +82,7 @@ impl<D> Journal<D> {
     pub fn tick(&self, now: Time) {
         self.timers.now.set(now);
         if fires(&self.timers.idle, now) {
-            self.want(self.said.get());
+            self.flush_soon();
         }
         if fires(&self.timers.mark, now) && self.carried.get() < self.mark() {
             self.write_mark();
@@ -104,6 +104,11 @@ impl<D> Journal<D> {
     /// Whether the flusher has a reason to begin.
     pub(super) fn flush_is_due(&self) -> bool {
         self.wanted.get() > self.mark() || self.past_mark() >= self.gate.flush_at()
+    }
+
+    /// Has what was appended flushed though nobody waits for it.
+    pub(super) fn flush_soon(&self) {
+        self.want(self.said.get());
     }
 
     fn want(&self, target: u64) {
@@ -137,7 +142,7 @@ impl<D> Journal<D> {
         }
         arm(&self.timers.mark, self.timers.now.get() + MARK_AFTER);
         self.marked.notify_waiters();
-        self.gate.room.notify_waiters();
+        self.gate.tell();
     }
 
     /// The next block to write, if its place in the ring is free: neither

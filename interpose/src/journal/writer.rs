@@ -232,7 +232,7 @@ impl<D> Journal<D> {
     pub fn release(&self, upto: u64) {
         self.oldest.set(upto.max(self.oldest.get()));
         self.work.notify_waiters();
-        self.gate.room.notify_waiters();
+        self.gate.tell();
     }
 
     /// Ends the journal for ever; what waits for it gets the error.
@@ -242,7 +242,7 @@ impl<D> Journal<D> {
         }
         self.work.notify_waiters();
         self.marked.notify_waiters();
-        self.gate.room.notify_waiters();
+        self.gate.tell();
     }
 
     /// Why the journal takes nothing any more, if so.

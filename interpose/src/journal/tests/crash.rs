@@ -216,5 +216,6 @@ fn what_was_flushed_is_there_after_every_crash() {
         let load = Load::begin(Bench::new(seed), Model::new(), 1, seed);
         crashes += crash_all_the_way(load, 60, 3, &mut random);
     }
+    println!("{crashes} crashes");
     assert!(crashes > 1000, "{crashes} crashes");
 }

@@ -1,6 +1,7 @@
 //! What a broken disk leaves: told from what a crash leaves, wherever it can.
 
 use super::*;
+use crate::journal::block::seal;
 use crate::layout::control::Malformed;
 
 const START: Start = Start { position: FIRST, mark: 0 };
@@ -154,6 +155,24 @@ fn a_record_that_the_caller_refuses_names_its_block() {
     let sink = |number, _| if number == 9 { Err(Malformed) } else { Ok(()) };
     let run = replay(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
     assert_eq!(driver.run(run), Ok(Err(ReplayError::Malformed(9))));
+}
+
+/// The seal is good, and what it says cannot be.
+#[test]
+fn a_malformed_block_is_damage_though_its_seal_is_good() {
+    let (bench, mut medium) = twelve_blocks();
+    let end = bench.scan(&medium, START).end;
+    let header = Header { count: 1, number: 13, mark: 11, previous: end.previous };
+    for (kind, verdict) in [(3, Verdict::Whole), (77, Verdict::Damaged { missing: 13 })] {
+        let mut block = [0; BLOCK_SIZE];
+        record(1, 0).encode(&mut block[HEADER_BYTES..]);
+        block[HEADER_BYTES] = kind;
+        seal(&bench.keys, &bench.ring, &header, &mut block).expect("a key");
+        medium.set(bench.ring.place(13), &block);
+        let chain = bench.scan(&medium, START);
+        assert_eq!(chain.verdict, verdict);
+        assert_eq!(chain.end.next == 14, verdict == Verdict::Whole);
+    }
 }
 
 /// Nothing was ever written there, or noise, or a device that reads nothing.
