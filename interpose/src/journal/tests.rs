@@ -4,6 +4,7 @@ mod commit;
 mod crash;
 mod damage;
 mod format;
+mod ring;
 mod speed;
 
 use std::cell::Cell;

@@ -35,15 +35,11 @@ fn thirty_two_flushes_share_one() {
     }
 }
 
-/// Flushes come while the device is flushed: what they ask for may have come
-/// too late for that one, and the next one is enough for all of them.
-#[test]
-fn flushes_that_come_meanwhile_share_the_next() {
-    let mut bench = Bench::new(3);
+/// Appends a record, and runs until its flush is with the device.
+fn begin_flush(bench: &mut Bench) {
     bench.journal.append(&record(1, 0));
     let journal = Rc::clone(&bench.journal);
     bench.driver.spawn(async move { journal.flush().await.expect("the disk is good") });
-    // Until the flush is with the device.
     let disk = bench.disk.clone();
     let sent = std::future::poll_fn(move |context| {
         context.waker().wake_by_ref();
@@ -51,6 +47,14 @@ fn flushes_that_come_meanwhile_share_the_next() {
         if is_flushing { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     });
     bench.driver.run(sent).expect("a flush is sent");
+}
+
+/// Flushes come while the device is flushed: what they ask for may have come
+/// too late for that one, and the next one is enough for all of them.
+#[test]
+fn flushes_that_come_meanwhile_share_the_next() {
+    let mut bench = Bench::new(3);
+    begin_flush(&mut bench);
     let answered = Rc::new(Cell::new(0));
     for number in 1..32 {
         bench.journal.append(&record(1, number));
@@ -125,6 +129,17 @@ fn idle_records_are_flushed_their_mark_is_written_and_then_nothing_ticks() {
     }
 }
 
+/// A record comes while the device is flushed, and nothing after it: that
+/// flush was not for it, and the timer is.
+#[test]
+fn a_record_that_comes_during_a_flush_is_not_forgotten() {
+    let mut bench = Bench::new(14);
+    begin_flush(&mut bench);
+    bench.journal.append(&record(1, 1));
+    bench.driver.pass(Duration::from_millis(250)).expect("nothing stops the disk");
+    assert_eq!(bench.journal.past_mark(), 0);
+}
+
 /// A guest that writes and never flushes: the journal does it every so many
 /// records, so that a crash undoes no more than 4096.
 #[test]
@@ -158,56 +173,6 @@ fn no_more_than_the_limit_is_ever_past_the_mark() {
     assert!(most.get() <= limit, "{} past the mark", most.get());
     assert!(most.get() > limit / 2);
     assert!(bench.disk.counts().flushes > 10);
-}
-
-/// The ring fills and no checkpoint comes: writers wait at three quarters, a
-/// control still goes, and no block that a recovery needs is written over.
-#[test]
-fn a_full_ring_stops_writers_and_loses_nothing() {
-    let mut bench = Bench::new(8);
-    let appended = Rc::new(Cell::new(0));
-    let (journal, count) = (Rc::clone(&bench.journal), Rc::clone(&appended));
-    bench.driver.spawn(async move {
-        loop {
-            let _admitted = journal.admit(1).await.expect("the disk is good");
-            journal.append(&record(1, count.get()));
-            count.set(count.get() + 1);
-            journal.flush().await.expect("the disk is good");
-        }
-    });
-    bench.driver.pass(Duration::from_secs(1)).expect("nothing stops the disk");
-    let stopped_at = appended.get();
-    let at_the_mark_too = RING_BLOCKS / 4 * 3 + 1;
-    assert_eq!(bench.journal.used(), at_the_mark_too);
-
-    let id = VolumeId([3; 16]);
-    let control = Record::Control(Control::DeleteVolume { id });
-    let exempt = bench.driver.run(bench.journal.admit_exempt(weight(&control)));
-    let admitted = exempt.expect("nobody waits").expect("the disk is good");
-    bench.journal.append(&control);
-    drop(admitted);
-    assert_eq!(bench.flush(), Ok(()));
-
-    // More than may be: the blocks wait for their places.
-    for number in 0..20 {
-        bench.journal.append(&record(2, number));
-        let journal = Rc::clone(&bench.journal);
-        bench.driver.spawn(async move { assert_eq!(journal.flush().await, Ok(())) });
-        bench.driver.pass(Duration::from_millis(300)).expect("nothing stops the disk");
-    }
-    let start = Start { position: FIRST, mark: 0 };
-    let chain = bench.scan(&bench.disk.cut(), start);
-    assert_eq!((chain.end.next, chain.verdict), (RING_BLOCKS + 1, Verdict::Whole));
-    let used = bench.journal.used();
-    assert!(used >= RING_BLOCKS, "{used}");
-
-    let frozen = bench.journal.freeze();
-    let mark = bench.journal.mark();
-    bench.journal.release(frozen.next);
-    bench.driver.pass(Duration::from_millis(300)).expect("nothing stops the disk");
-    assert!(appended.get() > stopped_at, "writers go on");
-    let chain = bench.scan(&bench.disk.cut(), Start { position: frozen, mark });
-    assert_eq!(chain.verdict, Verdict::Whole);
 }
 
 /// Two wait for room, the first one for much of it: the second one, for whom

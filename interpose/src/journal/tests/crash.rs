@@ -185,18 +185,24 @@ fn go_on(load: &Load, medium: Medium, found: &Recovered, random: &mut SmallRng) 
     Load::begin(bench, model, load.history + 1, seed)
 }
 
+/// Lets the load run until the disk has done so many commands more.
+fn run_for(load: &mut Load, operations: u64) {
+    let disk = load.bench.disk.clone();
+    let goal = disk.operations() + operations;
+    let done = std::future::poll_fn(|context| {
+        context.waker().wake_by_ref();
+        let done = disk.operations() >= goal;
+        if done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    });
+    load.bench.driver.run(done).expect("the load never ends");
+}
+
 /// Lets the load run and crashes it after each of the next `operations`
 /// commands; every so often what a crash left goes on, `depth` times over.
 fn crash_all_the_way(mut load: Load, operations: u64, depth: u32, random: &mut SmallRng) -> u64 {
     let mut crashes = 0;
     for _ in 0..operations {
-        let (disk, before) = (load.bench.disk.clone(), load.bench.disk.operations());
-        let one_more = std::future::poll_fn(|context| {
-            context.waker().wake_by_ref();
-            let moved = disk.operations() > before;
-            if moved { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        });
-        load.bench.driver.run(one_more).expect("the load never ends");
+        run_for(&mut load, 1);
         let left = load.bench.disk.cut();
         let found = recover(&load, &left, random);
         crashes += 1;
@@ -213,7 +219,9 @@ fn what_was_flushed_is_there_after_every_crash() {
     let mut crashes = 0;
     for seed in 0..12 {
         let mut random = SmallRng::seed_from_u64(seed);
-        let load = Load::begin(Bench::new(seed), Model::new(), 1, seed);
+        let mut load = Load::begin(Bench::new(seed), Model::new(), 1, seed);
+        // Up to three times around the ring.
+        run_for(&mut load, seed * 25);
         crashes += crash_all_the_way(load, 60, 3, &mut random);
     }
     println!("{crashes} crashes");

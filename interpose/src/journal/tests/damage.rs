@@ -162,8 +162,9 @@ fn a_record_that_the_caller_refuses_names_its_block() {
 fn a_malformed_block_is_damage_though_its_seal_is_good() {
     let (bench, mut medium) = twelve_blocks();
     let end = bench.scan(&medium, START).end;
-    let header = Header { count: 1, number: 13, mark: 11, previous: end.previous };
-    for (kind, verdict) in [(3, Verdict::Whole), (77, Verdict::Damaged { missing: 13 })] {
+    let (damaged, previous) = (Verdict::Damaged { missing: 13 }, end.previous);
+    for (kind, verdict) in [(3, Verdict::Whole), (77, damaged)] {
+        let header = Header { count: 1, number: 13, mark: 11, previous };
         let mut block = [0; BLOCK_SIZE];
         record(1, 0).encode(&mut block[HEADER_BYTES..]);
         block[HEADER_BYTES] = kind;
@@ -173,6 +174,19 @@ fn a_malformed_block_is_damage_though_its_seal_is_good() {
         assert_eq!(chain.verdict, verdict);
         assert_eq!(chain.end.next == 14, verdict == Verdict::Whole);
     }
+}
+
+/// No block knows that it is durable itself: one that says so is nobody's.
+#[test]
+fn a_block_that_vouches_for_itself_is_not_there() {
+    let (bench, mut medium) = twelve_blocks();
+    let previous = bench.scan(&medium, START).end.previous;
+    let mut block = [0; BLOCK_SIZE];
+    let header = Header { count: 0, number: 13, mark: 13, previous };
+    seal(&bench.keys, &bench.ring, &header, &mut block).expect("a key");
+    medium.set(bench.ring.place(13), &block);
+    let chain = bench.scan(&medium, START);
+    assert_eq!((chain.end.next, chain.mark, chain.verdict), (13, 11, Verdict::Whole));
 }
 
 /// Nothing was ever written there, or noise, or a device that reads nothing.
