@@ -41,6 +41,27 @@ fn one_bad_copy_is_repaired_from_the_other() {
     }
 }
 
+/// A device that answered and did not write leaves one copy as it was: the
+/// newer one holds, whichever it is.
+#[test]
+fn of_two_whole_copies_the_newer_one_holds() {
+    let disk = Rc::new(Disk::default());
+    let (vault, _) = with_domain(&disk);
+    let before = disk.copied();
+    done(vault.begin_era());
+    done(vault.add_domain("another"));
+    done(vault.add_way(way("another", &key_file(2))));
+    for (index, copy) in USED.into_iter().flat_map(|index| Copy::BOTH.map(|copy| (index, copy))) {
+        let disk = disk.copied();
+        let old = before.block(place(index, copy));
+        let new = disk.block(place(index, copy));
+        disk.rot(place(index, copy), |block| *block = *old);
+        let vault = unlock(&disk, 2);
+        assert_eq!((vault.eras(), vault.domains().len(), vault.ways().len()), (2, 2, 2));
+        assert_eq!(disk.block(place(index, copy)), new);
+    }
+}
+
 /// With both copies gone there is a sentence that says which block it was.
 #[test]
 fn two_bad_copies_are_said() {
@@ -91,7 +112,10 @@ fn a_block_opens_in_its_place_only() {
     let foreign = Rc::new(Disk::default());
     let first = way("first", &key_file(1));
     let other = done(Vault::create(Rc::clone(&foreign), buffers(), POOL, first, chance(77)));
-    done(other.begin_era());
+    // More often written, so that its blocks look newer.
+    for _ in 0..10 {
+        done(other.begin_era());
+    }
     for block in [disk.block(place(1, Copy::A)), foreign.block(place(65, Copy::A))] {
         let disk = disk.copied();
         disk.rot(place(65, Copy::A), |at| at.copy_from_slice(&block[..]));
