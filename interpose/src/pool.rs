@@ -73,7 +73,7 @@ pub enum PoolError {
         snapshots: usize,
     },
     /// Too many at a time.
-    #[error("a group has 1 to 256 volumes, each once")]
+    #[error("a group has 1 to {} volumes, each once", crate::layout::control::MAX_GROUP)]
     BadGroup,
     /// There are as many as there can be.
     #[error("the pool has had as many {0} as it can have")]

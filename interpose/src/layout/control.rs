@@ -32,8 +32,18 @@ pub const MAX_NAME: usize = 63;
 /// Most bytes of attributes: what the server keeps with a volume.
 pub const MAX_ATTRIBUTES: usize = 3072;
 
-/// Most volumes in a consistent group of snapshots.
-pub const MAX_GROUP: usize = 256;
+/// Most volumes in a consistent group of snapshots: they are one record, which
+/// is within one block of the journal.
+pub const MAX_GROUP: usize = 240;
+
+const _: () = assert!(
+    16 + (1 + 4 + 8 + 1 + MAX_NAME + 1 + 2 + 16 * MAX_GROUP).next_multiple_of(16)
+        <= super::record::MAX_RECORD_BYTES
+);
+const _: () = assert!(
+    16 + (1 + 16 + 8 + 4 + 4 + 16 + 8 + 1 + MAX_NAME + 2 + MAX_ATTRIBUTES).next_multiple_of(16)
+        <= super::record::MAX_RECORD_BYTES
+);
 
 /// A change of what there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
