@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use block_core::Device;
 use block_core::unit::BlockCount;
-use interpose::Pool;
+use interpose::{CheckOptions, Pool, Settings};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::content::ZERO;
-use super::disk::{Medium, Options, SimDisk};
+use super::disk::{FailureRates, Medium, Options, SimDisk};
 use super::machine::{DEVICE, Machine, empty_pool, settings};
 use super::model::{Key, Model};
 use super::observe::{Seen, observe};
@@ -35,13 +35,16 @@ const MOST_CHECKPOINTS: usize = 64;
 /// Blocks of an empty pool on [`DEVICE`] that are free or pages of the heap.
 const USABLE: u64 = 14_212;
 
-/// Pages that an empty pool may have: of its catalog, and of its seals.
-const PAGES_OF_NOTHING: u64 = 8;
+/// Pages that an empty pool may have: of its catalog, and of seals, which stay
+/// where blocks were.
+const PAGES_OF_NOTHING: u64 = 16;
 
 /// A run from a seed.
 pub struct Run {
     seed: u64,
     options: Options,
+    settings: Settings,
+    rates: FailureRates,
     random: RefCell<SmallRng>,
     points: Cell<u64>,
 }
@@ -53,8 +56,22 @@ impl Run {
             0 => Options::without_cache(DEVICE),
             _ => Options::new(DEVICE),
         };
+        let mut settings = settings();
+        settings.index *= random.random_range(0..4usize).min(1);
+        settings.read_cache *= random.random_range(0..2usize);
+        settings.overlay >>= random.random_range(0..3);
         let (random, points) = (RefCell::new(random), Cell::new(0));
-        Rc::new(Self { seed, options, random, points })
+        let rates = FailureRates::default();
+        Rc::new(Self { seed, options, settings, rates, random, points })
+    }
+
+    /// The same on a device of which so many commands fail while guests are at
+    /// work.
+    pub fn faulty(seed: u64, rates: FailureRates) -> Rc<Self> {
+        let run = Self::new(seed);
+        let random = RefCell::new(run.random.borrow().clone());
+        let (options, settings, points) = (run.options, run.settings, Cell::new(0));
+        Rc::new(Self { seed, options, settings, rates, random, points })
     }
 
     /// Crash points that were looked at.
@@ -80,7 +97,7 @@ impl Run {
             machine.watch(Rc::new(move |disk| {
                 run.crash(disk.cut(), disk.blocks(), &watched.borrow(), 0);
             }));
-            let opened = machine.open(self.draw(u64::MAX), settings());
+            let opened = machine.open(self.draw(u64::MAX), self.settings);
             let pool = opened.expect("what is left of a pool can be opened");
             if life > 0 {
                 let seen = machine.run(observe(&pool));
@@ -88,9 +105,20 @@ impl Run {
             }
             let work = (self.draw(u64::MAX), machine.driver().clock());
             let world = World::new(pool, &machine.disk, Rc::clone(&model), habits, work);
+            if life == 0 && !habits.control {
+                machine.run(async {
+                    world.create().await;
+                    world.create().await;
+                });
+            }
+            machine.disk.fail_some(self.rates);
             let work = world.work(machine.driver(), requests);
             machine.run(work);
-            if self.draw(2) == 0 {
+            machine.disk.heal();
+            if habits.faulty {
+                let seen = machine.run(observe(&world.pool));
+                model.borrow().check(&seen);
+            } else if self.draw(2) == 0 {
                 machine.run(come_to_rest(&world));
             }
             (medium, blocks) = (machine.disk.cut(), machine.disk.blocks());
@@ -109,7 +137,7 @@ impl Run {
                 run.crash(disk.cut(), disk.blocks(), &model, depth + 1);
             }));
         }
-        let opened = machine.open(self.draw(u64::MAX), settings());
+        let opened = machine.open(self.draw(u64::MAX), self.settings);
         let pool = opened.expect("what a cut leaves of a pool can be opened");
         assert_eq!(pool.figures().read_only, None, "a cut is no damage");
         let seen = machine.run(observe(&pool));
@@ -141,6 +169,13 @@ async fn come_to_rest(world: &World) {
     let seen = observe(&world.pool).await;
     world.model.borrow().check(&seen);
     check_space(world, &seen, hidden);
+    check_pool(world).await;
+}
+
+async fn check_pool(world: &World) {
+    let report = world.pool.check(&CheckOptions::default(), &|_| {}).await.expect("no fault");
+    let is_clean = report.faults.is_empty() && report.usage.is_none();
+    assert!(is_clean && report.incomplete.is_none(), "{report:?}");
 }
 
 /// Makes checkpoints until every deletion is done. Returns how many snapshots
@@ -170,6 +205,7 @@ async fn empty(world: &World) {
     let usage = world.pool.figures().usage;
     assert_eq!((usage.data, usage.references), (0, 0), "{usage:?}");
     assert!(usage.pages <= PAGES_OF_NOTHING, "{usage:?}");
+    check_pool(world).await;
 }
 
 /// What is used and what is free is all there is, and what is used is what

@@ -6,6 +6,7 @@
 //! - [`observe`] reads everything and asks the oracle.
 //! - [`crashes`] cuts the power at each operation of the disk, opens what is
 //!   left on another machine, and asks.
+//! - [`faults`] are devices that lie and fail.
 
 // One crate, whose parts see each other.
 #![allow(unreachable_pub)]
@@ -14,6 +15,7 @@ pub mod block;
 pub mod content;
 pub mod control;
 pub mod crashes;
+mod faults;
 pub mod machine;
 pub mod model;
 pub mod observe;
