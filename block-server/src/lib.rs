@@ -52,6 +52,8 @@ pub mod config;
 
 pub mod unlock;
 
+pub mod remembered;
+
 pub mod size;
 
 #[cfg(test)]

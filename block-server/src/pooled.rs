@@ -1,7 +1,9 @@
 //! A device that is a pool: what the server asks of it, in the server's words.
 
+mod checking;
 mod opening;
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use block_core::unit::BlockCount;
@@ -16,6 +18,7 @@ use crate::api::{DomainInfo, FigureInfo, KeysInfo, PoolContent, SecretKind, WayI
 use crate::attributes::Attributes;
 use crate::catalog::CommitError;
 use crate::layout::{VolumeId, VolumeRecord};
+use crate::remembered::Rollback;
 use crate::room::Life;
 use crate::size::Size;
 use crate::store::StoreError;
@@ -52,6 +55,10 @@ pub struct SnapshotFound {
 /// An open pool.
 pub struct Pooled<D> {
     pool: Rc<Pool<D>>,
+    check: checking::LastCheck,
+    rollback: Rollback,
+    /// The newest checkpoint that was remembered.
+    remembered: Cell<u64>,
 }
 
 impl<D: Device + 'static> Pooled<D> {
@@ -64,6 +71,17 @@ impl<D: Device + 'static> Pooled<D> {
     /// A turn begins.
     pub fn tick(&self, now: Time) {
         self.pool.tick(now);
+        self.remember();
+    }
+
+    /// Keeps what the device must not be older than from now on.
+    fn remember(&self) {
+        let newest = self.pool.guard();
+        if self.remembered.replace(newest.generation) != newest.generation
+            && let Err(error) = self.rollback.remember(&newest)
+        {
+            warn!("the pool's newest checkpoint could not be remembered: {error}");
+        }
     }
 
     /// When a turn is wanted although nothing has come.
@@ -90,6 +108,7 @@ impl<D: Device + 'static> Pooled<D> {
         if let Err(error) = self.pool.checkpoint().await {
             warn!("the pool was not left as a checkpoint: {error}");
         }
+        self.remember();
     }
 
     /// All volumes; one whose name or record is none of ours is left out, and
@@ -318,6 +337,9 @@ impl<D: Device + 'static> Pooled<D> {
     /// # Errors
     /// A [`StoreError`].
     pub async fn remove_way(&self, name: &str) -> Result<(), StoreError> {
+        if !self.pool.ways().iter().any(|way| way.name == name) {
+            return Err(StoreError::NoWay(name.to_owned()));
+        }
         self.pool.remove_way(name).await.map_err(refused)
     }
 

@@ -93,6 +93,22 @@ impl<D: Device + 'static> Volume<D> {
         }
         *self.record.borrow_mut() = record;
     }
+
+    /// Takes holds away and waits for the last of their requests. The caller
+    /// holds `change`.
+    pub(crate) async fn revoke(&self, which: impl Fn(&Hold) -> bool) {
+        let revoked: Vec<Rc<Hold>> =
+            self.holds.borrow().iter().filter(|hold| which(hold)).cloned().collect();
+        revoked.iter().for_each(|hold| hold.revoke());
+        // What waits for room in a full pool would be waited for in turn.
+        if let (Backing::Pool(blocks), false) = (self.requests.below(), revoked.is_empty()) {
+            blocks.give_up_waiting();
+        }
+        for hold in revoked {
+            hold.drained().await;
+            self.holds.borrow_mut().retain(|held| !Rc::ptr_eq(held, &hold));
+        }
+    }
 }
 
 impl<D> Volume<D> {
@@ -136,18 +152,6 @@ impl<D> Volume<D> {
     pub fn forget(&self, hold: &Rc<Hold>) {
         hold.revoke();
         self.holds.borrow_mut().retain(|held| !(held.is_revoked() && held.is_idle()));
-    }
-
-    /// Takes holds away and waits for the last of their requests. The caller
-    /// holds `change`.
-    pub(crate) async fn revoke(&self, which: impl Fn(&Hold) -> bool) {
-        let revoked: Vec<Rc<Hold>> =
-            self.holds.borrow().iter().filter(|hold| which(hold)).cloned().collect();
-        revoked.iter().for_each(|hold| hold.revoke());
-        for hold in revoked {
-            hold.drained().await;
-            self.holds.borrow_mut().retain(|held| !Rc::ptr_eq(held, &hold));
-        }
     }
 }
 

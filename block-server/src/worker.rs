@@ -4,6 +4,7 @@
 //! and moves work and replies between it and a wire ([`Host`]) or, fused, a
 //! front.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -11,6 +12,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
 use block_core::{Buffer, Chance, Pool, Time};
@@ -27,6 +29,7 @@ use crate::engine::{Engine, NvmeEngine};
 use crate::errand::{self, Errand};
 use crate::mailbox::Mailbox;
 use crate::pooled::page_buffers;
+use crate::remembered::Rollback;
 use crate::room::Room;
 use crate::session::{Job, Session, Slot, serve_slot};
 use crate::store::{Means, Store};
@@ -44,6 +47,9 @@ const ERRANDS: usize = 64;
 
 /// Most tasks that nobody waits for.
 const LIVES: usize = 256;
+
+/// How long a worker that was told to stop makes checkpoints.
+const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// Most errands that one turn begins.
 const ERRAND_BURST: usize = 4;
@@ -81,6 +87,8 @@ pub struct Owned<D> {
     pub unlock: Option<Unlock>,
     /// How its pool is served.
     pub pool: PoolConfig,
+    /// What is done about a pool that was set back.
+    pub rollback: Rollback,
 }
 
 impl<D> Owned<D> {
@@ -88,7 +96,8 @@ impl<D> Owned<D> {
     #[must_use]
     pub fn raw(name: &str, device: D, formatting: Formatting) -> Self {
         let (name, pool) = (name.to_owned(), PoolConfig::default());
-        Self { name, device, formatting, unlock: None, pool }
+        let rollback = Rollback::Unnoticed;
+        Self { name, device, formatting, unlock: None, pool, rollback }
     }
 }
 
@@ -152,7 +161,16 @@ pub struct Worker<E: Engine> {
     limits: Limits,
     slots: usize,
     turns: usize,
-    stopped: bool,
+    stop: Stop,
+}
+
+/// Whether somebody asked the worker to stop.
+#[derive(Default)]
+struct Stop {
+    /// Until when its pools are waited for.
+    until: Option<Time>,
+    /// They have ended.
+    closed: Rc<Cell<bool>>,
 }
 
 /// A session and the tasks of its slots.
@@ -180,7 +198,7 @@ impl<E: Engine> Worker<E> {
         let scratch = engine.pool(1, BLOCK_SIZE).map_err(memory("partial blocks"))?.take();
         let scratch = Rc::new(tokio::sync::Mutex::new(scratch));
         let (mut stores, mut lives) = (Vec::with_capacity(count), Vec::new());
-        for Owned { name, device, formatting, unlock, pool } in devices {
+        for Owned { name, device, formatting, unlock, pool, rollback } in devices {
             let desk = desks.take().expect("a desk for each device");
             let buffers = unlock.as_ref().map_or(1, |_| page_buffers(&pool));
             let pages = engine.pool(buffers, BLOCK_SIZE).map_err(memory("a pool's pages"))?;
@@ -193,6 +211,7 @@ impl<E: Engine> Worker<E> {
                 pages,
                 unlock,
                 pool,
+                rollback,
             };
             match complete(&mut engine, Store::open(means, desk, formatting)) {
                 Ok((store, begun)) => {
@@ -225,7 +244,7 @@ impl<E: Engine> Worker<E> {
             limits,
             slots: 0,
             turns: 0,
-            stopped: false,
+            stop: Stop::default(),
         })
     }
 
@@ -235,7 +254,7 @@ impl<E: Engine> Worker<E> {
     pub fn run(&mut self, now: Time) -> bool {
         self.turns = self.turns.wrapping_add(1);
         self.room.tick(now);
-        let mut moved = usize::from(self.take_errands());
+        let mut moved = usize::from(self.take_errands(now));
         moved += self.begin_lives();
         moved += self.step();
         // A controller of this thread answers at once: look again.
@@ -258,11 +277,25 @@ impl<E: Engine> Worker<E> {
         reaped + ran
     }
 
-    fn take_errands(&mut self) -> bool {
+    /// Pools are left as a checkpoint, which opens faster; not for long.
+    fn begin_stop(&mut self, now: Time) {
+        if self.stop.until.is_none() {
+            self.stop.until = Some(now + LAST_WAIT);
+            let (room, closed) = (Rc::clone(&self.room), Rc::clone(&self.stop.closed));
+            self.room.begin(Box::pin(async move {
+                for (_, store) in &room.stores {
+                    store.close().await;
+                }
+                closed.set(true);
+            }));
+        }
+    }
+
+    fn take_errands(&mut self, now: Time) -> bool {
         for begun in 0..ERRAND_BURST {
             match self.mailbox.take() {
                 None => return begun > 0,
-                Some(Errand::Stop) => self.stopped = true,
+                Some(Errand::Stop) => self.begin_stop(now),
                 Some(errand) => {
                     // Without a place its answer is dropped, and whoever asked
                     // is told that the server is busy.
@@ -290,7 +323,7 @@ impl<E: Engine> Worker<E> {
     /// When the worker wants to be turned although nothing has come.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        self.room.deadline()
+        [self.room.deadline(), self.stop.until].into_iter().flatten().min()
     }
 
     /// What a slot has answered, the oldest first.
@@ -315,10 +348,11 @@ impl<E: Engine> Worker<E> {
         self.mailbox.bell()
     }
 
-    /// Whether somebody asked the worker to stop.
+    /// Whether somebody asked the worker to stop, and its pools are closed.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.stopped
+        self.stop.closed.get()
+            || self.stop.until.is_some_and(|until| self.room.clock().now() >= until)
     }
 
     /// What moves the devices.

@@ -33,6 +33,9 @@ pub(crate) struct LocalArgs {
     /// The server's configuration file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
+    /// Open the pool on this device although it is older than the server remembers
+    #[arg(long, value_name = "DEVICE")]
+    accept_rollback: Vec<String>,
     /// Serve this volume on this socket; may be given several times
     #[arg(long = "disk", value_name = "VOLUME=SOCKET", value_parser = parse_disk)]
     disks: Vec<(VolumeName, PathBuf)>,
@@ -74,6 +77,8 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         directory: Arc::clone(&directory),
         mailbox: Arc::clone(&mailbox),
         clock,
+        state: config.state.clone(),
+        accept_rollback: args.accept_rollback.clone(),
     };
     let mut path = LocalPath::over_nvme(start(seat, limits())?, identity.front, SLOTS - 1);
     if let Some(size) = args.create {

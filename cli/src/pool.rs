@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use block_server::Size;
-use block_server::api::{CreatePool, PoolContent, PoolInfo, PoolState};
+use block_server::api::{CheckInfo, CreatePool, PoolContent, PoolInfo, PoolState, StartCheck};
 use block_server::client::Client;
 use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
@@ -46,6 +46,20 @@ enum Command {
         /// Only this one
         device: Option<String>,
     },
+    /// Read everything in a pool and say what is wrong; guests go on
+    Check {
+        /// Which one; may be left out if there is one
+        device: Option<String>,
+        /// Read at most so much in a second, for example 50M
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<Size>,
+        /// Do not wait for its end: `--status` tells how far it is
+        #[arg(long, conflicts_with = "status")]
+        background: bool,
+        /// Begin none; tell about the one that runs, or the last one
+        #[arg(long)]
+        status: bool,
+    },
     /// Let a pool have what its device has grown by
     Grow {
         /// Which one; may be left out if there is one
@@ -66,6 +80,16 @@ pub(crate) fn run(args: PoolArgs) -> anyhow::Result<()> {
         Command::Grow { device } => {
             let device = the_pool(&client, device)?;
             print(&[client.grow_pool(&device)?], args.json)
+        }
+        Command::Check { device, rate, background, status } => {
+            let device = the_pool(&client, device)?;
+            let check = if status {
+                client.check(&device)?
+            } else {
+                let started = client.start_check(&device, &StartCheck { rate })?;
+                if background { started } else { watch_check(&client, &device)? }
+            };
+            report(&device, &check, args.json)
         }
     }
 }
@@ -102,6 +126,39 @@ pub(crate) fn wait_for_deletions(client: &Client, device: &str) -> anyhow::Resul
             outcome: (content.deleting == 0).then_some(()),
         })
     })
+}
+
+fn watch_check(client: &Client, device: &str) -> anyhow::Result<CheckInfo> {
+    follow("checking", || {
+        let check = client.check(device)?;
+        let (done, total) = (check.done.bytes(), check.total.bytes());
+        let message = format!("{}: {} of {}", check.phase, check.done, check.total);
+        Ok(Step { done, total, message, outcome: (!check.running).then_some(check) })
+    })
+}
+
+fn report(device: &str, check: &CheckInfo, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(check)?);
+    } else {
+        check.findings.iter().for_each(|finding| println!("{finding}"));
+        let left = check.wrong.saturating_sub(check.findings.len() as u64);
+        if left > 0 {
+            println!("and {left} more");
+        }
+    }
+    if let Some(why) = &check.failed {
+        bail!("{device} was not checked as a whole: {why}");
+    }
+    if check.wrong > 0 {
+        bail!("{device}: {} things are wrong", check.wrong);
+    }
+    match check.running {
+        _ if json => {}
+        true => println!("{}: {} of {} checked so far", check.phase, check.done, check.total),
+        false => println!("{device}: {} checked, nothing is wrong", check.done),
+    }
+    Ok(())
 }
 
 fn print(pools: &[PoolInfo], json: bool) -> anyhow::Result<()> {
@@ -211,5 +268,24 @@ mod tests {
         assert!(describe(&locked).ends_with("problem      no key; give it one\nsize         4G\n"));
         let text = lines(&[locked, pool(PoolState::Open, None)]);
         assert!(text.contains("locked: no key"), "{text}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_an_error_and_told_one_by_one() {
+        let clean = CheckInfo {
+            running: false,
+            phase: String::new(),
+            done: Size(1 << 30),
+            total: Size(1 << 30),
+            findings: Vec::new(),
+            wrong: 0,
+            failed: None,
+        };
+        report("d", &clean, false).expect("clean");
+        let wrong = CheckInfo { wrong: 7, findings: vec!["x".to_owned()], ..clean.clone() };
+        let error = report("d", &wrong, false).expect_err("wrong").to_string();
+        assert!(error.contains("7 things"), "{error}");
+        let failed = CheckInfo { failed: Some("why".to_owned()), ..clean };
+        assert!(report("d", &failed, true).is_err());
     }
 }

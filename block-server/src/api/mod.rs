@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
 pub use key::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind, WayInfo};
-pub use pool::{CreatePool, FigureInfo, PoolContent, PoolInfo, PoolState};
+pub use pool::{CheckInfo, CreatePool, FigureInfo, PoolContent, PoolInfo, PoolState, StartCheck};
 pub use snapshot::{
     AskDiff, CloneSnapshot, DiffInfo, RangeInfo, RestoreSnapshot, SnapshotInfo, TakeSnapshots,
 };

@@ -92,3 +92,33 @@ pub struct FigureInfo {
     /// To how many blocks; of checkpoints, how many.
     pub blocks: u64,
 }
+
+/// `POST /pools/DEVICE/check`; the answer is a [`CheckInfo`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartCheck {
+    /// Most bytes that it reads in a second; as fast as it goes if left
+    /// out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Size>,
+}
+
+/// `GET /pools/DEVICE/check`: the check that runs, or the last one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckInfo {
+    /// Whether it still runs.
+    pub running: bool,
+    /// What it looks at: first the pool's own pages, then guests' blocks.
+    pub phase: String,
+    /// How much it has looked at.
+    pub done: Size,
+    /// How much there is, as far as it knows.
+    pub total: Size,
+    /// What is wrong, a sentence each; the first ones if there are many.
+    pub findings: Vec<String>,
+    /// How many things are wrong.
+    pub wrong: u64,
+    /// Why it has not looked at everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}

@@ -4,7 +4,7 @@ use hyper::Method;
 use hyper::body::Bytes;
 
 use super::{Client, ClientError, body, escape, parse};
-use crate::api::{AddWay, CreatePool, KeysInfo, PoolInfo};
+use crate::api::{AddWay, CheckInfo, CreatePool, KeysInfo, PoolInfo, StartCheck};
 
 impl Client {
     /// All pools, by their devices' names.
@@ -37,6 +37,22 @@ impl Client {
     /// See [`ClientError`].
     pub fn grow_pool(&self, device: &str) -> Result<PoolInfo, ClientError> {
         parse(&self.ask(Method::POST, &pool_path(device, "/grow"), Bytes::new())?)
+    }
+
+    /// Begins a check of everything in a pool.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn start_check(&self, device: &str, how: &StartCheck) -> Result<CheckInfo, ClientError> {
+        parse(&self.ask(Method::POST, &pool_path(device, "/check"), body(how)?)?)
+    }
+
+    /// How far the check is that runs, or what the last one found.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn check(&self, device: &str) -> Result<CheckInfo, ClientError> {
+        parse(&self.ask(Method::GET, &pool_path(device, "/check"), Bytes::new())?)
     }
 
     /// What unlocks a pool, and its domains' keys.

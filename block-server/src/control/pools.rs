@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use super::body::{Body, parse_body};
 use super::refusal::Outcome;
 use super::{Office, Shared};
-use crate::api::{CreatePool, PoolInfo};
+use crate::api::{CheckInfo, CreatePool, PoolInfo, StartCheck};
 use crate::errand::{Errand, PoolErrand};
 
 pub(super) fn routes() -> Router<Arc<Office>> {
@@ -18,6 +18,7 @@ pub(super) fn routes() -> Router<Arc<Office>> {
         .route("/pools", get(list).post(create))
         .route("/pools/{device}", get(show))
         .route("/pools/{device}/grow", post(grow))
+        .route("/pools/{device}/check", get(check).post(start_check))
 }
 
 async fn list(State(office): Shared) -> Outcome<Json<Vec<PoolInfo>>> {
@@ -43,5 +44,22 @@ async fn show(State(office): Shared, Path(device): Path<String>) -> Outcome<Json
 async fn grow(State(office): Shared, Path(device): Path<String>) -> Outcome<Json<PoolInfo>> {
     let (device, worker) = office.device(Some(&device))?;
     let errand = |answer| Errand::Pool(PoolErrand::Grow { device, answer });
+    Ok(Json(office.ask(worker, errand).await?))
+}
+
+async fn start_check(
+    State(office): Shared,
+    Path(device): Path<String>,
+    body: Body,
+) -> Outcome<(StatusCode, Json<CheckInfo>)> {
+    let StartCheck { rate } = parse_body(body)?;
+    let (device, worker) = office.device(Some(&device))?;
+    let errand = |answer| Errand::Pool(PoolErrand::StartCheck { device, rate, answer });
+    Ok((StatusCode::ACCEPTED, Json(office.ask(worker, errand).await?)))
+}
+
+async fn check(State(office): Shared, Path(device): Path<String>) -> Outcome<Json<CheckInfo>> {
+    let (device, worker) = office.device(Some(&device))?;
+    let errand = |answer| Errand::Pool(PoolErrand::Check { device, answer });
     Ok(Json(office.ask(worker, errand).await?))
 }

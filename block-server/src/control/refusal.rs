@@ -44,7 +44,9 @@ const fn status(error: &StoreError) -> StatusCode {
         StoreError::Unknown(_)
         | StoreError::NotAttached { .. }
         | StoreError::NoSnapshot { .. }
-        | StoreError::NoDomainNamed(_) => StatusCode::NOT_FOUND,
+        | StoreError::NoDomainNamed(_)
+        | StoreError::NoWay(_)
+        | StoreError::NoCheck(_) => StatusCode::NOT_FOUND,
         StoreError::BadSize(_) | StoreError::NoDomain(_) => StatusCode::BAD_REQUEST,
         StoreError::Exists(_)
         | StoreError::Attached { .. }
@@ -53,6 +55,7 @@ const fn status(error: &StoreError) -> StatusCode {
         | StoreError::IsAPool(_)
         | StoreError::Locked(_)
         | StoreError::Changing
+        | StoreError::Checking(_)
         | StoreError::HasVolumes { .. }
         | StoreError::HasSnapshots { .. }
         | StoreError::SnapshotExists { .. }

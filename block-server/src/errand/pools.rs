@@ -3,7 +3,7 @@
 use block_core::Device;
 
 use super::{Answer, Failed};
-use crate::api::PoolInfo;
+use crate::api::{CheckInfo, PoolInfo};
 use crate::room::Room;
 use crate::size::Size;
 use crate::store::Store;
@@ -38,6 +38,22 @@ pub enum PoolErrand {
         /// Where to.
         answer: Answer<PoolInfo>,
     },
+    /// Begin a check.
+    StartCheck {
+        /// Of which device.
+        device: String,
+        /// Most bytes that it reads in a second.
+        rate: Option<Size>,
+        /// Where to, when it has begun.
+        answer: Answer<CheckInfo>,
+    },
+    /// Say how far the check is.
+    Check {
+        /// Of which device.
+        device: String,
+        /// Where to.
+        answer: Answer<CheckInfo>,
+    },
 }
 
 pub(super) async fn run<D: Device + 'static>(room: &Room<D>, errand: PoolErrand) {
@@ -54,6 +70,12 @@ pub(super) async fn run<D: Device + 'static>(room: &Room<D>, errand: PoolErrand)
         }
         PoolErrand::Grow { device, answer } => {
             let _ = answer.send(room.grow_pool(&device).await);
+        }
+        PoolErrand::StartCheck { device, rate, answer } => {
+            let _ = answer.send(room.start_check(&device, rate));
+        }
+        PoolErrand::Check { device, answer } => {
+            let _ = answer.send(room.check(&device));
         }
     }
 }
@@ -87,5 +109,14 @@ impl<D: Device + 'static> Room<D> {
         let store = self.store(device)?;
         store.grow_pool().await?;
         Ok(store.pool_info(device))
+    }
+    fn start_check(&self, device: &str, rate: Option<Size>) -> Result<CheckInfo, Failed> {
+        let store = self.store(device)?;
+        self.begin(store.start_check(rate)?);
+        self.check(device)
+    }
+
+    fn check(&self, device: &str) -> Result<CheckInfo, Failed> {
+        Ok(self.store(device)?.check()?)
     }
 }

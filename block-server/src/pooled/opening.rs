@@ -1,5 +1,6 @@
 //! Looking for a pool on a device, opening it, and making one.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use block_core::unit::{BLOCK_SIZE, BlockCount};
@@ -89,9 +90,10 @@ impl<D: Device + 'static> Pooled<D> {
             wall: Box::new(means.wall),
         };
         let settings = settings(&means.pool, means.device.blocks());
-        let pool = Pool::open(parts, secret, settings, None).await;
+        let pool = Pool::open(parts, secret, settings, means.rollback.newest()).await;
         let pool = pool.map_err(|error| error.to_string())?;
-        Ok(Self { pool })
+        let (check, rollback) = (Rc::default(), means.rollback.clone());
+        Ok(Self { pool, check, rollback, remembered: Cell::new(0) })
     }
 }
 

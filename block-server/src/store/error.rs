@@ -156,9 +156,20 @@ pub enum StoreError {
         /// Who.
         front: FrontId,
     },
+    /// There is no such way to unlock the pool.
+    #[error("nothing called '{0}' unlocks the pool; `vrio key list` shows what does")]
+    NoWay(String),
     /// There is no such domain.
     #[error("there is no domain '{0}'; `vrio key list` shows what there is")]
     NoDomainNamed(String),
+    /// No check has run.
+    #[error(
+        "device '{0}' has not been checked since the server started; `vrio pool check` does it"
+    )]
+    NoCheck(String),
+    /// One check at a time.
+    #[error("a check of device '{0}' is running; `vrio pool check --status` tells how far it is")]
+    Checking(String),
     /// The pool says no.
     #[error("{0}")]
     Pool(String),

@@ -20,6 +20,7 @@ use crate::config::PoolConfig;
 use crate::layout::{DeviceId, VolumeId, VolumeRecord};
 use crate::pooled::{Opening, Pooled};
 use crate::raw::Raw;
+use crate::remembered::Rollback;
 use crate::room::Life;
 use crate::size::Size;
 use crate::unlock::Unlock;
@@ -49,6 +50,8 @@ pub struct Means<D> {
     pub unlock: Option<Unlock>,
     /// How a pool is served.
     pub pool: PoolConfig,
+    /// What is done about a pool that was set back.
+    pub rollback: Rollback,
 }
 
 /// A device with volumes.

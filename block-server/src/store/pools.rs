@@ -8,7 +8,7 @@ use interpose::vault::NewWay;
 use tracing::{error, info};
 
 use super::{Keeper, Store, StoreError};
-use crate::api::{KeysInfo, PoolInfo, PoolState};
+use crate::api::{CheckInfo, KeysInfo, PoolInfo, PoolState};
 use crate::extents::zero_extent;
 use crate::layout::DATA_START;
 use crate::pooled::Pooled;
@@ -136,6 +136,25 @@ impl<D: Device + 'static> Store<D> {
     /// A [`StoreError`].
     pub async fn grow_pool(&self) -> Result<(), StoreError> {
         self.pool()?.grow().await
+    }
+
+    /// Begins a check of everything, at so many bytes in a second at most.
+    /// The life is to be begun.
+    ///
+    /// # Errors
+    /// When the device is no open pool, or a check runs.
+    pub fn start_check(&self, rate: Option<Size>) -> Result<Life, StoreError> {
+        let check = self.pool()?.start_check(rate);
+        check.ok_or_else(|| StoreError::Checking(self.means.name.clone()))
+    }
+
+    /// How far the check is, or what the last one found.
+    ///
+    /// # Errors
+    /// When the device is no open pool, or there was none.
+    pub fn check(&self) -> Result<CheckInfo, StoreError> {
+        let check = self.pool()?.check();
+        check.ok_or_else(|| StoreError::NoCheck(self.means.name.clone()))
     }
 
     /// What unlocks the pool, and its domains.

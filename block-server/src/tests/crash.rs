@@ -16,6 +16,7 @@ use crate::attachments::Attachments;
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
 use crate::config::PoolConfig;
 use crate::layout::{Copy, DATA_START, UNIT_BLOCKS, VolumeRecord};
+use crate::remembered::Rollback;
 use crate::size::Size;
 use crate::store::{Means, Store, StoreError};
 use block_core::Chance;
@@ -59,6 +60,7 @@ pub(super) async fn open(disk: &SimDisk, formatting: Formatting) -> Result<SimSt
         pages: Pool::private(1, BLOCK_SIZE).expect("memory"),
         unlock: None,
         pool: PoolConfig::default(),
+        rollback: Rollback::Unnoticed,
     };
     Ok(Rc::new(Store::open(means, desk, formatting).await?.0))
 }

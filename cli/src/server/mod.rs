@@ -35,13 +35,16 @@ pub(crate) struct ServerArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
+    /// Open the pool on this device although it is older than the server remembers
+    #[arg(long, value_name = "DEVICE")]
+    accept_rollback: Vec<String>,
 }
 
 /// Runs the server until it is told to stop.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
     let config = ServerConfig::read(&args.config)?;
     let stop = Stop::listen()?;
-    let workers = Workers::start(&config, &stop)?;
+    let workers = Workers::start(&config, &args.accept_rollback, &stop)?;
     let control = Control::start(&config.control, workers.office(&config))?;
     for worker in &config.workers {
         tracing::info!(listen = %worker.listen, "ready");
@@ -60,7 +63,7 @@ struct Workers {
 
 impl Workers {
     /// Starts all of them; they serve when this returns.
-    fn start(config: &ServerConfig, stop: &Stop) -> anyhow::Result<Self> {
+    fn start(config: &ServerConfig, accept: &[String], stop: &Stop) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let mut workers = Self { directory: Arc::default(), threads: Vec::new() };
         for (index, settings) in config.workers.iter().enumerate() {
@@ -71,6 +74,8 @@ impl Workers {
                 directory: Arc::clone(&workers.directory),
                 mailbox: Arc::clone(&mailbox),
                 clock,
+                state: config.state.clone(),
+                accept_rollback: accept.to_vec(),
             };
             let settings = settings.clone();
             let ringer = stop.ringer()?;

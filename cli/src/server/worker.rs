@@ -1,10 +1,12 @@
 //! What a worker is made of: its devices, and a soft controller to drive them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use block_core::time::Clock;
 use block_server::config::{DeviceConfig, DeviceSource};
+use block_server::remembered::Rollback;
 use block_server::{
     Chance, Directory, Limits, Mailbox, NvmeEngine, Owned, Place, Worker, WorkerIndex,
 };
@@ -26,6 +28,10 @@ pub(crate) struct Seat {
     pub(crate) directory: Arc<Directory>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) clock: Clock,
+    /// Where the server keeps what it must remember.
+    pub(crate) state: PathBuf,
+    /// Devices whose pools may be older than the server remembers.
+    pub(crate) accept_rollback: Vec<String>,
 }
 
 /// Room for every session to use all its slots.
@@ -46,7 +52,17 @@ pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEng
     let clock: nvme::Clock = Arc::new(move || clock.now());
     let (engine, devices) = NvmeEngine::soft(SoftOptions::default(), namespaces, clock)
         .context("the soft NVMe controller does not start")?;
+    let (state, accepted) = (seat.state, seat.accept_rollback);
+    let rollback = |name: &str| {
+        let file = state.join("pools").join(name);
+        if accepted.iter().any(|one| one == name) {
+            Rollback::Accepted(file)
+        } else {
+            Rollback::Refused(file)
+        }
+    };
     let owned = mine.into_iter().zip(devices).map(|(config, device)| Owned {
+        rollback: rollback(&config.name),
         name: config.name,
         device,
         formatting: config.formatting,

@@ -157,14 +157,18 @@ impl<D: Device + 'static> Pool<D> {
     }
 
     /// Deletions that are not done: how many, and how many pointers are known
-    /// to be left.
+    /// to be left. A snapshot that more than one go on from is not among them:
+    /// it is kept, unseen, until one is left.
     #[must_use]
     pub fn deletions(&self) -> (usize, u64) {
         let state = self.core.state.borrow();
-        let left = state.catalog.nodes().filter_map(|(_, node)| match node.stored.stage {
+        let children = state.catalog.children();
+        let is_kept =
+            |key: &SnapshotKey| children.get(key).is_some_and(|children| children.len() > 1);
+        let left = state.catalog.nodes().filter_map(|(key, node)| match node.stored.stage {
             Stage::Merging { work, .. } => Some(work.entries),
             Stage::Walking { .. } => Some(0),
-            Stage::There | Stage::Deleted => node.facts.deleted.then_some(0),
+            Stage::There | Stage::Deleted => (node.facts.deleted && !is_kept(&key)).then_some(0),
         });
         left.fold((0, 0), |(count, entries), more| (count + 1, entries + more))
     }
