@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use block_core::BlockError;
 use block_core::unit::BlockCount;
 use interpose::pool::PoolError;
 
@@ -53,7 +54,8 @@ impl World {
         match outcome {
             Ok(_) => true,
             Err(why) => {
-                assert!(self.habits.faulty, "{why}");
+                let full = why == PoolError::Failed(BlockError::NoSpace) && self.can_be_full();
+                assert!(self.habits.faulty || full, "{why}");
                 false
             }
         }
@@ -261,7 +263,13 @@ impl World {
         let begun = self.begin(Pending::Resize { key, size, version });
         let blocks = BlockCount(size as u64);
         let resized = self.pool.resize_volume(id, blocks, encode(version)).await;
-        if self.end(begun, self.is_done(resized)) {
+        let worked = self.is_done(resized);
+        if !worked {
+            // Some of what it would have lost may be lost.
+            let mut model = self.model.borrow_mut();
+            model.pending = None;
+            model.end(key, change, false, false);
+        } else if self.end(begun, worked) {
             let mut model = self.model.borrow_mut();
             model.end(key, change, true, true);
             if let Some(volume) = model.volumes.get_mut(&key) {

@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use block_core::Device;
 use block_core::unit::BlockCount;
-use interpose::{CheckOptions, Pool, Settings};
+use interpose::{CheckOptions, Pool, Settings, WhenFull};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::content::ZERO;
 use super::disk::{FailureRates, Medium, Options, SimDisk};
-use super::machine::{DEVICE, Machine, empty_pool, settings};
+use super::machine::{DEVICE, Machine, crowded_pool, empty_pool, settings};
 use super::model::{Key, Model};
 use super::observe::{Seen, observe};
 use super::world::{Habits, World};
@@ -45,6 +45,8 @@ pub struct Run {
     options: Options,
     settings: Settings,
     rates: FailureRates,
+    /// Blocks of the crowd, if the pool has one.
+    crowd: Option<u64>,
     random: RefCell<SmallRng>,
     points: Cell<u64>,
 }
@@ -61,8 +63,8 @@ impl Run {
         settings.read_cache *= random.random_range(0..2usize);
         settings.overlay >>= random.random_range(0..3);
         let (random, points) = (RefCell::new(random), Cell::new(0));
-        let rates = FailureRates::default();
-        Rc::new(Self { seed, options, settings, rates, random, points })
+        let (rates, crowd) = (FailureRates::default(), None);
+        Rc::new(Self { seed, options, settings, rates, crowd, random, points })
     }
 
     /// The same on a device of which so many commands fail while guests are at
@@ -71,7 +73,19 @@ impl Run {
         let run = Self::new(seed);
         let random = RefCell::new(run.random.borrow().clone());
         let (options, settings, points) = (run.options, run.settings, Cell::new(0));
-        Rc::new(Self { seed, options, settings, rates, random, points })
+        Rc::new(Self { seed, options, settings, rates, crowd: None, random, points })
+    }
+
+    /// The same on a pool that is almost full: what is freed is soon written
+    /// again, and some writes find no room.
+    pub fn crowded(seed: u64) -> Rc<Self> {
+        let run = Self::new(seed);
+        let random = RefCell::new(run.random.borrow().clone());
+        let (options, rates, points) = (run.options, run.rates, Cell::new(0));
+        let index = if seed.is_multiple_of(8) { run.settings.index } else { 0 };
+        let settings = Settings { index, full: WhenFull::Fail, ..run.settings };
+        let crowd = Some(crowded_pool(options).1);
+        Rc::new(Self { seed, options, settings, rates, crowd, random, points })
     }
 
     /// Crash points that were looked at.
@@ -87,7 +101,10 @@ impl Run {
     /// cut at the end of the one before has left.
     pub fn live(self: &Rc<Self>, lives: usize, requests: usize, habits: Habits) {
         let _told = Told(self.seed);
-        let mut medium = empty_pool(self.options, self.seed);
+        let mut medium = match self.crowd {
+            Some(_) => crowded_pool(self.options).0,
+            None => empty_pool(self.options, self.seed),
+        };
         let mut blocks = self.options.blocks;
         let model = Rc::new(RefCell::new(Model::default()));
         for life in 0..lives {
@@ -119,7 +136,7 @@ impl Run {
                 let seen = machine.run(observe(&world.pool));
                 model.borrow().check(&seen);
             } else if self.draw(2) == 0 {
-                machine.run(come_to_rest(&world));
+                machine.run(come_to_rest(&world, self.crowd));
             }
             (medium, blocks) = (machine.disk.cut(), machine.disk.blocks());
         }
@@ -156,24 +173,25 @@ impl Run {
         let world = World::new(pool, &machine.disk, model, habits, work);
         let work = world.work(machine.driver(), REQUESTS_AFTER);
         machine.run(work);
-        machine.run(come_to_rest(&world));
+        machine.run(come_to_rest(&world, self.crowd));
         if self.draw(2) == 0 {
-            machine.run(empty(&world));
+            machine.run(empty(&world, self.crowd));
         }
     }
 }
 
 /// Ends every deletion. Then each block of the device is accounted for.
-async fn come_to_rest(world: &World) {
+async fn come_to_rest(world: &World, crowd: Option<u64>) {
     let hidden = end_deletions(world).await;
     let seen = observe(&world.pool).await;
     world.model.borrow().check(&seen);
-    check_space(world, &seen, hidden);
-    check_pool(world).await;
+    check_space(world, &seen, hidden, crowd.unwrap_or(0));
+    check_pool(world, crowd).await;
 }
 
-async fn check_pool(world: &World) {
-    let report = world.pool.check(&CheckOptions::default(), &|_| {}).await.expect("no fault");
+async fn check_pool(world: &World, crowd: Option<u64>) {
+    let options = CheckOptions { data: crowd.is_none(), ..CheckOptions::default() };
+    let report = world.pool.check(&options, &|_| {}).await.expect("no fault");
     let is_clean = report.faults.is_empty() && report.usage.is_none();
     assert!(is_clean && report.incomplete.is_none(), "{report:?}");
 }
@@ -195,7 +213,7 @@ async fn end_deletions(world: &World) -> usize {
 
 /// Deletes everything. Then there is nothing but free space and the pages of
 /// an empty pool.
-async fn empty(world: &World) {
+async fn empty(world: &World, crowd: Option<u64>) {
     let keys: Vec<Key> = world.model.borrow().volumes.keys().copied().collect();
     for key in keys {
         while world.delete_snapshot(key).await {}
@@ -203,14 +221,15 @@ async fn empty(world: &World) {
     }
     assert_eq!(end_deletions(world).await, 0, "nothing is left that something begins as");
     let usage = world.pool.figures().usage;
-    assert_eq!((usage.data, usage.references), (0, 0), "{usage:?}");
-    assert!(usage.pages <= PAGES_OF_NOTHING, "{usage:?}");
-    check_pool(world).await;
+    let left = crowd.unwrap_or(0);
+    assert_eq!((usage.data, usage.references), (left, left), "{usage:?}");
+    assert!(left > 0 || usage.pages <= PAGES_OF_NOTHING, "{usage:?}");
+    check_pool(world, crowd).await;
 }
 
 /// What is used and what is free is all there is, and what is used is what
 /// the oracle needs.
-fn check_space(world: &World, seen: &BTreeMap<String, Seen>, hidden: usize) {
+fn check_space(world: &World, seen: &BTreeMap<String, Seen>, hidden: usize, crowd: u64) {
     let figures = world.pool.figures();
     let usage = figures.usage;
     if figures.total == DEVICE {
@@ -226,7 +245,7 @@ fn check_space(world: &World, seen: &BTreeMap<String, Seen>, hidden: usize) {
             pointers += 1;
         }
     }
-    let (data, references) = (usage.data, usage.references);
+    let (data, references) = (usage.data - crowd, usage.references - crowd);
     let adds_up = distinct.len() as u64 <= data && data <= references;
     // What is hidden refers to blocks, too.
     let adds_up = adds_up && (references <= pointers || hidden > 0);

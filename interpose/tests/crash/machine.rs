@@ -4,8 +4,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::unit::{BLOCK_SIZE, BlockCount, MAX_REQUEST_BLOCKS};
-use block_core::{Buffer, Chance, Pool as Buffers};
+use block_core::device::Durability;
+use block_core::unit::{BLOCK_SIZE, BlockCount, Lba, LbaRange, MAX_REQUEST_BLOCKS, SECTOR_SIZE};
+use block_core::{Blocks, Buffer, Chance, Pool as Buffers};
 use interpose::vault::{Cost, NewWay, Secret};
 use interpose::{CreateOptions, Means, OpenError, Pool, Settings, WhenFull};
 use rand::rngs::SmallRng;
@@ -13,6 +14,7 @@ use rand::{Rng, SeedableRng};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::content;
 use super::disk::{Driver, Halt, Medium, Options, SimDisk};
 
 /// The smallest device that a pool can have.
@@ -142,6 +144,51 @@ impl Drop for Machine {
             PAGES.with(|pages| pages.borrow_mut().push(self.pages.clone()));
         }
     }
+}
+
+/// The volume that a crowded pool is full of.
+pub const CROWD: &str = "crowd";
+
+/// Blocks that a crowded pool has left: little more than its reserve, so that
+/// what is freed is soon written again.
+const LEFT: u64 = 800;
+
+/// A device with a pool that is almost full, and how many blocks its crowd
+/// has. Made once in a process.
+pub fn crowded_pool(options: Options) -> (Medium, u64) {
+    thread_local! {
+        static CROWDED: RefCell<Option<(Medium, u64)>> = const { RefCell::new(None) };
+    }
+    let made = CROWDED.with(|crowded| crowded.borrow().clone());
+    made.unwrap_or_else(|| {
+        let made = crowd(options);
+        CROWDED.with(|crowded| crowded.replace(Some(made.clone())));
+        made
+    })
+}
+
+fn crowd(options: Options) -> (Medium, u64) {
+    const AT_A_TIME: u64 = 32;
+    let mut machine = Machine::new(empty_pool(options, 0), options, 0);
+    let pool = machine.open(0, Settings { index: 0, ..settings() }).expect("an empty pool");
+    let blocks = machine.run(async {
+        pool.create_volume(CROWD, DEVICE, CROWD, Vec::new()).await.expect("a volume");
+        let volume = pool.volume(CROWD).expect("it was just made");
+        let mut at = 0;
+        while pool.figures().free.0 > LEFT + 2 * AT_A_TIME {
+            let mut buffer = request_buffer();
+            for (number, sector) in (at * 8..).zip(buffer.chunks_exact_mut(SECTOR_SIZE)) {
+                content::fill(u64::MAX - number, sector);
+            }
+            let range = LbaRange { start: Lba(at), count: BlockCount(AT_A_TIME) };
+            let written = volume.write(range, buffer, 0, Durability::Cached).await.1;
+            written.expect("there is room");
+            at += AT_A_TIME;
+        }
+        pool.checkpoint().await.expect("the device does not fail");
+        at
+    });
+    (machine.disk.shut_down(), blocks)
 }
 
 /// A device with an empty pool.

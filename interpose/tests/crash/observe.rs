@@ -12,7 +12,7 @@ use interpose::layout::control::SnapshotKey;
 use super::block::Change;
 use super::content::{self, Content, ZERO};
 use super::disk::SimDisk;
-use super::machine::request_buffer;
+use super::machine::{CROWD, request_buffer};
 use super::model::{Model, Pending, Snapshot, Volume, name};
 
 /// Blocks that are read at a time.
@@ -31,7 +31,7 @@ pub struct Seen {
 /// Reads everything.
 pub async fn observe(pool: &Rc<Pool<SimDisk>>) -> BTreeMap<String, Seen> {
     let mut seen = BTreeMap::new();
-    for status in pool.volumes() {
+    for status in pool.volumes().into_iter().filter(|status| status.name != CROWD) {
         let volume = pool.volume(&status.name).expect("it was just there");
         let blocks = status.blocks.0 as usize;
         let mut contents = Vec::with_capacity(blocks);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use block_core::device::Durability;
 use block_core::unit::{BLOCK_SIZE, BlockCount, LbaRange, SECTOR_SIZE, SectorRange};
 use block_core::{BlockError, Blocks, Buffer, Op, Ordered, Request};
-use interpose::Pool;
+use interpose::{Pool, WhenFull};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -316,6 +316,10 @@ impl World {
         }
     }
 
+    pub fn can_be_full(&self) -> bool {
+        self.pool.settings().full == WhenFull::Fail
+    }
+
     fn begin_merging(&self, key: Key) -> bool {
         let mut model = self.model.borrow_mut();
         let volume = model.volumes.get_mut(&key).filter(|volume| !volume.held);
@@ -353,7 +357,8 @@ impl World {
     ) {
         let changed = self.version(key) != version || self.model.borrow().pending.is_some();
         let gone = matches!(outcome, Err(BlockError::OutOfRange | BlockError::NotAttached));
-        let fine = outcome.is_ok() || self.habits.faulty || changed && gone;
+        let full = outcome == Err(BlockError::NoSpace) && self.can_be_full();
+        let fine = outcome.is_ok() || self.habits.faulty || full || changed && gone;
         assert!(fine, "{} to {} fails: {outcome:?}", what(), name(key));
     }
 
