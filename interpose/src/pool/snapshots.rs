@@ -156,6 +156,18 @@ impl<D: Device + 'static> Pool<D> {
         Ok(())
     }
 
+    /// Deleted snapshots that are kept, unseen, because more than one go on
+    /// from them: their space comes back when one is left.
+    #[must_use]
+    pub fn kept_for_clones(&self) -> usize {
+        let state = self.core.state.borrow();
+        let children = state.catalog.children();
+        let kept = state.catalog.nodes().filter(|(key, node)| {
+            node.facts.deleted && children.get(key).is_some_and(|children| children.len() > 1)
+        });
+        kept.count()
+    }
+
     /// Deletions that are not done: how many, and how many pointers are known
     /// to be left. A snapshot that more than one go on from is not among them:
     /// it is kept, unseen, until one is left.

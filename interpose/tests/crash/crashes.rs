@@ -199,16 +199,13 @@ async fn check_pool(world: &World, crowd: Option<u64>) {
 /// Makes checkpoints until every deletion is done. Returns how many snapshots
 /// wait for one of those that begin as them.
 async fn end_deletions(world: &World) -> usize {
-    let mut before = None;
     for _ in 0..MOST_CHECKPOINTS {
         world.checkpoint().await;
-        let left = world.pool.deletions();
-        if left == (0, 0) || before == Some(left) {
-            return left.0;
+        if world.pool.deletions() == (0, 0) {
+            return world.pool.kept_for_clones();
         }
-        before = Some(left);
     }
-    panic!("deletions do not end: {before:?}");
+    panic!("deletions do not end: {:?}", world.pool.deletions());
 }
 
 /// Deletes everything. Then there is nothing but free space and the pages of
