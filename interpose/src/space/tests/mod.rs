@@ -12,6 +12,7 @@ use block_core::{BLOCK_SIZE, BlockCount, Extent, Pba, Pool};
 
 use super::layout::{Segment, SegmentRoot};
 use super::*;
+use crate::both::both;
 use crate::pages::disk::{Disk, vault};
 
 /// A disk and a store over it.
@@ -54,25 +55,4 @@ async fn checkpoint(space: &Space<Disk>, changes: &[(u64, Change)]) {
     let changes = changes.iter().map(|&(pba, change)| (Pba(pba), change));
     let swept = space.sweep(changes, None, &|_| false).await.expect("swept");
     assert_eq!(published(space, swept).await, []);
-}
-
-/// Both at the same time, as tasks of one worker.
-async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
-    let (mut a, mut b) = (pin!(a), pin!(b));
-    let (mut first, mut second) = (None, None);
-    poll_fn(|context| {
-        if first.is_none()
-            && let Poll::Ready(output) = a.as_mut().poll(context)
-        {
-            first = Some(output);
-        }
-        if second.is_none()
-            && let Poll::Ready(output) = b.as_mut().poll(context)
-        {
-            second = Some(output);
-        }
-        if first.is_some() && second.is_some() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    (first.expect("ended"), second.expect("ended"))
 }
