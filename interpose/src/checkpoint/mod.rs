@@ -78,6 +78,9 @@ impl From<MergeError<Full>> for CheckpointError {
             MergeError::Damaged(damage) => Self::Damage(damage),
             MergeError::Unwritten(error) => Self::Unwritten(error),
             MergeError::Unallocated(full) => Self::Full(full),
+            MergeError::Impossible => {
+                Self::Contradiction(Contradiction("a change is of a block that no map has"))
+            }
             MergeError::Over => Self::Over,
         }
     }

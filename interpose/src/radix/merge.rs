@@ -40,6 +40,10 @@ pub enum MergeError<E> {
     /// There is no block for a page.
     #[error("{0}")]
     Unallocated(E),
+    /// An index that the tree does not have, or that does not ascend, or a
+    /// value that cannot stand there.
+    #[error("a change of a tree is one that cannot be")]
+    Impossible,
     /// An earlier step failed or was given up.
     #[error("the merge is over")]
     Over,
@@ -181,6 +185,9 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     /// When a page on the way cannot be had or written.
     pub async fn value(&mut self, index: u64) -> Step<Pointer, A> {
         self.begin(index, index)?;
+        if index == self.capacity() {
+            return Err(MergeError::Impossible);
+        }
         self.go_to(index, 1).await?;
         let value = self.entry(index)?;
         self.is_sound = true;
@@ -194,9 +201,12 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     /// # Errors
     /// When a page on the way cannot be had or written.
     pub async fn put(&mut self, index: u64, pointer: Pointer) -> Step<(), A> {
-        assert!(self.rules.admit(&pointer, 0), "not a value of this tree");
+        if !self.rules.admit(&pointer, 0) {
+            self.is_sound = false;
+            return Err(MergeError::Impossible);
+        }
         let pointer = if pointer.is_hole() { Pointer::HOLE } else { pointer };
-        self.begin(index, index + 1)?;
+        self.begin(index, index.saturating_add(1))?;
         self.pause().await;
         self.go_to(index, 1).await?;
         let was = self.entry(index)?;
@@ -214,7 +224,7 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     /// # Errors
     /// When a page in the range cannot be had or one on the way written.
     pub async fn clear(&mut self, range: Range<u64>) -> Step<(), A> {
-        let end = range.end.min(if self.height == 0 { 0 } else { span(self.height) });
+        let end = range.end.min(self.capacity());
         if range.start >= end {
             return Ok(());
         }
@@ -299,19 +309,24 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         Ok(())
     }
 
+    const fn capacity(&self) -> u64 {
+        Tree { root: self.root, height: self.height }.capacity()
+    }
+
     /// A step begins. It is not sound until it ends.
     fn begin(&mut self, index: u64, next: u64) -> Step<(), A> {
         if !std::mem::replace(&mut self.is_sound, false) {
             return Err(MergeError::Over);
         }
-        assert!(index >= self.next, "changes come by ascending index");
+        if index < self.next || index > next || next > self.capacity() {
+            return Err(MergeError::Impossible);
+        }
         self.next = next;
         Ok(())
     }
 
     /// Opens the page at a level that has an index.
     async fn go_to(&mut self, index: u64, level: u8) -> Step<(), A> {
-        assert!(self.height > 0 && index < span(self.height), "the tree is too low");
         if let Some(node) = self.path.last()
             && node.level == level
             && first_index(index, level) == node.first

@@ -12,6 +12,7 @@ use crate::layout::pointer::POINTER_BYTES;
 use crate::layout::{Epoch, EraId, Seal};
 use crate::pages::disk::{Disk, run, vault};
 
+mod cost;
 mod damage;
 mod model;
 
@@ -26,6 +27,7 @@ struct Ground {
     pages: Rc<Pages<Disk>>,
     blocks: Blocks,
     values: Cell<u32>,
+    few: bool,
 }
 
 /// Block after block; fails when told to.
@@ -55,10 +57,11 @@ impl Allocate for Blocks {
 
 impl Ground {
     fn new(buffers: usize) -> Self {
+        let few = buffers <= FEW;
         let disk = Rc::new(Disk::default());
         let buffers = Pool::private(buffers, BLOCK_SIZE).expect("memory");
         let pages = Rc::new(Pages::new(Rc::clone(&disk), vault(), buffers));
-        Self { disk, pages, blocks: Blocks::default(), values: Cell::new(0) }
+        Self { disk, pages, blocks: Blocks::default(), values: Cell::new(0), few }
     }
 
     /// A value that there was not before.
