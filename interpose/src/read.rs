@@ -113,6 +113,10 @@ impl<D: Device> Core<D> {
                     at += 1;
                     continue;
                 }
+                Kind::Lost => {
+                    count(&self.tally.damaged, 1);
+                    return (buffer, Err(BlockError::Medium));
+                }
                 Kind::Page => return (buffer, Err(BlockError::Medium)),
             }
             count(&self.tally.read, 1);

@@ -347,9 +347,10 @@ impl<'c, 'a, D: Device + 'static> Survey<'c, 'a, D> {
         damage: Damage,
         touches: Vec<super::report::Touched>,
     ) {
-        self.blind = true;
+        // What was given up names nothing any more.
+        self.blind |= damage.what != What::GivenUp;
         // One that is malformed comes by itself.
-        if damage.what != What::Malformed {
+        if !matches!(damage.what, What::Malformed | What::GivenUp) {
             self.tally.refer(pointer.pba, class);
         }
         self.fault(damage, touches);

@@ -148,14 +148,14 @@ async fn leads_to<D: Device>(core: &Core<D>, tree: &Tree, index: u64, level: u8,
     if index >= tree.capacity() {
         return false;
     }
-    while height > level && !at.is_hole() {
+    while height > level && !at.is_an_end() {
         let binding = Binding::page(Class::Map, height, at.pba);
         let Ok(page) = core.pages.load_once(&at.seal, binding).await else { return false };
         let slot = (index >> (bits * u32::from(height - 1))) as usize % POINTERS;
         let Some(below) = Pointer::in_page(&page, slot) else { return false };
         (at, height) = (below, height - 1);
     }
-    height == level && !at.is_hole() && at.pba == pba
+    (height == level || at.is_lost()) && !at.is_hole() && at.pba == pba
 }
 
 /// The newest checkpoint's maps, now.

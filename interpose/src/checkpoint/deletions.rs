@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use block_core::{Device, Lba};
 
-use super::lists::{ListWriter, pop_list};
+use super::lists::ListWriter;
 use super::{CheckpointError, Making};
 use crate::layout::control::SnapshotKey;
 use crate::layout::node::{DeadList, Stage};
 use crate::layout::{Class, Epoch};
+use crate::pages::What;
 use crate::radix::{Item, Walk};
 
 /// Pointers that one checkpoint deals with: what of them is handed on takes
@@ -103,7 +104,7 @@ impl<D: Device + 'static> Making<D> {
         let birth = self.catalog.epoch();
         let mut kept = ListWriter::new(&self.scribe, node.stored.dead, birth);
         while *budget > 0 {
-            let Some((entries, rest)) = pop_list(&self.core.pages, &work).await? else { break };
+            let Some((entries, rest)) = self.scribe.pop(&work).await? else { break };
             *budget = budget.saturating_sub(entries.len() as u64);
             self.scribe.free(work.newest.pba, true);
             let (gone, needed): (Vec<_>, Vec<_>) =
@@ -147,6 +148,7 @@ impl<D: Device + 'static> Making<D> {
             match item {
                 Item::Value { pointer, .. } => self.scribe.free(pointer.pba, false),
                 Item::Page { pointer, .. } => self.scribe.free(pointer.pba, true),
+                Item::Damaged { damage, .. } if damage.what == What::GivenUp => {}
                 // What lies below is lost; it stays counted, and `check` says
                 // so.
                 Item::Damaged { damage, .. } => {
@@ -165,7 +167,7 @@ impl<D: Device + 'static> Making<D> {
         mut list: DeadList,
         budget: &mut u64,
     ) -> Result<(), CheckpointError> {
-        while let Some((entries, rest)) = pop_list(&self.core.pages, &list).await? {
+        while let Some((entries, rest)) = self.scribe.pop(&list).await? {
             self.scribe.free(list.newest.pba, true);
             list = rest;
             *budget = budget.saturating_sub(entries.len() as u64);

@@ -45,8 +45,15 @@ impl<D: Device + 'static> ListWriter<D> {
         if self.list.newest.is_hole() {
             return Ok(());
         }
-        let mut entries = Vec::new();
-        let older = read_page(&self.scribe.core.pages, &self.list.newest, &mut entries).await?;
+        let newest = self.list.newest;
+        let pages = &self.scribe.core.pages;
+        let read = async || {
+            let mut entries = Vec::new();
+            let older = read_page(pages, &newest, &mut entries).await?;
+            Ok((entries, older))
+        };
+        // Behind one that is damaged the list goes on.
+        let Some((entries, older)) = self.scribe.try_to(read).await? else { return Ok(()) };
         if entries.len() < dead::ENTRIES {
             self.scribe.free(self.list.newest.pba, true);
             self.list.newest = older;
@@ -69,6 +76,19 @@ impl<D: Device + 'static> ListWriter<D> {
             self.write_page().await?;
         }
         Ok(self.list)
+    }
+}
+
+impl<D: Device + 'static> Scribe<D> {
+    /// The newest page of a list that is being freed, and the list without it:
+    /// behind a page that cannot be had there is none. What was on it stays
+    /// counted.
+    pub(super) async fn pop(
+        &self,
+        list: &DeadList,
+    ) -> Result<Option<(Vec<Dead>, DeadList)>, CheckpointError> {
+        let popped = self.try_to(async || pop_list(&self.core.pages, list).await).await?;
+        Ok(popped.unwrap_or_else(|| Some((Vec::new(), DeadList::default()))))
     }
 }
 

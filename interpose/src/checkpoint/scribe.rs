@@ -5,13 +5,14 @@ use std::rc::Rc;
 
 use block_core::{Device, Pba};
 
-use super::CheckpointError;
-use crate::core::Core;
+use super::{CheckpointError, verify_superblock};
+use crate::core::{Core, count};
 use crate::layout::dead::Dead;
+use crate::layout::fixed::Copy;
 use crate::layout::{Binding, Class, Epoch, Kind, Pointer};
 use crate::overlay::PageChange;
-use crate::pages::PageBuf;
-use crate::radix::Allocate;
+use crate::pages::{Damage, PageBuf};
+use crate::radix::{Allocate, TRIES};
 use crate::space::{Full, Purpose};
 
 /// Takes blocks for pages and gives pointers up, on behalf of a checkpoint.
@@ -37,6 +38,24 @@ impl<D: Device> Allocate for Scribe<D> {
         left.set(left.get().saturating_sub(1));
         Ok(pba)
     }
+
+    async fn goes_on_without(&self, damage: &Damage) -> bool {
+        let core = &self.core;
+        // Without its catalog or its counts there is no pool.
+        if !matches!(damage.class, Class::Map | Class::Seals | Class::Dead) {
+            return false;
+        }
+        // A device that reads nothing at all may read everything tomorrow.
+        let generation = core.state.borrow().generation;
+        if verify_superblock(core, generation, Copy::A).await.is_some()
+            && verify_superblock(core, generation, Copy::B).await.is_some()
+        {
+            return false;
+        }
+        count(&core.tally.damaged, 1);
+        tracing::error!(pool = %core.id, %damage, "it is written anew without what it had");
+        true
+    }
 }
 
 impl<D: Device + 'static> Scribe<D> {
@@ -52,6 +71,26 @@ impl<D: Device + 'static> Scribe<D> {
             } else {
                 merging.unrefer(pba);
             }
+        }
+    }
+
+    /// Reads what may fail for a moment; nothing when the checkpoint goes on
+    /// without it.
+    pub(super) async fn try_to<T>(
+        &self,
+        read: impl AsyncFn() -> Result<T, Damage>,
+    ) -> Result<Option<T>, CheckpointError> {
+        let mut tries = 1;
+        loop {
+            match read().await {
+                Ok(read) => return Ok(Some(read)),
+                Err(damage) if tries == TRIES => {
+                    let goes_on = self.goes_on_without(&damage).await;
+                    return if goes_on { Ok(None) } else { Err(damage.into()) };
+                }
+                Err(_) => tries += 1,
+            }
+            turn::yield_now().await;
         }
     }
 
@@ -86,7 +125,7 @@ impl<D: Device + 'static> Kills<D> {
     /// A pointer was replaced.
     pub(super) fn kill(&self, pointer: &Pointer) {
         let is_page = match pointer.kind {
-            Kind::Hole => return,
+            Kind::Hole | Kind::Lost => return,
             Kind::Data => false,
             Kind::Page => true,
         };

@@ -59,8 +59,13 @@ impl<D: Device + 'static> Making<D> {
         if old.is_hole() {
             return Ok(pages.blank().await);
         }
-        let page = pages.load_once(&old.seal, Binding::page(Class::Seals, 0, old.pba)).await?;
-        Ok(pages.own(page).await)
+        let binding = Binding::page(Class::Seals, 0, old.pba);
+        let read = async || pages.load_once(&old.seal, binding).await;
+        match self.scribe.try_to(read).await? {
+            Some(page) => Ok(pages.own(page).await),
+            // Blocks without a seal are not shared any more, and no less read.
+            None => Ok(pages.blank().await),
+        }
     }
 
     /// A block that this period had stored and given up again may have been

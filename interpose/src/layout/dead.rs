@@ -53,7 +53,7 @@ pub fn decode(page: &[u8], entries: &mut Vec<Dead>) -> Result<Pointer, Malformed
     let older: [u8; POINTER_BYTES] = page[..POINTER_BYTES].try_into().map_err(|_| Malformed)?;
     let older = Pointer::decode(&older).ok_or(Malformed)?;
     let count = usize::from(u16::from_le_bytes([page[32], page[33]]));
-    if count == 0 || count > ENTRIES || older.kind == Kind::Data {
+    if count == 0 || count > ENTRIES || matches!(older.kind, Kind::Data | Kind::Lost) {
         return Err(Malformed);
     }
     for bytes in page[HEAD_BYTES..].chunks_exact(ENTRY_BYTES).take(count) {

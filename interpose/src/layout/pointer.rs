@@ -53,6 +53,9 @@ pub enum Kind {
     Data,
     /// A page of the pool.
     Page,
+    /// What nobody knows any more: the page that said it was damaged when it
+    /// had to be written anew. Cannot be read, and can be written over.
+    Lost,
 }
 
 /// Where a block is, what opens it, and since when this pointer stands here.
@@ -84,6 +87,25 @@ impl Pointer {
         matches!(self.kind, Kind::Hole)
     }
 
+    /// What was below the page at `pba`, which cannot be had.
+    #[must_use]
+    pub const fn lost(pba: Pba, birth: Epoch) -> Self {
+        Self { pba, birth, kind: Kind::Lost, ..Self::HOLE }
+    }
+
+    /// Whether what it points at is not known any more.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        matches!(self.kind, Kind::Lost)
+    }
+
+    /// Whether it says all there is to say of everything below it, at any
+    /// level: nothing is there, or it is lost.
+    #[must_use]
+    pub const fn is_an_end(&self) -> bool {
+        matches!(self.kind, Kind::Hole | Kind::Lost)
+    }
+
     /// The pointer as its bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; POINTER_BYTES] {
@@ -96,13 +118,14 @@ impl Pointer {
             Kind::Hole => 0,
             Kind::Data => 1,
             Kind::Page => 2,
+            Kind::Lost => 3,
         };
         bytes[28..].copy_from_slice(&(self.birth.0 << 2 | kind).to_le_bytes());
         bytes
     }
 
-    /// The pointer that these bytes are, or `None` for a kind that there is
-    /// not or a block that no pool has.
+    /// The pointer that these bytes are, or `None` for a block that no pool
+    /// has.
     #[must_use]
     pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Option<Self> {
         let word = u32_at(bytes, 28);
@@ -110,7 +133,7 @@ impl Pointer {
             0 => Kind::Hole,
             1 => Kind::Data,
             2 => Kind::Page,
-            _ => return None,
+            _ => Kind::Lost,
         };
         let mut pba = [0; 8];
         pba[..5].copy_from_slice(&bytes[23..28]);

@@ -30,6 +30,11 @@ pub enum What {
     /// Its seal is good and what it says cannot be.
     #[error("is malformed")]
     Malformed,
+    /// It was damaged when something below it was changed.
+    #[error(
+        "was damaged, and what it had is lost: write it anew, restore the volume, or delete it"
+    )]
+    GivenUp,
 }
 
 /// Why a page could not be written.

@@ -8,7 +8,7 @@ use block_core::Device;
 use super::{Rules, Tree, span};
 use crate::layout::pointer::POINTERS;
 use crate::layout::{Class, Pointer};
-use crate::pages::{Damage, Page, Pages};
+use crate::pages::{Damage, Page, Pages, What};
 
 /// Entries compared between two yields; a page that is read counts as
 /// [`PAGE_STEPS`] of them.
@@ -163,6 +163,14 @@ impl<D: Device> Diff<D> {
         };
         if is_same(&one, &other) {
             return Found::Nothing;
+        }
+        for entry in [&one, &other] {
+            if let Entry::Pointer(lost) = entry
+                && lost.is_lost()
+            {
+                let (pba, class) = (lost.pba, self.rules.class);
+                return Found::Damage(Damage { pba, class, what: What::GivenUp });
+            }
         }
         if level == 0 {
             return Found::Value;

@@ -24,7 +24,7 @@ pub async fn find<D: Device>(
         return found;
     }
     let pointer = descend(pages, class, tree, index, 1).await?;
-    if pointer.is_hole() {
+    if pointer.is_an_end() {
         return Ok(pointer);
     }
     let rules = Rules::new(pages, class);
@@ -61,8 +61,8 @@ pub async fn find_run<D: Device>(
     let rules = Rules::new(pages, class);
     for (index, out) in by_leaf(start, out) {
         let pointer = descend(pages, class, tree, index, 1).await?;
-        if pointer.is_hole() {
-            out.fill(Pointer::HOLE);
+        if pointer.is_an_end() {
+            out.fill(pointer);
             continue;
         }
         let page = pages.load(&pointer.seal, rules.binding(1, pointer.pba)).await?;
@@ -83,8 +83,8 @@ pub fn find_run_cached<D: Device>(
     let rules = Rules::new(pages, class);
     for (index, out) in by_leaf(start, out) {
         let filled = match descend_cached(pages, rules, tree, index, 1)? {
-            Ok(pointer) if pointer.is_hole() => {
-                out.fill(Pointer::HOLE);
+            Ok(pointer) if pointer.is_an_end() => {
+                out.fill(pointer);
                 continue;
             }
             Ok(pointer) => {
@@ -124,7 +124,8 @@ fn fill(
     Ok(())
 }
 
-/// The pointer at what has level `to` and this index, or a hole.
+/// The pointer at what has level `to` and this index, or one above it that is
+/// an end.
 async fn descend<D: Device>(
     pages: &Pages<D>,
     class: Class,
@@ -138,7 +139,7 @@ async fn descend<D: Device>(
         return Ok(Pointer::HOLE);
     }
     for level in (to + 1..=tree.height).rev() {
-        if pointer.is_hole() {
+        if pointer.is_an_end() {
             break;
         }
         let page = pages.load(&pointer.seal, rules.binding(level, pointer.pba)).await?;
@@ -162,7 +163,7 @@ fn descend_cached<D: Device>(
         damage => return Some(damage),
     };
     for level in (to + 1..=tree.height).rev() {
-        if pointer.is_hole() {
+        if pointer.is_an_end() {
             break;
         }
         let binding = rules.binding(level, pointer.pba);

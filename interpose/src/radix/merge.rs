@@ -11,7 +11,7 @@ use super::beside::{Beside, READS, WRITES};
 use super::{Item, Rules, Tree, Walk, first_index, slot, span};
 use crate::layout::pointer::POINTER_BYTES;
 use crate::layout::{Class, Epoch, Kind, Pointer};
-use crate::pages::{Damage, Page, PageBuf, Pages, PagesError};
+use crate::pages::{Damage, Page, PageBuf, Pages, PagesError, What};
 
 /// Changes between two yields; a page that is written counts as
 /// [`PAGE_STEPS`] of them.
@@ -25,7 +25,15 @@ pub trait Allocate {
 
     /// A block for a page. Each is used, once, unless the merge fails.
     fn take_page(&self) -> impl Future<Output = Result<Pba, Self::Error>>;
+
+    /// Whether the merge goes on without a page of the old tree that cannot be
+    /// had however often it is read: then what it said is lost. Else the merge
+    /// fails.
+    fn goes_on_without(&self, damage: &Damage) -> impl Future<Output = bool>;
 }
+
+/// How often a page is read that cannot be had: a device may fail for a moment.
+pub const TRIES: u32 = 8;
 
 /// Why a merge came to nothing. The tree it began with is as it was; what was
 /// reported as killed is not.
@@ -83,6 +91,8 @@ struct Node {
 
 enum Content {
     Holes,
+    /// The page is lost, and so is whatever this pointer stands for.
+    Lost(Pointer),
     Read(Page),
     Changed(PageBuf),
 }
@@ -163,7 +173,7 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         self.beside.ahead.push(first, async move {
             let mut pointer = rules.root(&old)?;
             for level in (1..=old.height).rev() {
-                if pointer.is_hole() || index >= old.capacity() {
+                if pointer.is_an_end() || index >= old.capacity() {
                     break;
                 }
                 let load = pages.load_ahead(&pointer.seal, rules.binding(level, pointer.pba));
@@ -257,7 +267,7 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         }
         let was = if level == self.height { self.root } else { self.entry(at)? };
         if !was.is_hole() {
-            if level > 0 {
+            if level > 0 && !was.is_lost() {
                 self.kill_below(was, level).await?;
             }
             if level == self.height {
@@ -281,7 +291,25 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
                     self.kill(pointer, below);
                 }
                 Item::Page { .. } => {}
-                Item::Damaged { damage, .. } => return Err(damage.into()),
+                Item::Damaged { damage, .. } if damage.what == What::GivenUp => {}
+                Item::Damaged { pointer, level: below, damage, .. } => {
+                    let tried = try_again(
+                        &self.pages,
+                        self.rules,
+                        &self.allocator,
+                        &pointer,
+                        below,
+                        damage,
+                    );
+                    match self.beside.attend(tried).await? {
+                        Some(_) => Box::pin(self.kill_below(pointer, below)).await?,
+                        None if damage.what == What::Malformed => continue,
+                        None => {}
+                    }
+                    if below < level {
+                        self.kill(pointer, below);
+                    }
+                }
             }
         }
         Ok(())
@@ -373,15 +401,32 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
             None => (self.root, self.height),
         };
         let first = first_index(index, level);
-        let (content, keep) = if was.is_hole() {
-            (Content::Holes, level > 1)
-        } else {
-            let page = self.load(&was, level, first).await?;
-            // What readers use now they will use anew.
-            (Content::Read(page), level > 1 || self.pages.keeps(&was.seal))
+        let (content, keep) = match was.kind {
+            Kind::Hole => (Content::Holes, level > 1),
+            Kind::Lost => (Content::Lost(was), level > 1),
+            Kind::Data | Kind::Page => match self.load(&was, level, first).await {
+                // What readers use now they will use anew.
+                Ok(page) => (Content::Read(page), level > 1 || self.pages.keeps(&was.seal)),
+                Err(MergeError::Damaged(damage)) => {
+                    (self.content_of(&was, level, damage).await?, level > 1)
+                }
+                Err(error) => return Err(error),
+            },
         };
         self.path.push(Node { level, first, was, content, keep });
         Ok(())
+    }
+
+    /// What a page says that could not be had at first.
+    async fn content_of(&mut self, was: &Pointer, level: u8, damage: Damage) -> Step<Content, A> {
+        let tried = try_again(&self.pages, self.rules, &self.allocator, was, level, damage);
+        Ok(match self.beside.attend(tried).await? {
+            Some(page) => Content::Read(page),
+            None if self.rules.class == Class::Map => {
+                Content::Lost(Pointer::lost(was.pba, self.birth))
+            }
+            None => Content::Holes,
+        })
     }
 
     async fn load(&mut self, pointer: &Pointer, level: u8, first: u64) -> Step<Page, A> {
@@ -426,7 +471,7 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     }
 
     fn kill(&mut self, pointer: Pointer, level: u8) {
-        if !pointer.is_hole() {
+        if !pointer.is_an_end() {
             (self.killed)(pointer, level);
         }
     }
@@ -436,6 +481,7 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         let Some(node) = self.path.last() else { return Ok(self.root) };
         let page: &[u8] = match &node.content {
             Content::Holes => return Ok(Pointer::HOLE),
+            Content::Lost(pointer) => return Ok(*pointer),
             Content::Read(page) => page,
             Content::Changed(page) => page,
         };
@@ -448,6 +494,12 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         let Some(node) = self.path.last_mut() else { return };
         let mut page = match std::mem::replace(&mut node.content, Content::Holes) {
             Content::Holes => self.beside.attend(self.pages.blank()).await,
+            Content::Lost(pointer) => {
+                let mut page = self.beside.attend(self.pages.blank()).await;
+                let entries = page.as_chunks_mut::<POINTER_BYTES>().0;
+                entries.fill(pointer.encode());
+                page
+            }
             Content::Read(page) => self.beside.attend(self.pages.own(page)).await,
             Content::Changed(page) => page,
         };
@@ -463,4 +515,28 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
             self.beside.attend(turn::yield_now()).await;
         }
     }
+}
+
+/// A page that could not be had, if it can be after all; nothing when the merge
+/// goes on without it.
+async fn try_again<D: Device, A: Allocate>(
+    pages: &Pages<D>,
+    rules: Rules,
+    allocator: &A,
+    pointer: &Pointer,
+    level: u8,
+    mut damage: Damage,
+) -> Step<Option<Page>, A> {
+    for _ in 1..TRIES {
+        // What opens and says what cannot be says so again.
+        if damage.what == What::Malformed {
+            break;
+        }
+        turn::yield_now().await;
+        match pages.load_once(&pointer.seal, rules.binding(level, pointer.pba)).await {
+            Ok(page) => return Ok(Some(page)),
+            Err(again) => damage = again,
+        }
+    }
+    if allocator.goes_on_without(&damage).await { Ok(None) } else { Err(damage.into()) }
 }

@@ -27,7 +27,7 @@ mod tests;
 
 pub use diff::{Diff, Difference};
 pub use find::{find, find_cached, find_run, find_run_cached};
-pub use merge::{Allocate, Merge, MergeError};
+pub use merge::{Allocate, Merge, MergeError, TRIES};
 pub use walk::{Item, Walk};
 
 /// Bits of an index that a level decides: 128 pointers a page.
@@ -129,6 +129,7 @@ impl Rules {
             Kind::Hole => return true,
             Kind::Data => level == 0 && self.class == Class::Map,
             Kind::Page => level > 0 || self.class != Class::Map,
+            Kind::Lost => self.class == Class::Map,
         };
         kind && pointer.pba.0 < self.blocks.0
     }

@@ -11,7 +11,7 @@ use super::ahead::Ahead;
 use super::{Rules, Tree, slot, span};
 use crate::layout::pointer::POINTERS;
 use crate::layout::{Class, Epoch, Pointer};
-use crate::pages::{Damage, Page, Pages};
+use crate::pages::{Damage, Page, Pages, What};
 
 /// Pages of level 1 that are read before they are needed.
 const AHEAD: usize = 8;
@@ -45,9 +45,10 @@ pub enum Item {
         /// Which ones.
         indices: Range<u64>,
         /// The page that cannot be had, or says what cannot be; in the latter
-        /// case it follows as [`Item::Page`] too.
+        /// case it follows as [`Item::Page`] too. Or what stands where a page
+        /// was given up.
         pointer: Pointer,
-        /// That page's level.
+        /// That page's level; of what was given up, that of the indices.
         level: u8,
         /// What is wrong with it.
         damage: Damage,
@@ -129,6 +130,10 @@ impl<D: Device + 'static> Walk<D> {
             let (pointer, level) = (node.pointer, node.level);
             match entry {
                 Ok(pointer) if !is_wanted(&pointer, self.born_after) => node.slot += 1,
+                Ok(pointer) if pointer.is_lost() => {
+                    node.slot += 1;
+                    return Some(self.given_up(pointer, below, first));
+                }
                 Ok(pointer) if below == 0 => {
                     node.slot += 1;
                     return Some(Item::Value { index: first, pointer });
@@ -147,11 +152,17 @@ impl<D: Device + 'static> Walk<D> {
         }
     }
 
+    fn given_up(&self, pointer: Pointer, level: u8, first: u64) -> Item {
+        let damage = Damage { pba: pointer.pba, class: self.rules.class, what: What::GivenUp };
+        Item::Damaged { indices: first..first + span(level), pointer, level, damage }
+    }
+
     async fn begin(&mut self) -> Option<Item> {
         let height = self.tree.height;
         let damaged = match self.rules.root(&self.tree) {
             _ if self.from >= self.tree.capacity() => None,
             Ok(root) if !is_wanted(&root, self.born_after) => None,
+            Ok(root) if root.is_lost() => Some(self.given_up(root, height, 0)),
             Ok(root) => self.enter(root, height, 0).await,
             Err(damage) => Some(Item::Damaged {
                 indices: 0..span(height),
@@ -224,7 +235,7 @@ impl<D: Device + 'static> Walk<D> {
             }
             let entry = self.rules.entry(&node.page, node.pointer.pba, node.level, slot);
             let Ok(pointer) = entry else { continue };
-            if is_wanted(&pointer, self.born_after) {
+            if is_wanted(&pointer, self.born_after) && !pointer.is_lost() {
                 let (pages, binding) = (Rc::clone(&self.pages), self.rules.binding(1, pointer.pba));
                 let first = node.first + slot as u64 * span(1);
                 let read = async move { pages.load_ahead(&pointer.seal, binding).await };

@@ -169,3 +169,64 @@ fn a_comparison_reads_what_was_changed_and_goes_on_behind_damage() {
         assert_eq!(differences([one, other]).await, expected);
     });
 }
+
+/// A page rots, and then something below it is written. Without going on the
+/// whole pool would take no more changes; so the page is written anew, and says
+/// of all that was not written just now that it is lost: not that it is zero.
+/// What is written over is healed.
+#[test]
+fn what_a_damaged_page_said_is_lost_and_can_be_written_over() {
+    for level in [1, 2] {
+        run(async move {
+            let ground = Ground::new(FEW);
+            ground.blocks.goes_on.set(true);
+            let indices: Vec<u64> = (0..1000).map(|number| number * 37).collect();
+            let tree = ground.plant(Tree::EMPTY, 1, 3, &indices).await;
+            let rotten = page_at(&ground, tree, level, 740).await;
+            ground.disk.rot(rotten.pba);
+            ground.pages.purge();
+
+            let killed = RefCell::new(Vec::new());
+            let mut merge =
+                ground.merge(tree, 2, 3, |pointer, _| killed.borrow_mut().push(pointer)).await;
+            let new = ground.value(Epoch(2));
+            merge.put(740, new).await.expect("goes on");
+            merge.clear(750..760).await.expect("goes on");
+            let tree = merge.finish().await.expect("written");
+            // What the page pointed at nobody knows, so it is not given up.
+            assert!(killed.take().iter().all(|pointer| pointer.kind == Kind::Page));
+
+            let lost = Pointer::lost(rotten.pba, Epoch(2));
+            let found = async |tree, index| find(&ground.pages, Class::Map, &tree, index).await;
+            assert_eq!(found(tree, 740).await, Ok(new));
+            assert_eq!(found(tree, 755).await, Ok(Pointer::HOLE));
+            assert_eq!(found(tree, 741).await, Ok(lost));
+            assert_eq!(found(tree, 777).await.map(|it| it.is_lost()), Ok(level == 2));
+            let mut run = [Pointer::HOLE; 34];
+            let read = find_run(&ground.pages, Class::Map, &tree, 720, &mut run).await;
+            assert_eq!((read, run[20], run[21]), (Ok(()), new, lost));
+
+            let given_up = |items: &[Item]| -> u64 {
+                let lengths = items.iter().filter_map(|item| match item {
+                    Item::Damaged { indices, damage, .. } => {
+                        assert_eq!((damage.pba, damage.what), (rotten.pba, What::GivenUp));
+                        Some(indices.end - indices.start)
+                    }
+                    _ => None,
+                });
+                lengths.sum()
+            };
+            let all = span(level) - 11;
+            assert_eq!(given_up(&ground.items(tree, None).await), all);
+            assert_eq!(given_up(&ground.items(tree, Some(Epoch(2))).await), 0);
+
+            let tree = ground.plant(tree, 3, 3, &[741]).await;
+            assert!(found(tree, 741).await.is_ok_and(|pointer| pointer.kind == Kind::Data));
+            assert_eq!(found(tree, 742).await, Ok(lost));
+            let mut merge = ground.merge(tree, 4, 3, |_, _| ()).await;
+            merge.clear(0..span(3)).await.expect("whole");
+            let tree = merge.finish().await.expect("written");
+            assert_eq!(ground.items(tree, None).await, []);
+        });
+    }
+}

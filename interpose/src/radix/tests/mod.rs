@@ -35,6 +35,7 @@ struct Ground {
 struct Blocks {
     taken: Rc<RefCell<Vec<u64>>>,
     most: Rc<Cell<Option<usize>>>,
+    goes_on: Rc<Cell<bool>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,10 @@ impl Allocate for Blocks {
         let pba = FIRST_PAGE + taken.len() as u64;
         taken.push(pba);
         Ok(Pba(pba))
+    }
+
+    async fn goes_on_without(&self, _: &Damage) -> bool {
+        self.goes_on.get()
     }
 }
 
