@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use link::{Access, FrontId};
+use tokio::sync::Notify;
 
 /// Which front may do what with a volume, until it is taken away. Requests
 /// that run are counted, so that whoever takes the hold away can wait for the
@@ -15,6 +16,8 @@ pub struct Hold {
     front: FrontId,
     access: Access,
     revoked: Cell<bool>,
+    /// It has been taken away.
+    over: Notify,
     running: Cell<usize>,
     waiter: RefCell<Option<Waker>>,
 }
@@ -33,6 +36,7 @@ impl Hold {
             front,
             access,
             revoked: Cell::new(false),
+            over: Notify::new(),
             running: Cell::new(0),
             waiter: RefCell::new(None),
         })
@@ -75,6 +79,15 @@ impl Hold {
     /// Takes the hold away: no request begins any more.
     pub fn revoke(&self) {
         self.revoked.set(true);
+        self.over.notify_waiters();
+    }
+
+    /// Waits until the hold is taken away.
+    pub async fn over(&self) {
+        let over = self.over.notified();
+        if !self.is_revoked() {
+            over.await;
+        }
     }
 
     /// Waits for the last request that runs. One waiter at a time: whoever

@@ -42,6 +42,10 @@ pub mod directory;
 pub mod errand;
 pub mod mailbox;
 
+pub mod hooked;
+
+pub mod traces;
+
 pub mod client;
 
 pub mod api;
@@ -70,4 +74,5 @@ pub use local::LocalPath;
 pub use mailbox::Mailbox;
 pub use size::Size;
 pub use station::WorkerStation;
+pub use traces::Traces;
 pub use worker::{Limits, Owned, Place, Worker};

@@ -109,7 +109,8 @@ impl<D: Device + 'static> Session<D> {
         Self { front, slots, handles, changing, closed: Cell::new(false) }
     }
 
-    /// Gives up what the session holds. The front keeps its volumes.
+    /// Gives up what the session holds, so that nothing begins any more. The
+    /// front keeps its volumes.
     pub fn close(&self) {
         self.closed.set(true);
         for handle in self.handles.borrow_mut().drain(..).flatten() {
@@ -123,7 +124,16 @@ impl<D: Device + 'static> Session<D> {
             return Reply { buffer: request.buffer, ..Reply::plain(outcome, 0) };
         };
         let hooks = &handle.volume.hooks;
-        let ticket = hooks.admit(RequestFacts::from(&request), room.clock()).await;
+        let ticket = tokio::select! {
+            biased;
+            ticket = hooks.admit(RequestFacts::from(&request), room.clock()) => ticket,
+            // What waits has had no effect: neither the front's next session
+            // nor whoever takes the volume away waits for it.
+            () = handle.hold.over() => {
+                let outcome = Err(BlockError::NotAttached);
+                return Reply { buffer: request.buffer, ..Reply::plain(outcome, 0) };
+            }
+        };
         let reply = handle.serve(request).await;
         hooks.done(ticket, reply.outcome, room.now());
         reply

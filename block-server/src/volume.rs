@@ -13,6 +13,7 @@ use link::{FrontId, VolumeName};
 
 use crate::extents::RawVolume;
 use crate::hold::Hold;
+use crate::hooked;
 use crate::layout::VolumeRecord;
 use crate::pooled::{Found, PoolBlocks};
 
@@ -73,7 +74,7 @@ impl<D: Device + 'static> Volume<D> {
         verifier: u64,
     ) -> Self {
         Self {
-            hooks: Hooks::new(None, Time::ZERO),
+            hooks: Hooks::new(hooked::limits(&record), Time::ZERO),
             requests: Ordered::new(backing, Rc::clone(scratch), verifier),
             domain,
             record: RefCell::new(record),

@@ -429,6 +429,12 @@ impl<E: Engine> Host for Worker<E> {
         self.room.reply(at, refuse(work));
     }
 
+    fn closing(&mut self, session: SessionIndex) {
+        if let Some(seat) = self.seat(session) {
+            seat.session.close();
+        }
+    }
+
     fn closed(&mut self, session: SessionIndex) {
         let place = self.sessions.get_mut(usize::from(session.0));
         let Some(seat) = place.and_then(Option::take) else { return };

@@ -105,7 +105,9 @@ fn office(directory: &Arc<Directory>, mailbox: &Arc<Mailbox>) -> Office {
         workers: vec![(info, Arc::clone(mailbox))],
         devices: vec![("disk".to_owned(), WorkerIndex(0))],
         directory: Arc::clone(directory),
+        traces: Arc::default(),
         draw: || 4,
+        wall: || 1_700_000_000,
     }
 }
 

@@ -13,7 +13,7 @@ use block_server::config::{DeviceConfig, ServerConfig};
 use block_server::control::{Control, Office};
 use block_server::errand::Failed;
 use block_server::store::StoreError;
-use block_server::{Directory, Errand, LocalPath, Mailbox, NvmeEngine, Size, WorkerIndex};
+use block_server::{Directory, Errand, LocalPath, Mailbox, NvmeEngine, Size, Traces, WorkerIndex};
 use clap::Args;
 use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
 use tokio::sync::oneshot::error::TryRecvError;
@@ -89,12 +89,15 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         cpu: settings.cpu,
         idle: settings.idle.to_string(),
     };
+    let traces = Arc::<Traces>::default();
     let office = Office {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         workers: vec![(info, Arc::clone(&mailbox))],
         devices: config.devices.iter().map(|device| (device.name.clone(), device.worker)).collect(),
         directory,
         draw: rand::random,
+        wall: crate::moment::now,
+        traces: Arc::clone(&traces),
     };
     let control = Control::start(&config.control, office)?;
     let poller = Poller::new().context("cannot make an epoll")?;
@@ -106,6 +109,9 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
     let served = serve(&mut station, &turns, &disks);
     station.give_back();
     drop(control);
+    // Recordings end with the worker, and with what it was asked and has not done.
+    drop((station, mailbox));
+    traces.finish();
     served
 }
 

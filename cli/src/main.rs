@@ -9,6 +9,7 @@ mod moment;
 mod pool;
 mod progress;
 mod prompt;
+mod replay;
 mod server;
 mod snapshot;
 mod stop;
@@ -44,6 +45,7 @@ enum Command {
     Pool(pool::PoolArgs),
     Key(key::KeyArgs),
     Bench(Box<bench::BenchArgs>),
+    Replay(replay::ReplayArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Pool(args) => pool::run(args),
         Command::Key(args) => key::run(args),
         Command::Bench(args) => bench::run(*args),
+        Command::Replay(args) => replay::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,8 @@
-//! Moments as people read them, in UTC.
+//! Moments and lengths of time as people write and read them; moments in UTC.
 
-use std::time::SystemTime;
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
 
 /// Seconds since 1970; 0 with a clock that is set before.
 pub(crate) fn now() -> u64 {
@@ -31,9 +33,55 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year + era * 400 + u64::from(month <= 2), month, day)
 }
 
+const UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// A length of time, written as `7d`, `12h`, `30m`, `2s` or `100ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let unit = UNITS.iter().find(|(name, _)| *name == unit);
+        let millis = unit.and_then(|(_, millis)| number.parse::<u64>().ok()?.checked_mul(*millis));
+        millis.map(|millis| Self(Duration::from_millis(millis))).ok_or_else(|| {
+            format!("'{}' is not a time such as 7d, 12h, 30m, 2s or 100ms", text.escape_debug())
+        })
+    }
+}
+
+impl fmt::Display for Span {
+    /// In the largest unit that divides it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let fits = |unit: u64| millis > 0 && millis.is_multiple_of(unit.into());
+        match UNITS.iter().find(|(_, unit)| fits(*unit)) {
+            Some((name, unit)) => write!(f, "{}{name}", millis / u128::from(*unit)),
+            None => write!(f, "0s"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read_as_they_are_written() {
+        for text in ["7d", "36h", "90m", "1s", "250ms", "0s"] {
+            assert_eq!(text.parse::<Span>().expect(text).to_string(), text);
+        }
+        assert_eq!("48h".parse::<Span>().expect("two days").to_string(), "2d");
+        for text in
+            ["", "7", "d", "-1s", "1.5h", "7 d", "1w", "99999999999999999999s", "9999999999999999d"]
+        {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn moments_are_dates() {

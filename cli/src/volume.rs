@@ -1,5 +1,7 @@
 //! `vrio volume`: what the control socket of a server is asked.
 
+mod hooks;
+
 use std::path::PathBuf;
 
 use block_server::Size;
@@ -9,6 +11,7 @@ use block_server::api::{
 use block_server::client::Client;
 use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
+use hooks::Setting;
 
 use crate::table::{Side, table};
 
@@ -62,6 +65,15 @@ enum Command {
         #[arg(long)]
         shrink: bool,
     },
+    /// Limit or record a volume's requests, at once and while it is in use
+    Set {
+        /// Which one
+        name: String,
+        /// throttle.iops=500, throttle.bytes=10M (a second), throttle.burst=2s,
+        /// record=FILE; each also =off
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        settings: Vec<Setting>,
+    },
     /// Delete a volume that no front has attached
     Delete {
         /// Which one
@@ -98,6 +110,9 @@ pub(crate) fn run(args: VolumeArgs) -> anyhow::Result<()> {
         Command::Show { name } => vec![client.volume(&name)?],
         Command::Resize { name, size, shrink } => {
             vec![client.resize(&name, &ResizeVolume { size, shrink })?]
+        }
+        Command::Set { name, settings } => {
+            vec![client.set_hooks(&name, &hooks::asked(&settings)?)?]
         }
         Command::Delete { name, snapshots } => {
             client.delete(&name, &DeleteVolume { snapshots })?;
@@ -183,12 +198,12 @@ fn describe(volume: &VolumeInfo) -> String {
         let connected = if one.connected { "connected" } else { "away" };
         text += &format!("attached    {access} by front {} ({connected})\n", one.front);
     }
-    text
+    text + &hooks::describe(&volume.hooks)
 }
 
 #[cfg(test)]
 mod tests {
-    use block_server::api::AttachmentInfo;
+    use block_server::api::{AttachmentInfo, HooksInfo};
 
     use super::*;
 
@@ -203,6 +218,7 @@ mod tests {
             extents: 1,
             domain: None,
             attachments,
+            hooks: HooksInfo::default(),
         }
     }
 

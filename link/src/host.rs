@@ -75,6 +75,11 @@ pub trait Host {
     /// this call.
     fn start(&mut self, at: SlotRef, work: Work);
 
+    /// The front has given the session up: nothing of it is to begin any more.
+    /// What waits is answered without having run, so that the front's next
+    /// session need not wait for it.
+    fn closing(&mut self, session: SessionIndex);
+
     /// The session is over and the last of its requests has been answered.
     /// What the front has attached stays attached.
     fn closed(&mut self, session: SessionIndex);

@@ -69,6 +69,8 @@ impl Host for Instant {
         self.replies.push_back((at, reply));
     }
 
+    fn closing(&mut self, _session: SessionIndex) {}
+
     fn closed(&mut self, _: SessionIndex) {}
 }
 

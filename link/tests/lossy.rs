@@ -65,6 +65,8 @@ impl Host for Disk {
         self.running.push((due, at, work));
     }
 
+    fn closing(&mut self, _session: SessionIndex) {}
+
     fn closed(&mut self, session: SessionIndex) {
         let left = self.running.iter().any(|(_, at, _)| at.session == session);
         assert!(!left, "a session is forgotten after its last request");

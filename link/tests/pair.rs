@@ -93,6 +93,8 @@ impl Host for Sevens {
         self.replies.push_back((at, reply));
     }
 
+    fn closing(&mut self, _session: SessionIndex) {}
+
     fn closed(&mut self, _: SessionIndex) {}
 }
 

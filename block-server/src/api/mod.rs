@@ -1,6 +1,7 @@
 //! What the control socket speaks: the bodies of its requests and answers, for
 //! the server and for its clients.
 
+mod hooks;
 mod key;
 mod pool;
 mod snapshot;
@@ -8,6 +9,9 @@ mod snapshot;
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
+pub use hooks::{
+    HooksInfo, KindInfo, LatencyInfo, RecordInfo, SetHooks, SetRecord, ThrottleInfo,
+};
 pub use key::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind, WayInfo};
 pub use pool::{CheckInfo, CreatePool, FigureInfo, PoolContent, PoolInfo, PoolState, StartCheck};
 pub use snapshot::{
@@ -130,6 +134,9 @@ pub struct VolumeInfo {
     pub domain: Option<String>,
     /// Who has it.
     pub attachments: Vec<AttachmentInfo>,
+    /// What stands around its requests, and what it saw.
+    #[serde(default)]
+    pub hooks: HooksInfo,
 }
 
 /// A front that has a volume.

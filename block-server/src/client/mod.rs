@@ -16,7 +16,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::api::{
-    CreateVolume, DeleteVolume, DetachVolume, Problem, ResizeVolume, ServerInfo, VolumeInfo,
+    CreateVolume, DeleteVolume, DetachVolume, Problem, ResizeVolume, ServerInfo, SetHooks,
+    VolumeInfo,
 };
 
 /// Why a server could not be asked, or what it said.
@@ -99,6 +100,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn resize(&self, name: &str, to: &ResizeVolume) -> Result<VolumeInfo, ClientError> {
         parse(&self.ask(Method::PATCH, &volume_path(name, ""), body(to)?)?)
+    }
+
+    /// Sets what stands around a volume's requests.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn set_hooks(&self, name: &str, to: &SetHooks) -> Result<VolumeInfo, ClientError> {
+        parse(&self.ask(Method::PATCH, &volume_path(name, "/hooks"), body(to)?)?)
     }
 
     /// Deletes a volume.

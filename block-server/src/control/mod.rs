@@ -2,6 +2,7 @@
 //! own. It leaves errands with the workers; they never wait for it.
 
 mod body;
+mod hooks;
 mod keys;
 mod pools;
 mod refusal;
@@ -30,6 +31,7 @@ use crate::directory::{Directory, WorkerIndex};
 use crate::errand::{Answer, Errand, Failed};
 use crate::mailbox::Mailbox;
 use crate::store::StoreError;
+use crate::traces::Traces;
 use body::BODY_BYTES;
 use refusal::{Outcome, Refusal};
 
@@ -50,8 +52,12 @@ pub struct Office {
     pub devices: Vec<(String, WorkerIndex)>,
     /// Which worker has which volume.
     pub directory: Arc<Directory>,
+    /// Where recordings go; to be finished when the workers have ended.
+    pub traces: Arc<Traces>,
     /// Where this thread's random numbers come from.
     pub draw: fn() -> u64,
+    /// Seconds since 1970.
+    pub wall: fn() -> u64,
 }
 
 /// Why there is no control socket.
@@ -184,6 +190,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 fn router(office: Arc<Office>) -> Router {
     Router::new()
         .merge(volumes::routes())
+        .merge(hooks::routes())
         .merge(snapshots::routes())
         .merge(pools::routes())
         .merge(keys::routes())

@@ -33,6 +33,7 @@ impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
         let status = match &failed {
             Failed::NoDevice(_) => StatusCode::NOT_FOUND,
+            Failed::Limits(_) => StatusCode::BAD_REQUEST,
             Failed::Store(error) => status(error),
         };
         Self::new(status, failed)

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, VolumeInfo};
 use crate::catalog::CommitError;
+use crate::hooked::{self, BadLimits, HookChange};
 use crate::room::{Located, Room};
 use crate::size::Size;
 use crate::store::{Store, StoreError};
@@ -34,6 +35,9 @@ pub enum Failed {
     /// The worker has no such device.
     #[error("there is no device '{0}'; `vrio server` was configured without it")]
     NoDevice(String),
+    /// The throttle cannot do that.
+    #[error(transparent)]
+    Limits(#[from] BadLimits),
 }
 
 /// Something that a worker is asked to do.
@@ -73,6 +77,15 @@ pub enum Errand {
         size: Size,
         /// Whether it may lose its end.
         shrink: bool,
+        /// Where to.
+        answer: Answer<VolumeInfo>,
+    },
+    /// Set what stands around a volume's requests.
+    SetHooks {
+        /// Which one.
+        name: VolumeName,
+        /// What changes.
+        change: HookChange,
         /// Where to.
         answer: Answer<VolumeInfo>,
     },
@@ -125,6 +138,9 @@ pub async fn run<D: Device + 'static>(room: Rc<Room<D>>, errand: Errand) {
         }
         Errand::Resize { name, size, shrink, answer } => {
             let _ = answer.send(room.resize(&name, size, shrink).await);
+        }
+        Errand::SetHooks { name, change, answer } => {
+            let _ = answer.send(room.set_hooks(&name, change).await);
         }
         Errand::Delete { name, snapshots, answer } => {
             let _ = answer.send(room.delete(&name, snapshots).await);
@@ -235,12 +251,12 @@ impl<D: Device + 'static> Room<D> {
         Ok(describe(device, &volume))
     }
 
-    fn existing(&self, name: &VolumeName) -> Result<Located<'_, D>, Failed> {
+    pub(crate) fn existing(&self, name: &VolumeName) -> Result<Located<'_, D>, Failed> {
         self.find(name).ok_or_else(|| StoreError::Unknown(name.clone()).into())
     }
 }
 
-fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInfo {
+pub(crate) fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInfo {
     let record = volume.record();
     let attachments = record.attachments.iter().map(|(access, attachment)| AttachmentInfo {
         front: attachment.front.to_string(),
@@ -261,5 +277,6 @@ fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInfo {
         extents: record.extents.len(),
         domain: volume.domain(),
         attachments: attachments.collect(),
+        hooks: hooked::describe(&volume.hooks),
     }
 }

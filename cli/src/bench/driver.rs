@@ -35,48 +35,48 @@ const SMALLEST_RING: usize = 128;
 
 /// Which optional features to take when the device offers them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wishes {
+pub(crate) struct Wishes {
     /// Notifications by index (VIRTIO_F_EVENT_IDX) instead of by flag.
-    pub(super) event_idx: bool,
+    pub(crate) event_idx: bool,
     /// Without the FLUSH feature a device must make every write durable
     /// before it answers (virtio 1.2, section 5.2.6.2).
-    pub(super) write_through: bool,
+    pub(crate) write_through: bool,
 }
 
 /// What the device says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     /// Bytes.
-    pub(super) capacity: u64,
+    pub(crate) capacity: u64,
     /// Bytes in the smallest unit it reads and writes.
-    pub(super) logical_block: u32,
-    pub(super) read_only: bool,
-    pub(super) flush: bool,
-    pub(super) discard: Option<TrimLimits>,
-    pub(super) zero: Option<TrimLimits>,
-    pub(super) most_queues: usize,
+    pub(crate) logical_block: u32,
+    pub(crate) read_only: bool,
+    pub(crate) flush: bool,
+    pub(crate) discard: Option<TrimLimits>,
+    pub(crate) zero: Option<TrimLimits>,
+    pub(crate) most_queues: usize,
     /// Bytes in the largest piece of a request's data.
-    pub(super) largest_segment: u32,
+    pub(crate) largest_segment: u32,
 }
 
 /// What the device takes in one discard or write-zeroes request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TrimLimits {
+pub(crate) struct TrimLimits {
     /// Bytes.
-    pub(super) most: u64,
+    pub(crate) most: u64,
     /// Bytes that offsets and lengths should be multiples of.
-    pub(super) alignment: u64,
+    pub(crate) alignment: u64,
 }
 
 /// A device that answered and was not started yet.
-pub(super) struct Device {
+pub(crate) struct Device {
     transport: Arc<Mutex<Box<VirtioBlkTransport>>>,
     facts: Facts,
 }
 
 impl Device {
     /// Connects to the vhost-user socket and asks the device who it is.
-    pub(super) fn connect(socket: &Path, wishes: Wishes) -> anyhow::Result<Self> {
+    pub(crate) fn connect(socket: &Path, wishes: Wishes) -> anyhow::Result<Self> {
         let shown = socket.display();
         let name = socket
             .to_str()
@@ -100,18 +100,18 @@ impl Device {
         Ok(Self { transport: Arc::new(Mutex::new(transport)), facts })
     }
 
-    pub(super) fn facts(&self) -> &Facts {
+    pub(crate) fn facts(&self) -> &Facts {
         &self.facts
     }
 
     /// Something that tells whether the device is still connected.
-    pub(super) fn pulse(&self) -> Pulse {
+    pub(crate) fn pulse(&self) -> Pulse {
         Pulse(Arc::clone(&self.transport))
     }
 
     /// Sets up the queues. Each has `depth` slots with `slot_len` bytes of
     /// data, told to the device in pieces of at most `segment` bytes.
-    pub(super) fn start(
+    pub(crate) fn start(
         self,
         queues: usize,
         depth: usize,
@@ -158,7 +158,7 @@ impl Device {
 
 /// The running device: queues and the buffers of their slots. Slots are
 /// numbered over all queues.
-pub(super) struct Rings {
+pub(crate) struct Rings {
     queues: Box<[Queue]>,
     arena: Arena,
     segment: usize,
@@ -174,7 +174,7 @@ struct Queue {
 
 /// How the device answered a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Status {
+pub(crate) enum Status {
     Ok,
     IoError,
     Unsupported,
@@ -182,7 +182,7 @@ pub(super) enum Status {
 }
 
 impl Status {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::IoError => "I/O error",
@@ -277,7 +277,7 @@ impl Rings {
 }
 
 /// Tells whether a device is still connected.
-pub(super) struct Pulse(Arc<Mutex<Box<VirtioBlkTransport>>>);
+pub(crate) struct Pulse(Arc<Mutex<Box<VirtioBlkTransport>>>);
 
 impl Pulse {
     /// Asks the device for its configuration. `false` means that the

@@ -9,18 +9,19 @@
 mod args;
 mod bytes;
 mod cpu;
-mod driver;
+pub(crate) mod driver;
 mod ledger;
-mod pace;
+pub(crate) mod pace;
 mod pattern;
 mod plan;
-mod progress;
+pub(crate) mod progress;
 mod random;
-mod report;
-mod run;
+pub(crate) mod report;
+pub(crate) mod run;
+pub(crate) mod schedule;
 mod sys;
-mod tally;
-mod workload;
+pub(crate) mod tally;
+pub(crate) mod workload;
 
 pub(crate) use args::BenchArgs;
 

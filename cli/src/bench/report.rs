@@ -365,7 +365,7 @@ fn per_second(rate: f64) -> String {
     }
 }
 
-fn duration(nanos: u64) -> String {
+pub(crate) fn duration(nanos: u64) -> String {
     match nanos {
         0..10_000 => format!("{:.2} us", nanos as f64 / 1e3),
         10_000..10_000_000 => format!("{:.1} us", nanos as f64 / 1e3),

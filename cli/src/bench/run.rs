@@ -12,6 +12,7 @@ use super::ledger::Ledger;
 use super::pace::{Check, Gauge, Limits, Pace, Region, Wait};
 use super::pattern::{self, Expected, SECTOR};
 use super::random::SplitMix;
+use super::schedule::Schedule;
 use super::tally::{Failure, Tally};
 use super::workload::{Kind, Op, Span, Workload};
 
@@ -23,6 +24,8 @@ pub(crate) enum Source {
         from: u64,
         most: u32,
     },
+    /// What a trace says, when it says it.
+    Schedule(Schedule),
 }
 
 /// The loop's state between turns.
@@ -395,6 +398,7 @@ impl<'a> Leg<'a> {
         }
         let drawn = match &mut self.source {
             Source::Workload(workload) => Some(workload.next()),
+            Source::Schedule(schedule) => schedule.next(),
             Source::ReadBack { from, most } => {
                 let span = state.ledger.as_ref().and_then(|l| l.next_known(*from, *most));
                 span.map(|span| {
@@ -421,6 +425,9 @@ impl<'a> Leg<'a> {
 
     /// When the next request is meant to start; `None` means at once.
     fn next_due(&self) -> Option<Instant> {
+        if let Source::Schedule(schedule) = &self.source {
+            return schedule.next_due().map(|due| self.begin + due);
+        }
         let rate = self.pace.rate?;
         Some(self.begin + Duration::from_secs_f64(self.drawn_ios as f64 / rate))
     }

@@ -13,7 +13,7 @@ use block_core::time::Clock;
 use block_server::api::WorkerInfo;
 use block_server::config::{ServerConfig, WorkerConfig};
 use block_server::control::{Control, Office};
-use block_server::{Directory, Errand, Mailbox, WorkerIndex, WorkerStation};
+use block_server::{Directory, Errand, Mailbox, Traces, WorkerIndex, WorkerStation};
 use clap::Args;
 use link::wire::Wire;
 use link::wire::udp::Udp;
@@ -58,6 +58,7 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
 /// The workers' threads.
 struct Workers {
     directory: Arc<Directory>,
+    traces: Arc<Traces>,
     threads: Vec<(JoinHandle<anyhow::Result<()>>, Arc<Mailbox>)>,
 }
 
@@ -65,7 +66,8 @@ impl Workers {
     /// Starts all of them; they serve when this returns.
     fn start(config: &ServerConfig, accept: &[String], stop: &Stop) -> anyhow::Result<Self> {
         let clock = Clock::start();
-        let mut workers = Self { directory: Arc::default(), threads: Vec::new() };
+        let mut workers =
+            Self { directory: Arc::default(), traces: Arc::default(), threads: Vec::new() };
         for (index, settings) in config.workers.iter().enumerate() {
             let mailbox = Mailbox::new().context("cannot make a worker's mailbox")?;
             let seat = Seat {
@@ -116,6 +118,8 @@ impl Workers {
                 .collect(),
             directory: Arc::clone(&self.directory),
             draw: rand::random,
+            wall: crate::moment::now,
+            traces: Arc::clone(&self.traces),
         }
     }
 
@@ -132,6 +136,7 @@ impl Workers {
                 Err(_) => bail!("a worker has panicked; its message is above"),
             }
         }
+        self.traces.finish();
         if outcome.is_ok() && !stop.is_asked() {
             bail!("a worker ended though nobody asked it to");
         }

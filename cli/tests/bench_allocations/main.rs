@@ -3,6 +3,7 @@
 #[path = "../storage_daemon/mod.rs"]
 mod storage_daemon;
 
+#[allow(dead_code)] // `vrio replay` uses the rest.
 #[path = "../../src/bench/mod.rs"]
 mod bench;
 mod sys;

@@ -2,6 +2,7 @@
 //! from the moment the server knew the volume, and is never set to zero.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use block_core::{BlockError, Op};
@@ -80,6 +81,17 @@ impl Measured {
     }
 }
 
+/// A request that has arrived and not ended.
+#[derive(Debug)]
+pub(super) struct Running(Rc<Meter>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Self(meter) = self;
+        meter.in_flight.set(meter.in_flight.get() - 1);
+    }
+}
+
 /// Counts a volume's requests.
 #[derive(Debug, Default)]
 pub struct Meter {
@@ -94,8 +106,10 @@ impl Meter {
         Measured { kinds: self.kinds.borrow().clone(), in_flight: self.in_flight.get() }
     }
 
-    pub(super) fn arrive(&self) {
+    /// A request has arrived; it runs until the answer is dropped.
+    pub(super) fn arrive(self: &Rc<Self>) -> Running {
         self.in_flight.set(self.in_flight.get() + 1);
+        Running(Rc::clone(self))
     }
 
     pub(super) fn done(
@@ -104,7 +118,6 @@ impl Meter {
         latency: Duration,
         outcome: Result<(), BlockError>,
     ) {
-        self.in_flight.set(self.in_flight.get() - 1);
         let mut kinds = self.kinds.borrow_mut();
         let kind = &mut kinds[Kind::of(facts.op) as usize];
         kind.bytes = kind.bytes.saturating_add(facts.range.map_or(0, |range| range.bytes()));

@@ -20,6 +20,7 @@ use std::rc::Rc;
 use block_core::{BlockError, Op, Request, SectorRange, Time};
 
 pub use clock::TurnClock;
+use meter::Running;
 pub use meter::{Kind, Measured, Meter};
 pub use throttle::{Limits, Throttle, Throttled};
 pub use trace::{Recorded, Recorder};
@@ -50,12 +51,14 @@ impl From<&Request> for RequestFacts {
     }
 }
 
-/// A request that the hooks have let pass; handed back when it is done.
+/// A request that the hooks have let pass; handed back when it is done. The
+/// meter counts it as running until then, or until it is dropped.
 #[derive(Debug)]
-#[must_use = "the meter counts the request as running until it is done"]
+#[must_use = "a request that is not done is not counted"]
 pub struct Ticket {
     facts: RequestFacts,
     arrived: Time,
+    _running: Running,
 }
 
 /// Places of the array, outermost first.
@@ -85,14 +88,13 @@ impl Hook {
 
     async fn admit(&self, facts: RequestFacts, clock: &TurnClock) {
         match self {
-            Self::Meter(meter) => meter.arrive(),
-            Self::Record(_) => {}
+            Self::Meter(_) | Self::Record(_) => {}
             Self::Throttle(throttle) => throttle.admit(facts, clock).await,
         }
     }
 
     fn done(&self, now: Time, ticket: &Ticket, outcome: Result<(), BlockError>) {
-        let Ticket { facts, arrived } = *ticket;
+        let Ticket { facts, arrived, .. } = *ticket;
         match self {
             Self::Meter(meter) => meter.done(facts, now - arrived, outcome),
             Self::Record(recorder) => recorder.done(facts, arrived, now, outcome),
@@ -119,9 +121,10 @@ impl Hooks {
         hooks
     }
 
-    /// Lets a request pass, which may take until its turn has come.
+    /// Lets a request pass, which may take until its turn has come. One that
+    /// goes away before, because the future is dropped, was none.
     pub async fn admit(&self, facts: RequestFacts, clock: &TurnClock) -> Ticket {
-        let ticket = Ticket { facts, arrived: clock.now() };
+        let ticket = Ticket { facts, arrived: clock.now(), _running: self.meter.arrive() };
         let mut last = None;
         // The array may change while a hook waits.
         while let Some(hook) = self.inside(last) {

@@ -116,6 +116,25 @@ fn the_array_changes_under_waiting_requests() {
     assert_eq!(recorded, [(Duration::ZERO, after), (after, Duration::ZERO)]);
 }
 
+/// A front goes away while the throttle holds its requests: they are not
+/// running for ever, and those of others do not wait for them.
+#[test]
+fn a_request_that_goes_away_while_it_waits_was_none() {
+    let mut stand = Stand::new(limits(1));
+    send(&mut stand, Ok(()));
+    {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut waits = std::pin::pin!(stand.hooks.admit(read(), &stand.clock));
+        assert!(waits.as_mut().poll(&mut context).is_pending());
+        assert_eq!(stand.hooks.measured().in_flight, 1);
+    }
+    assert_eq!(stand.hooks.measured().in_flight, 0);
+    assert_eq!(stand.hooks.throttled().map(|throttled| throttled.waiting), Some(0));
+    send(&mut stand, Ok(()));
+    stand.tick(at(1000));
+    assert_eq!(stand.hooks.measured().kind(Kind::Read).latency.total(), 2);
+}
+
 /// A meter is always on, so its cost is every request's.
 #[test]
 fn a_request_without_a_throttle_never_waits() {

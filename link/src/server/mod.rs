@@ -241,11 +241,12 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         }
     }
 
-    /// Ends a session. Its half-received requests are dropped at once; what
-    /// runs ends first.
+    /// Ends a session. Its half-received requests are dropped at once, what
+    /// waits is not begun; what runs ends first.
     fn close(&mut self, index: usize, host: &mut impl Host) {
         let Some(session) = &mut self.sessions[index] else { return };
         session.close();
+        host.closing(SessionIndex(index as u16));
         self.forget_if_ended(index, host);
     }
 
