@@ -114,7 +114,9 @@ fn what_goes_wrong_with_a_pool_is_named() {
     says(&refused(&stand, "volume create x --size 1M --domain d"), &["--domain"]);
     done(&stand, "volume delete raw");
     says(&refused(&stand, "pool create soft --journal 1G"), &["journal"]);
-    done(&stand, "pool create soft --overwrite");
+    done(&stand, "volume create raw --size 1M");
+    done(&stand, "volume delete raw");
+    done(&stand, "pool create soft");
     says(&refused(&stand, "pool create soft"), &["already"]);
     done(&stand, "volume create disk --size 1M");
     for (words, said) in [

@@ -112,15 +112,9 @@ pub(crate) async fn create<D: Device + 'static>(
     options: CreateOptions,
 ) -> Result<PoolId, CreateError> {
     let blocks = device.blocks();
-    if blocks < MIN_DEVICE_BLOCKS {
-        return Err(CreateError::TooSmall(blocks));
-    }
-    if blocks.0 > MAX_BLOCKS {
-        return Err(CreateError::TooLarge);
-    }
-    let journal = journal_size(blocks, options.journal)?;
+    let journal = check(blocks, options.journal)?;
     let pool = PoolId(chance.id());
-    // Its header is written last: what is half made is no pool. The keys of
+    // Superblocks are written last: what is half made is no pool. The keys of
     // what was there are overwritten first.
     let vault =
         Vault::create(Rc::clone(&device), buffers.clone(), pool, options.first, chance).await?;
@@ -159,7 +153,24 @@ pub(crate) async fn create<D: Device + 'static>(
     Ok(pool)
 }
 
-/// How many blocks the journal gets.
+/// Whether a pool can be made on a device of this size; how many blocks its
+/// journal gets.
+///
+/// # Errors
+/// A sentence about the sizes.
+pub(crate) fn check(
+    device: BlockCount,
+    journal: Option<BlockCount>,
+) -> Result<BlockCount, CreateError> {
+    if device < MIN_DEVICE_BLOCKS {
+        return Err(CreateError::TooSmall(device));
+    }
+    if device.0 > MAX_BLOCKS {
+        return Err(CreateError::TooLarge);
+    }
+    journal_size(device, journal)
+}
+
 fn journal_size(device: BlockCount, asked: Option<BlockCount>) -> Result<BlockCount, CreateError> {
     let least = LEAST_RING_BLOCKS;
     let most = BlockCount((device.0 / 8).max(least.0));

@@ -161,7 +161,17 @@ impl<D: Device + 'static> Pool<D> {
         create::probe(device, buffers).await
     }
 
-    /// Makes an empty pool on a device, over whatever is there.
+    /// Whether a pool can be made on a device of this size, with so many
+    /// blocks of journal.
+    ///
+    /// # Errors
+    /// A sentence about the sizes.
+    pub fn check_sizes(device: BlockCount, journal: Option<BlockCount>) -> Result<(), CreateError> {
+        create::check(device, journal).map(drop)
+    }
+
+    /// Makes an empty pool on a device, over whatever is there. The device's
+    /// first block is written last.
     ///
     /// # Errors
     /// A sentence about what is in the way; then there is no pool.

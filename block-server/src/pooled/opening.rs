@@ -69,12 +69,11 @@ impl<D: Device + 'static> Pooled<D> {
     /// A sentence about what is in the way.
     pub async fn make(
         means: &Means<D>,
-        journal: Option<Size>,
+        journal: Option<BlockCount>,
         secret: &Secret,
     ) -> Result<Self, String> {
         let first = NewWay::new(FIRST_WAY, secret, Cost::USUAL, &means.chance);
         let first = first.map_err(|error| error.to_string())?;
-        let journal = journal.map(|size| BlockCount::in_bytes(size.bytes()));
         let options = CreateOptions { first, journal };
         let (device, pages) = (Rc::clone(&means.device), means.pages.clone());
         let made = Pool::create(device, pages, means.chance.clone(), options).await;

@@ -71,6 +71,8 @@ enum Keeper<D> {
     Pool(Rc<Pooled<D>>),
     /// In a pool that is not open, and why.
     Locked(String),
+    /// Nowhere: a pool was to be made, and why there is none.
+    Unmade(String),
     /// The device is being made a pool.
     Changing,
 }
@@ -81,6 +83,7 @@ impl<D> Clone for Keeper<D> {
             Self::Raw(raw) => Self::Raw(Rc::clone(raw)),
             Self::Pool(pool) => Self::Pool(Rc::clone(pool)),
             Self::Locked(why) => Self::Locked(why.clone()),
+            Self::Unmade(why) => Self::Unmade(why.clone()),
             Self::Changing => Self::Changing,
         }
     }
@@ -137,7 +140,7 @@ impl<D: Device + 'static> Store<D> {
         match self.keeper() {
             Keeper::Raw(raw) => raw.free(),
             Keeper::Pool(pool) => pool.free(),
-            Keeper::Locked(_) | Keeper::Changing => BlockCount(0),
+            Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing => BlockCount(0),
         }
     }
 
@@ -211,7 +214,7 @@ impl<D: Device + 'static> Store<D> {
                     let found = pool.create(&name, blocks, domain, attributes).await?;
                     Ok(Volume::pooled(found, &self.means.scratch, verifier))
                 }
-                Keeper::Locked(why) => Err(StoreError::Locked(why)),
+                Keeper::Locked(why) | Keeper::Unmade(why) => Err(StoreError::Locked(why)),
                 Keeper::Changing => Err(StoreError::Changing),
             }
         };
@@ -341,7 +344,7 @@ impl<D: Device + 'static> Store<D> {
     pub fn deadline(&self) -> Option<Time> {
         match &*self.keeper.borrow() {
             Keeper::Pool(pool) => pool.deadline(),
-            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Changing => None,
+            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing => None,
         }
     }
 

@@ -3,14 +3,16 @@
 use std::rc::Rc;
 
 use block_core::Device;
+use block_core::device::Durability;
 use block_core::unit::{BlockCount, Extent, Pba};
+use interpose::Pool;
 use interpose::vault::NewWay;
 use tracing::{error, info};
 
 use super::{Keeper, Store, StoreError};
 use crate::api::{CheckInfo, KeysInfo, PoolInfo, PoolState};
 use crate::extents::zero_extent;
-use crate::layout::DATA_START;
+use crate::layout::{DATA_START, DeviceId, Superblock};
 use crate::pooled::Pooled;
 use crate::room::Life;
 use crate::size::Size;
@@ -19,14 +21,14 @@ impl<D: Device + 'static> Store<D> {
     /// Whether the device is a pool, open or not.
     #[must_use]
     pub fn is_pool(&self) -> bool {
-        matches!(self.keeper(), Keeper::Pool(_) | Keeper::Locked(_))
+        matches!(self.keeper(), Keeper::Pool(_) | Keeper::Locked(_) | Keeper::Unmade(_))
     }
 
     /// Why the device's volumes are not served, if so.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self.keeper() {
-            Keeper::Locked(why) => Some(why),
+            Keeper::Locked(why) | Keeper::Unmade(why) => Some(why),
             Keeper::Pool(pool) => pool.problem(),
             Keeper::Raw(_) | Keeper::Changing => None,
         }
@@ -48,7 +50,9 @@ impl<D: Device + 'static> Store<D> {
                 (PoolState::ReadOnly, Some(pool.content()))
             }
             Keeper::Pool(pool) => (PoolState::Open, Some(pool.content())),
-            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Changing => (PoolState::Locked, None),
+            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing => {
+                (PoolState::Locked, None)
+            }
         };
         let size = Size(self.blocks().bytes());
         PoolInfo { device: device.to_owned(), state, problem: self.problem(), size, content }
@@ -71,6 +75,8 @@ impl<D: Device + 'static> Store<D> {
             Keeper::Raw(_) => self.check_no_volumes()?,
             Keeper::Pool(_) => return Err(StoreError::IsAPool(name())),
             Keeper::Locked(_) if overwrite => {}
+            // What was there is gone already.
+            Keeper::Unmade(_) => {}
             Keeper::Locked(why) => {
                 return Err(StoreError::Occupied { device: name(), why: why.clone() });
             }
@@ -78,6 +84,10 @@ impl<D: Device + 'static> Store<D> {
         }
         let unlock = self.means.unlock.as_ref().ok_or_else(|| StoreError::NoSecret(name()))?;
         let secret = unlock.read().map_err(|error| StoreError::Pool(error.to_string()))?;
+        let journal = journal.map(|size| BlockCount::in_bytes(size.bytes()));
+        // What cannot be is said before anything is lost.
+        Pool::<D>::check_sizes(self.blocks(), journal)
+            .map_err(|error| StoreError::Pool(error.to_string()))?;
         *self.keeper.borrow_mut() = Keeper::Changing;
         let made = match self.wipe().await {
             Ok(()) => Pooled::make(&self.means, journal, &secret).await,
@@ -95,10 +105,14 @@ impl<D: Device + 'static> Store<D> {
                 Ok(lives)
             }
             Err(why) => {
-                error!(device = %self.means.name, "no pool could be made: {why}");
-                let locked = format!("a pool could not be made on it: {why}");
-                *self.keeper.borrow_mut() = Keeper::Locked(locked);
-                Err(StoreError::Pool(why))
+                let name = &self.means.name;
+                error!(device = %name, "no pool could be made: {why}");
+                let unmade = format!(
+                    "device '{name}' holds nothing, because no pool could be made on it ({why}); \
+                     `vrio pool create {name}` tries again"
+                );
+                *self.keeper.borrow_mut() = Keeper::Unmade(unmade.clone());
+                Err(StoreError::Pool(unmade))
             }
         }
     }
@@ -118,13 +132,21 @@ impl<D: Device + 'static> Store<D> {
     }
 
     /// Takes away what said that there are raw volumes: nothing must find its
-    /// other copy later.
+    /// other copy later. Until the pool's first superblock, which is written
+    /// last, takes its place, the first block says that the device is being
+    /// formatted: a server that starts in between formats it for raw volumes.
     async fn wipe(&self) -> Result<(), StoreError> {
-        let count = BlockCount(DATA_START.0.min(self.blocks().0));
-        let extent = Extent { start: Pba(0), count };
+        let blocks = self.blocks();
+        let extent = Extent { start: Pba(0), count: BlockCount(DATA_START.0.min(blocks.0)) };
         let device = &*self.means.device;
+        let mut buffer = self.means.pages.take().ok_or(StoreError::Changing)?;
+        let block = buffer.first_chunk_mut().expect("a buffer has a block");
+        let begun = Superblock { device: DeviceId(self.means.chance.id()), blocks, ready: false };
+        begun.encode(block);
         let wiped = async {
             zero_extent(device, extent, false).await?;
+            device.flush().await?;
+            device.write(Pba(0), buffer, 0..1, Durability::Cached).await.1?;
             device.flush().await
         };
         wiped.await.map_err(StoreError::Device)
@@ -228,7 +250,7 @@ impl<D: Device + 'static> Store<D> {
         match self.keeper() {
             Keeper::Pool(pool) => Ok(pool),
             Keeper::Raw(_) => Err(StoreError::NotAPool(self.means.name.clone())),
-            Keeper::Locked(why) => Err(StoreError::Locked(why)),
+            Keeper::Locked(why) | Keeper::Unmade(why) => Err(StoreError::Locked(why)),
             Keeper::Changing => Err(StoreError::Changing),
         }
     }

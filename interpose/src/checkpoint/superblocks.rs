@@ -62,8 +62,10 @@ pub(crate) async fn format_superblocks<D: Device>(
     superblock: &Superblock,
 ) -> Result<(), CheckpointError> {
     let mut buffer = buffers.take().ok_or(CheckpointError::Device(BlockError::Medium))?;
-    for generation in [0, 1] {
-        for copy in Copy::BOTH {
+    // The device's first block comes last: until then it says what was there
+    // before, so a pool is made as a whole or not at all.
+    for copy in [Copy::B, Copy::A] {
+        for generation in [1, 0] {
             encode(vault, pool, generation, copy, superblock, &mut buffer)?;
             buffer = put(device, buffer, generation, copy).await?;
         }
