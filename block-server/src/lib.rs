@@ -46,6 +46,8 @@ pub mod hooked;
 
 pub mod traces;
 
+pub mod checks;
+
 pub mod client;
 
 pub mod api;

@@ -15,6 +15,7 @@ use block_server::api::{
     AccessInfo, CreateVolume, DeleteVolume, DetachVolume, ResizeVolume, ServerInfo, VolumeInfo,
     WorkerInfo,
 };
+use block_server::checks::Checks;
 use block_server::client::ClientError;
 use block_server::{
     Client, Control, Directory, Errand, LocalPath, Mailbox, Office, Size, WorkerIndex,
@@ -106,6 +107,7 @@ fn office(directory: &Arc<Directory>, mailbox: &Arc<Mailbox>) -> Office {
         devices: vec![("disk".to_owned(), WorkerIndex(0))],
         directory: Arc::clone(directory),
         traces: Arc::default(),
+        checks: Checks::default(),
         draw: || 4,
         wall: || 1_700_000_000,
     }

@@ -9,6 +9,7 @@ use block_core::Time;
 use block_core::time::Clock;
 use block_front::Front;
 use block_server::api::WorkerInfo;
+use block_server::checks::Checks;
 use block_server::config::{DeviceConfig, ServerConfig};
 use block_server::control::{Control, Office};
 use block_server::errand::Failed;
@@ -95,6 +96,7 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         workers: vec![(info, Arc::clone(&mailbox))],
         devices: config.devices.iter().map(|device| (device.name.clone(), device.worker)).collect(),
         directory,
+        checks: Checks::open(config.state.join("checks.json")),
         draw: rand::random,
         wall: crate::moment::now,
         traces: Arc::clone(&traces),

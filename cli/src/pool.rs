@@ -1,14 +1,20 @@
 //! `vrio pool`: devices that are pools.
 
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::bail;
 use block_server::Size;
-use block_server::api::{CheckInfo, CreatePool, PoolContent, PoolInfo, PoolState, StartCheck};
+use block_server::api::{
+    CheckInfo, ChecksInfo, CreatePool, PoolContent, PoolInfo, PoolState, ScheduleInfo, SetSchedule,
+    StartCheck,
+};
 use block_server::client::Client;
 use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
 
+use crate::moment::{Span, utc};
 use crate::progress::{Step, follow};
 use crate::table::{Side, table};
 
@@ -50,9 +56,12 @@ enum Command {
     Check {
         /// Which one; may be left out if there is one
         device: Option<String>,
-        /// Read at most so much in a second, for example 50M
+        /// Read at most so much in a second, for example 50M; by schedule 20M if left out
         #[arg(long, value_name = "SIZE")]
         rate: Option<Size>,
+        /// Begin none now; the server makes one by itself every so often, for example 7d, or off
+        #[arg(long, value_name = "TIME", conflicts_with_all = ["background", "status"])]
+        schedule: Option<Schedule>,
         /// Do not wait for its end: `--status` tells how far it is
         #[arg(long, conflicts_with = "status")]
         background: bool,
@@ -65,6 +74,32 @@ enum Command {
         /// Which one; may be left out if there is one
         device: Option<String>,
     },
+}
+
+/// The rate of checks by schedule: what guests do not notice.
+const USUAL_RATE: Size = Size(20 << 20);
+
+/// How often; `None` for never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Schedule(Option<Span>);
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text.parse().map(|every| Self(Some(every))),
+        }
+    }
+}
+
+impl Schedule {
+    fn asked(self, rate: Option<Size>) -> SetSchedule {
+        let rate = rate.unwrap_or(USUAL_RATE);
+        let info = |Span(every)| ScheduleInfo { every_seconds: every.as_secs(), rate };
+        SetSchedule { schedule: self.0.map(info) }
+    }
 }
 
 /// Asks the server and prints its answer.
@@ -81,7 +116,11 @@ pub(crate) fn run(args: PoolArgs) -> anyhow::Result<()> {
             let device = the_pool(&client, device)?;
             print(&[client.grow_pool(&device)?], args.json)
         }
-        Command::Check { device, rate, background, status } => {
+        Command::Check { device, rate, schedule: Some(schedule), .. } => {
+            let device = the_pool(&client, device)?;
+            print(&[client.schedule_check(&device, &schedule.asked(rate))?], args.json)
+        }
+        Command::Check { device, rate, background, status, schedule: None } => {
             let device = the_pool(&client, device)?;
             let check = if status {
                 client.check(&device)?
@@ -206,7 +245,7 @@ fn describe(pool: &PoolInfo) -> String {
     if let Some(problem) = &pool.problem {
         text += &format!("problem      {problem}\n");
     }
-    text += &format!("size         {}\n", pool.size);
+    text += &format!("size         {}\n{}", pool.size, describe_checks(&pool.checks));
     let Some(content) = &pool.content else { return text };
     let PoolContent { id, volumes, snapshots, free, data, metadata, journal, .. } = content;
     let full = if content.full { ": FULL, writes find no room" } else { "" };
@@ -228,9 +267,32 @@ fn describe(pool: &PoolInfo) -> String {
     text + &format!("since start  {}\n", since.join(", "))
 }
 
+fn describe_checks(checks: &ChecksInfo) -> String {
+    let mut text = match &checks.last {
+        None => "checked      never\n".to_owned(),
+        Some(last) => {
+            let CheckInfo { done, wrong, failed, .. } = &last.check;
+            let found = match (wrong, failed) {
+                (0, None) => "nothing is wrong",
+                (0, Some(_)) => "not as a whole; see `vrio pool check --status`",
+                (_, _) => "SOMETHING IS WRONG; see `vrio pool check --status`",
+            };
+            format!("checked      {} UTC, {done}: {found}\n", utc(last.ended))
+        }
+    };
+    if let (Some(ScheduleInfo { every_seconds, rate }), Some(next)) =
+        (&checks.schedule, checks.next)
+    {
+        let every = Span(Duration::from_secs(*every_seconds));
+        let next = next.max(crate::moment::now());
+        text += &format!("next check   {} UTC, every {every} at {rate} a second\n", utc(next));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
-    use block_server::api::FigureInfo;
+    use block_server::api::{FigureInfo, LastCheck};
 
     use super::*;
 
@@ -257,6 +319,7 @@ mod tests {
             problem: problem.map(str::to_owned),
             size: Size(4 << 30),
             content: (state != PoolState::Locked).then_some(content),
+            checks: ChecksInfo::default(),
         }
     }
 
@@ -265,9 +328,27 @@ mod tests {
         let text = describe(&pool(PoolState::Open, None));
         assert!(text.contains("3M saved") && text.contains("77 blocks left"), "{text}");
         let locked = pool(PoolState::Locked, Some("no key; give it one"));
-        assert!(describe(&locked).ends_with("problem      no key; give it one\nsize         4G\n"));
+        assert!(describe(&locked).contains("problem      no key; give it one\nsize         4G\n"));
         let text = lines(&[locked, pool(PoolState::Open, None)]);
         assert!(text.contains("locked: no key"), "{text}");
+    }
+
+    /// Nobody looks into a log for what a check at night has found.
+    #[test]
+    fn a_pool_says_what_its_last_check_found_and_when_the_next_one_is() {
+        let asked = |text: &str, rate| text.parse::<Schedule>().map(|every| every.asked(rate));
+        let weekly = asked("7d", None).expect("a week").schedule.expect("a schedule");
+        assert_eq!((weekly.every_seconds, weekly.rate), (604_800, USUAL_RATE));
+        assert_eq!(asked("off", None), Ok(SetSchedule::default()));
+        assert!(asked("weekly", None).is_err());
+        let never = describe_checks(&ChecksInfo::default());
+        assert_eq!(never, "checked      never\n");
+        let check = CheckInfo { wrong: 2, done: Size(1 << 30), ..CheckInfo::default() };
+        let last = Some(LastCheck { began: 0, ended: 86_400, check });
+        let next = Some(4_107_542_400);
+        let text = describe_checks(&ChecksInfo { schedule: Some(weekly), next, last });
+        assert!(text.contains("1970-01-02 00:00:00 UTC, 1G: SOMETHING IS WRONG"), "{text}");
+        assert!(text.contains("2100-03-01 00:00:00 UTC, every 7d at 20M a second"), "{text}");
     }
 
     #[test]

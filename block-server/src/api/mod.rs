@@ -9,11 +9,12 @@ mod snapshot;
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
-pub use hooks::{
-    HooksInfo, KindInfo, LatencyInfo, RecordInfo, SetHooks, SetRecord, ThrottleInfo,
-};
+pub use hooks::{HooksInfo, KindInfo, LatencyInfo, RecordInfo, SetHooks, SetRecord, ThrottleInfo};
 pub use key::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind, WayInfo};
-pub use pool::{CheckInfo, CreatePool, FigureInfo, PoolContent, PoolInfo, PoolState, StartCheck};
+pub use pool::{
+    CheckInfo, ChecksInfo, CreatePool, FigureInfo, LastCheck, PoolContent, PoolInfo, PoolState,
+    ScheduleInfo, SetSchedule, StartCheck,
+};
 pub use snapshot::{
     AskDiff, CloneSnapshot, DiffInfo, RangeInfo, RestoreSnapshot, SnapshotInfo, TakeSnapshots,
 };

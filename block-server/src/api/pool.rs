@@ -36,6 +36,54 @@ pub struct PoolInfo {
     /// What is in it, if it is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<PoolContent>,
+    /// When it is checked, and what came of it.
+    #[serde(default)]
+    pub checks: ChecksInfo,
+}
+
+/// A pool's checks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChecksInfo {
+    /// How often the server makes one by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleInfo>,
+    /// When it makes the next one, in seconds since 1970; the past means at
+    /// once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+    /// The last one that ended, whoever began it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<LastCheck>,
+}
+
+/// How often a pool is checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleInfo {
+    /// Seconds from the end of a check to the next one.
+    pub every_seconds: u64,
+    /// Most bytes that it reads in a second.
+    pub rate: Size,
+}
+
+/// A check that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastCheck {
+    /// When it began, in seconds since 1970.
+    pub began: u64,
+    /// When it ended, in seconds since 1970.
+    pub ended: u64,
+    /// What it found.
+    pub check: CheckInfo,
+}
+
+/// `PUT /pools/DEVICE/check/schedule`; the answer is a [`PoolInfo`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSchedule {
+    /// How often it is checked; never if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleInfo>,
 }
 
 /// Whether a pool is served.

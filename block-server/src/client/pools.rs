@@ -4,7 +4,7 @@ use hyper::Method;
 use hyper::body::Bytes;
 
 use super::{Client, ClientError, body, escape, parse};
-use crate::api::{AddWay, CheckInfo, CreatePool, KeysInfo, PoolInfo, StartCheck};
+use crate::api::{AddWay, CheckInfo, CreatePool, KeysInfo, PoolInfo, SetSchedule, StartCheck};
 
 impl Client {
     /// All pools, by their devices' names.
@@ -53,6 +53,15 @@ impl Client {
     /// See [`ClientError`].
     pub fn check(&self, device: &str) -> Result<CheckInfo, ClientError> {
         parse(&self.ask(Method::GET, &pool_path(device, "/check"), Bytes::new())?)
+    }
+
+    /// Sets how often the server checks a pool by itself.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn schedule_check(&self, device: &str, to: &SetSchedule) -> Result<PoolInfo, ClientError> {
+        let path = pool_path(device, "/check/schedule");
+        parse(&self.ask(Method::PUT, &path, body(to)?)?)
     }
 
     /// What unlocks a pool, and its domains' keys.

@@ -2,6 +2,7 @@
 //! own. It leaves errands with the workers; they never wait for it.
 
 mod body;
+mod checks;
 mod hooks;
 mod keys;
 mod pools;
@@ -27,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::api::WorkerInfo;
+use crate::checks::Checks;
 use crate::directory::{Directory, WorkerIndex};
 use crate::errand::{Answer, Errand, Failed};
 use crate::mailbox::Mailbox;
@@ -54,6 +56,8 @@ pub struct Office {
     pub directory: Arc<Directory>,
     /// Where recordings go; to be finished when the workers have ended.
     pub traces: Arc<Traces>,
+    /// When pools are checked, and what came of it.
+    pub checks: Checks,
     /// Where this thread's random numbers come from.
     pub draw: fn() -> u64,
     /// Seconds since 1970.
@@ -113,7 +117,10 @@ impl Control {
         };
         let (stop, stopped) = watch::channel(());
         let serve = async move {
-            let (router, mut late) = (router(Arc::new(office)), stopped.clone());
+            let office = Arc::new(office);
+            let (schedules, mut late) =
+                (checks::keep_schedules(Arc::clone(&office)), stopped.clone());
+            let router = router(office);
             let ended = axum::serve(listener, router).with_graceful_shutdown(async move {
                 let mut stopped = stopped;
                 // Nothing is ever sent: it ends when the sender is dropped.
@@ -127,6 +134,7 @@ impl Control {
                 outcome = ended.into_future() => if let Err(error) = outcome {
                     error!("the control socket has failed: {error}");
                 },
+                () = schedules => {}
                 () = too_late => warn!("the control socket ended with requests unanswered"),
             }
         };
@@ -193,6 +201,7 @@ fn router(office: Arc<Office>) -> Router {
         .merge(hooks::routes())
         .merge(snapshots::routes())
         .merge(pools::routes())
+        .merge(checks::routes())
         .merge(keys::routes())
         .fallback(no_such_place)
         .method_not_allowed_fallback(no_such_method)

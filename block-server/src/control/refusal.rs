@@ -3,13 +3,16 @@
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
+use thiserror::Error;
+
 use crate::api::Problem;
 use crate::catalog::CommitError;
 use crate::errand::Failed;
 use crate::store::StoreError;
 
 /// A request that did not work.
-#[derive(Debug)]
+#[derive(Debug, Error)]
+#[error("{sentence}")]
 pub(super) struct Refusal {
     status: StatusCode,
     sentence: String,

@@ -1,6 +1,7 @@
 //! What is asked about pools.
 
 use block_core::Device;
+use tokio::sync::oneshot;
 
 use super::{Answer, Failed};
 use crate::api::{CheckInfo, PoolInfo};
@@ -44,6 +45,8 @@ pub enum PoolErrand {
         device: String,
         /// Most bytes that it reads in a second.
         rate: Option<Size>,
+        /// Who is told when it has ended, and what came of it.
+        ended: oneshot::Sender<CheckInfo>,
         /// Where to, when it has begun.
         answer: Answer<CheckInfo>,
     },
@@ -71,8 +74,8 @@ pub(super) async fn run<D: Device + 'static>(room: &Room<D>, errand: PoolErrand)
         PoolErrand::Grow { device, answer } => {
             let _ = answer.send(room.grow_pool(&device).await);
         }
-        PoolErrand::StartCheck { device, rate, answer } => {
-            let _ = answer.send(room.start_check(&device, rate));
+        PoolErrand::StartCheck { device, rate, ended, answer } => {
+            let _ = answer.send(room.start_check(&device, rate, ended));
         }
         PoolErrand::Check { device, answer } => {
             let _ = answer.send(room.check(&device));
@@ -110,9 +113,15 @@ impl<D: Device + 'static> Room<D> {
         store.grow_pool().await?;
         Ok(store.pool_info(device))
     }
-    fn start_check(&self, device: &str, rate: Option<Size>) -> Result<CheckInfo, Failed> {
+
+    fn start_check(
+        &self,
+        device: &str,
+        rate: Option<Size>,
+        ended: oneshot::Sender<CheckInfo>,
+    ) -> Result<CheckInfo, Failed> {
         let store = self.store(device)?;
-        self.begin(store.start_check(rate)?);
+        self.begin(store.start_check(rate, ended)?);
         self.check(device)
     }
 

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use block_core::Device;
 use block_core::unit::{BLOCK_SIZE, BlockCount};
 use interpose::check::{CheckOptions, Phase, Progress, Report};
+use tokio::sync::oneshot;
 
 use super::Pooled;
 use crate::api::CheckInfo;
@@ -18,10 +19,14 @@ use crate::size::Size;
 pub(super) type LastCheck = Rc<RefCell<Option<CheckInfo>>>;
 
 impl<D: Device + 'static> Pooled<D> {
-    /// Begins a check, at so many bytes in a second at most; `None` while one
-    /// runs.
+    /// Begins a check, at so many bytes in a second at most, and tells `ended`
+    /// what came of it; `None` while one runs.
     #[must_use]
-    pub fn start_check(&self, rate: Option<Size>) -> Option<Life> {
+    pub fn start_check(
+        &self,
+        rate: Option<Size>,
+        ended: oneshot::Sender<CheckInfo>,
+    ) -> Option<Life> {
         if self.check().is_some_and(|check| check.running) {
             return None;
         }
@@ -37,6 +42,8 @@ impl<D: Device + 'static> Pooled<D> {
                     Ok(report) => conclude(check, &report),
                     Err(error) => check.failed = Some(error.to_string()),
                 }
+                // Whoever asked may be gone; what was found stays here.
+                let _ = ended.send(check.clone());
             }
         }))
     }

@@ -7,10 +7,11 @@ use block_core::device::Durability;
 use block_core::unit::{BlockCount, Extent, Pba};
 use interpose::Pool;
 use interpose::vault::NewWay;
+use tokio::sync::oneshot;
 use tracing::{error, info};
 
 use super::{Keeper, Store, StoreError};
-use crate::api::{CheckInfo, KeysInfo, PoolInfo, PoolState};
+use crate::api::{CheckInfo, ChecksInfo, KeysInfo, PoolInfo, PoolState};
 use crate::extents::zero_extent;
 use crate::layout::{DATA_START, DeviceId, Superblock};
 use crate::pooled::Pooled;
@@ -55,7 +56,10 @@ impl<D: Device + 'static> Store<D> {
             }
         };
         let size = Size(self.blocks().bytes());
-        PoolInfo { device: device.to_owned(), state, problem: self.problem(), size, content }
+        let (device, problem) = (device.to_owned(), self.problem());
+        // The control socket keeps them; it adds what there is to say.
+        let checks = ChecksInfo::default();
+        PoolInfo { device, state, problem, size, content, checks }
     }
 
     /// Makes the device a pool as a whole. Only a device without volumes
@@ -160,13 +164,17 @@ impl<D: Device + 'static> Store<D> {
         self.pool()?.grow().await
     }
 
-    /// Begins a check of everything, at so many bytes in a second at most.
-    /// The life is to be begun.
+    /// Begins a check of everything, at so many bytes in a second at most;
+    /// `ended` is told what came of it. The life is to be begun.
     ///
     /// # Errors
     /// When the device is no open pool, or a check runs.
-    pub fn start_check(&self, rate: Option<Size>) -> Result<Life, StoreError> {
-        let check = self.pool()?.start_check(rate);
+    pub fn start_check(
+        &self,
+        rate: Option<Size>,
+        ended: oneshot::Sender<CheckInfo>,
+    ) -> Result<Life, StoreError> {
+        let check = self.pool()?.start_check(rate, ended);
         check.ok_or_else(|| StoreError::Checking(self.means.name.clone()))
     }
 

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, bail};
 use block_core::time::Clock;
 use block_server::api::WorkerInfo;
+use block_server::checks::Checks;
 use block_server::config::{ServerConfig, WorkerConfig};
 use block_server::control::{Control, Office};
 use block_server::{Directory, Errand, Mailbox, Traces, WorkerIndex, WorkerStation};
@@ -117,6 +118,7 @@ impl Workers {
                 .map(|device| (device.name.clone(), device.worker))
                 .collect(),
             directory: Arc::clone(&self.directory),
+            checks: Checks::open(config.state.join("checks.json")),
             draw: rand::random,
             wall: crate::moment::now,
             traces: Arc::clone(&self.traces),
