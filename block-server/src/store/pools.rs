@@ -2,9 +2,9 @@
 
 use std::rc::Rc;
 
-use block_core::Device;
 use block_core::device::Durability;
 use block_core::unit::{BlockCount, Extent, Pba};
+use block_core::{BlockError, Device};
 use interpose::Pool;
 use interpose::vault::NewWay;
 use tokio::sync::oneshot;
@@ -13,7 +13,7 @@ use tracing::{error, info};
 use super::{Keeper, Store, StoreError};
 use crate::api::{CheckInfo, ChecksInfo, KeysInfo, PoolInfo, PoolState};
 use crate::extents::zero_extent;
-use crate::layout::{DATA_START, DeviceId, Superblock};
+use crate::layout::{Copy, DATA_START, DeviceId, Superblock};
 use crate::pooled::Pooled;
 use crate::room::Life;
 use crate::size::Size;
@@ -95,11 +95,7 @@ impl<D: Device + 'static> Store<D> {
         *self.keeper.borrow_mut() = Keeper::Changing;
         let made = match self.wipe().await {
             Ok(()) => Pooled::make(&self.means, journal, &secret).await,
-            // Nothing was made: what is there may still be whole.
-            Err(error) => {
-                *self.keeper.borrow_mut() = before;
-                return Err(error);
-            }
+            Err(error) => Err(error.to_string()),
         };
         match made {
             Ok(pool) => {
@@ -112,7 +108,7 @@ impl<D: Device + 'static> Store<D> {
                 let name = &self.means.name;
                 error!(device = %name, "no pool could be made: {why}");
                 let unmade = format!(
-                    "device '{name}' holds nothing, because no pool could be made on it ({why}); \
+                    "device '{name}' holds nothing of use: no pool could be made on it ({why}); \
                      `vrio pool create {name}` tries again"
                 );
                 *self.keeper.borrow_mut() = Keeper::Unmade(unmade.clone());
@@ -135,25 +131,28 @@ impl<D: Device + 'static> Store<D> {
         Err(StoreError::HasVolumes { device: self.means.name.clone(), volumes })
     }
 
-    /// Takes away what said that there are raw volumes: nothing must find its
-    /// other copy later. Until the pool's first superblock, which is written
-    /// last, takes its place, the first block says that the device is being
-    /// formatted: a server that starts in between formats it for raw volumes.
-    async fn wipe(&self) -> Result<(), StoreError> {
-        let blocks = self.blocks();
-        let extent = Extent { start: Pba(0), count: BlockCount(DATA_START.0.min(blocks.0)) };
-        let device = &*self.means.device;
-        let mut buffer = self.means.pages.take().ok_or(StoreError::Changing)?;
+    /// Takes away what says that there are raw volumes. Until the pool's first
+    /// superblock, which is written last, takes its place, the first block says
+    /// that the device is being formatted: a server that starts in between
+    /// formats it for raw volumes. Each step is durable before the next one.
+    async fn wipe(&self) -> Result<(), BlockError> {
+        let (device, blocks) = (&*self.means.device, self.blocks());
+        let zero = async |start: Pba, end: Pba| {
+            let count = BlockCount(end.0.min(blocks.0) - start.0);
+            zero_extent(device, Extent { start, count }, false).await?;
+            device.flush().await
+        };
+        // Beside a first block that is not ready it would be damage.
+        let second = Copy::B.superblock();
+        zero(second, Pba(second.0 + 1)).await?;
+        let mut buffer = self.means.pages.take().ok_or(BlockError::Medium)?;
         let block = buffer.first_chunk_mut().expect("a buffer has a block");
         let begun = Superblock { device: DeviceId(self.means.chance.id()), blocks, ready: false };
         begun.encode(block);
-        let wiped = async {
-            zero_extent(device, extent, false).await?;
-            device.flush().await?;
-            device.write(Pba(0), buffer, 0..1, Durability::Cached).await.1?;
-            device.flush().await
-        };
-        wiped.await.map_err(StoreError::Device)
+        device.write(Pba(0), buffer, 0..1, Durability::Cached).await.1?;
+        device.flush().await?;
+        // Nothing must be found later that was a record.
+        zero(Pba(1), DATA_START).await
     }
 
     /// Lets the pool have what the device has grown by.

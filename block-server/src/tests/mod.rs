@@ -2,5 +2,6 @@
 
 mod crash;
 mod disk;
+mod made;
 mod volume;
 mod worker;
