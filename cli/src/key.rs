@@ -5,11 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use block_server::api::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind};
-use block_server::client::Client;
-use block_server::config::DEFAULT_CONTROL;
 use block_server::unlock::Unlock;
 use clap::{Args, Subcommand};
 
+use crate::control::Control;
 use crate::pool::the_pool;
 use crate::prompt;
 use crate::table::{Side, table};
@@ -22,12 +21,8 @@ pub(crate) struct KeyArgs {
     /// Which pool; may be left out if there is one
     #[arg(long, value_name = "DEVICE", global = true)]
     device: Option<String>,
-    /// The server's control socket
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
-    control: PathBuf,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    control: Control,
 }
 
 #[derive(Debug, Subcommand)]
@@ -68,7 +63,7 @@ enum Command {
 
 /// Asks the server and prints its answer.
 pub(crate) fn run(args: KeyArgs) -> anyhow::Result<()> {
-    let client = Client::new(&args.control);
+    let client = args.control.client();
     let device = the_pool(&client, args.device)?;
     let keys = match args.command {
         Command::List => client.keys(&device)?,
@@ -89,12 +84,7 @@ pub(crate) fn run(args: KeyArgs) -> anyhow::Result<()> {
             client.erase_key(&device, &domain)?
         }
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&keys)?);
-    } else {
-        print!("{}", describe(&keys));
-    }
-    Ok(())
+    args.control.print(&keys, describe)
 }
 
 /// Lets a person say once more what cannot be undone.

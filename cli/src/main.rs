@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod control;
 mod front;
 mod key;
 mod local;

@@ -1,6 +1,5 @@
 //! `vrio pool`: devices that are pools.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,9 +10,9 @@ use block_server::api::{
     StartCheck,
 };
 use block_server::client::Client;
-use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
 
+use crate::control::Control;
 use crate::moment::{Span, utc};
 use crate::progress::{Step, follow};
 use crate::table::{Side, table};
@@ -26,12 +25,8 @@ use crate::table::{Side, table};
 pub(crate) struct PoolArgs {
     #[command(subcommand)]
     command: Command,
-    /// The server's control socket
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
-    control: PathBuf,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    control: Control,
 }
 
 #[derive(Debug, Subcommand)]
@@ -104,21 +99,21 @@ impl Schedule {
 
 /// Asks the server and prints its answer.
 pub(crate) fn run(args: PoolArgs) -> anyhow::Result<()> {
-    let client = Client::new(&args.control);
+    let (client, control) = (args.control.client(), &args.control);
     match args.command {
         Command::Create { device, journal, overwrite } => {
             let pool = CreatePool { device: Some(device), journal, overwrite };
-            print(&[client.create_pool(&pool)?], args.json)
+            control.print(&[client.create_pool(&pool)?][..], text)
         }
-        Command::Show { device: None } => print(&client.pools()?, args.json),
-        Command::Show { device: Some(device) } => print(&[client.pool(&device)?], args.json),
+        Command::Show { device: None } => control.print(&client.pools()?[..], text),
+        Command::Show { device: Some(device) } => control.print(&[client.pool(&device)?][..], text),
         Command::Grow { device } => {
             let device = the_pool(&client, device)?;
-            print(&[client.grow_pool(&device)?], args.json)
+            control.print(&[client.grow_pool(&device)?][..], text)
         }
         Command::Check { device, rate, schedule: Some(schedule), .. } => {
             let device = the_pool(&client, device)?;
-            print(&[client.schedule_check(&device, &schedule.asked(rate))?], args.json)
+            control.print(&[client.schedule_check(&device, &schedule.asked(rate))?][..], text)
         }
         Command::Check { device, rate, background, status, schedule: None } => {
             let device = the_pool(&client, device)?;
@@ -128,7 +123,7 @@ pub(crate) fn run(args: PoolArgs) -> anyhow::Result<()> {
                 let started = client.start_check(&device, &StartCheck { rate })?;
                 if background { started } else { watch_check(&client, &device)? }
             };
-            report(&device, &check, args.json)
+            report(&device, &check, control)
         }
     }
 }
@@ -176,38 +171,44 @@ fn watch_check(client: &Client, device: &str) -> anyhow::Result<CheckInfo> {
     })
 }
 
-fn report(device: &str, check: &CheckInfo, json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(check)?);
-    } else {
-        check.findings.iter().for_each(|finding| println!("{finding}"));
-        let left = check.wrong.saturating_sub(check.findings.len() as u64);
-        if left > 0 {
-            println!("and {left} more");
-        }
+/// Prints what a check has found; an error when that is anything.
+fn report(device: &str, check: &CheckInfo, control: &Control) -> anyhow::Result<()> {
+    control.print(check, |check| found(device, check))?;
+    verdict(device, check)
+}
+
+fn found(device: &str, check: &CheckInfo) -> String {
+    let mut text: String = check.findings.iter().map(|finding| format!("{finding}\n")).collect();
+    let left = check.wrong.saturating_sub(check.findings.len() as u64);
+    if left > 0 {
+        text += &format!("and {left} more\n");
     }
+    let CheckInfo { phase, done, total, .. } = check;
+    match (check.running, check.wrong, &check.failed) {
+        (true, _, _) => text += &format!("{phase}: {done} of {total} checked so far\n"),
+        (false, 0, None) => text += &format!("{device}: {done} checked, nothing is wrong\n"),
+        _ => {}
+    }
+    text
+}
+
+fn verdict(device: &str, check: &CheckInfo) -> anyhow::Result<()> {
     if let Some(why) = &check.failed {
         bail!("{device} was not checked as a whole: {why}");
     }
-    if check.wrong > 0 {
-        bail!("{device}: {} things are wrong", check.wrong);
+    match check.wrong {
+        0 => Ok(()),
+        1 => bail!("{device}: one thing is wrong"),
+        wrong => bail!("{device}: {wrong} things are wrong"),
     }
-    match check.running {
-        _ if json => {}
-        true => println!("{}: {} of {} checked so far", check.phase, check.done, check.total),
-        false => println!("{device}: {} checked, nothing is wrong", check.done),
-    }
-    Ok(())
 }
 
-fn print(pools: &[PoolInfo], json: bool) -> anyhow::Result<()> {
+fn text(pools: &[PoolInfo]) -> String {
     match pools {
-        pools if json => println!("{}", serde_json::to_string_pretty(pools)?),
-        [] => println!("no pools; make one with `vrio pool create DEVICE`"),
-        [only] => print!("{}", describe(only)),
-        several => print!("{}", lines(several)),
+        [] => "no pools; make one with `vrio pool create DEVICE`\n".to_owned(),
+        [only] => describe(only),
+        several => lines(several),
     }
-    Ok(())
 }
 
 fn lines(pools: &[PoolInfo]) -> String {
@@ -362,11 +363,13 @@ mod tests {
             wrong: 0,
             failed: None,
         };
-        report("d", &clean, false).expect("clean");
+        verdict("d", &clean).expect("clean");
+        assert_eq!(found("d", &clean), "d: 1G checked, nothing is wrong\n");
         let wrong = CheckInfo { wrong: 7, findings: vec!["x".to_owned()], ..clean.clone() };
-        let error = report("d", &wrong, false).expect_err("wrong").to_string();
+        let error = verdict("d", &wrong).expect_err("wrong").to_string();
         assert!(error.contains("7 things"), "{error}");
+        assert_eq!(found("d", &wrong), "x\nand 6 more\n");
         let failed = CheckInfo { failed: Some("why".to_owned()), ..clean };
-        assert!(report("d", &failed, true).is_err());
+        assert!(verdict("d", &failed).is_err());
     }
 }

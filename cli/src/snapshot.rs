@@ -1,15 +1,14 @@
 //! `vrio snapshot`: what a volume was, kept, compared and brought back.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::bail;
 use block_server::Size;
 use block_server::api::{AskDiff, CloneSnapshot, RestoreSnapshot, SnapshotInfo, TakeSnapshots};
 use block_server::client::Client;
-use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
 
+use crate::control::Control;
 use crate::moment::utc;
 use crate::pool::wait_for_deletions;
 use crate::table::{Side, table};
@@ -20,12 +19,8 @@ use crate::table::{Side, table};
 pub(crate) struct SnapshotArgs {
     #[command(subcommand)]
     command: Command,
-    /// The server's control socket
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
-    control: PathBuf,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    control: Control,
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,21 +107,14 @@ impl FromStr for Snapshot {
 
 /// Asks the server and prints its answer.
 pub(crate) fn run(args: SnapshotArgs) -> anyhow::Result<()> {
-    let client = Client::new(&args.control);
+    let (client, control) = (args.control.client(), &args.control);
     match args.command {
         Command::Create { snapshots, as_is } => {
-            let taken = client.take_snapshots(&group(&snapshots, as_is)?)?;
-            print(&taken, args.json)
+            control.print(&client.take_snapshots(&group(&snapshots, as_is)?)?[..], lines)
         }
-        Command::List { volume } => print(&list(&client, volume.as_deref())?, args.json),
+        Command::List { volume } => control.print(&list(&client, volume.as_deref())?[..], lines),
         Command::Show { snapshot: Snapshot { volume, name } } => {
-            let shown = client.snapshot(&volume, &name)?;
-            if args.json {
-                println!("{}", serde_json::to_string_pretty(&shown)?);
-            } else {
-                print!("{}", describe(&shown));
-            }
-            Ok(())
+            control.print(&client.snapshot(&volume, &name)?, describe)
         }
         Command::Restore { snapshot: Snapshot { volume, name }, force } => {
             client.restore_snapshot(&volume, &name, &RestoreSnapshot { force })?;
@@ -147,7 +135,7 @@ pub(crate) fn run(args: SnapshotArgs) -> anyhow::Result<()> {
             println!("snapshot {volume}@{name} is deleted");
             Ok(())
         }
-        Command::Diff { from, to } => diff(&client, &from, to.as_ref(), args.json),
+        Command::Diff { from, to } => diff(&client, &from, to.as_ref(), control.json),
     }
 }
 
@@ -179,14 +167,9 @@ fn list(client: &Client, volume: Option<&str>) -> anyhow::Result<Vec<SnapshotInf
     Ok(all)
 }
 
-fn print(snapshots: &[SnapshotInfo], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(snapshots)?);
-        return Ok(());
-    }
+fn lines(snapshots: &[SnapshotInfo]) -> String {
     if snapshots.is_empty() {
-        println!("no snapshots; take one with `vrio snapshot create VOLUME@NAME`");
-        return Ok(());
+        return "no snapshots; take one with `vrio snapshot create VOLUME@NAME`\n".to_owned();
     }
     let row = |snapshot: &SnapshotInfo| {
         let note = match (snapshot.as_is, snapshot.branches) {
@@ -203,8 +186,7 @@ fn print(snapshots: &[SnapshotInfo], json: bool) -> anyhow::Result<()> {
         ("SIZE", Side::Right),
         ("NOTE", Side::Left),
     ];
-    print!("{}", table(heads, &snapshots.iter().map(row).collect::<Vec<_>>()));
-    Ok(())
+    table(heads, &snapshots.iter().map(row).collect::<Vec<_>>())
 }
 
 fn describe(snapshot: &SnapshotInfo) -> String {

@@ -2,17 +2,14 @@
 
 mod hooks;
 
-use std::path::PathBuf;
-
 use block_server::Size;
 use block_server::api::{
     AccessInfo, CreateVolume, DeleteVolume, DetachVolume, ResizeVolume, VolumeInfo,
 };
-use block_server::client::Client;
-use block_server::config::DEFAULT_CONTROL;
 use clap::{Args, Subcommand};
 use hooks::Setting;
 
+use crate::control::Control;
 use crate::table::{Side, table};
 
 /// Create, list, resize and delete volumes: run this on the IOhost
@@ -20,12 +17,8 @@ use crate::table::{Side, table};
 pub(crate) struct VolumeArgs {
     #[command(subcommand)]
     command: Command,
-    /// The server's control socket
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_CONTROL, global = true)]
-    control: PathBuf,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
+    #[command(flatten)]
+    control: Control,
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,54 +90,33 @@ enum Command {
 
 /// Asks the server and prints its answer.
 pub(crate) fn run(args: VolumeArgs) -> anyhow::Result<()> {
-    let client = Client::new(&args.control);
-    let volumes = match args.command {
+    let client = args.control.client();
+    let volume = match args.command {
         Command::Create { name, size, device, read_only, domain } => {
-            vec![client.create(&CreateVolume { name, size, device, read_only, domain })?]
+            client.create(&CreateVolume { name, size, device, read_only, domain })?
         }
-        Command::List => {
-            let volumes = client.volumes()?;
-            print_list(&volumes, args.json)?;
-            return Ok(());
-        }
-        Command::Show { name } => vec![client.volume(&name)?],
+        Command::List => return args.control.print(&client.volumes()?[..], lines),
+        Command::Show { name } => client.volume(&name)?,
         Command::Resize { name, size, shrink } => {
-            vec![client.resize(&name, &ResizeVolume { size, shrink })?]
+            client.resize(&name, &ResizeVolume { size, shrink })?
         }
-        Command::Set { name, settings } => {
-            vec![client.set_hooks(&name, &hooks::asked(&settings)?)?]
-        }
+        Command::Set { name, settings } => client.set_hooks(&name, &hooks::asked(&settings)?)?,
         Command::Delete { name, snapshots } => {
             client.delete(&name, &DeleteVolume { snapshots })?;
             println!("volume {name} is deleted");
             return Ok(());
         }
         Command::Detach { name, front, force } => {
-            vec![client.detach(&name, &DetachVolume { front, force })?]
+            client.detach(&name, &DetachVolume { front, force })?
         }
     };
-    for volume in &volumes {
-        if args.json {
-            println!("{}", serde_json::to_string_pretty(volume)?);
-        } else {
-            print!("{}", describe(volume));
-        }
-    }
-    Ok(())
-}
-
-fn print_list(volumes: &[VolumeInfo], json: bool) -> anyhow::Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(volumes)?);
-    } else if volumes.is_empty() {
-        println!("no volumes; make one with `vrio volume create NAME --size SIZE`");
-    } else {
-        print!("{}", lines(volumes));
-    }
-    Ok(())
+    args.control.print(&volume, describe)
 }
 
 fn lines(volumes: &[VolumeInfo]) -> String {
+    if volumes.is_empty() {
+        return "no volumes; make one with `vrio volume create NAME --size SIZE`\n".to_owned();
+    }
     let heads = [
         ("NAME", Side::Left),
         ("SIZE", Side::Right),

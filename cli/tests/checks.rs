@@ -87,7 +87,7 @@ fn a_schedule_finds_what_rots_and_outlives_the_server() {
     assert!(stand.server().log().contains("the check found something"), "{}", stand.logs());
     for restarts in 0..2 {
         let status = refused(&stand, "pool check --status");
-        for words in [&format!("block {rotten} "), "volume disk block", "1 things are wrong"] {
+        for words in [&format!("block {rotten} "), "volume disk block", "one thing is wrong"] {
             assert!(status.contains(words), "after {restarts} restarts: {status}");
         }
         assert!(done(&stand, "pool show").contains("SOMETHING IS WRONG"));
