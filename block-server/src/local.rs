@@ -141,7 +141,7 @@ impl<E: Engine> Path for LocalPath<E> {
                 return Err(Refusal::Failed(BlockError::Malformed));
             }
             let bytes = range.blocks_touched().count.bytes() as usize;
-            let mut data = self.worker.buffer(bytes).ok_or(Refusal::Busy)?;
+            let mut data = self.worker.buffer(bytes, 0).ok_or(Refusal::Busy)?;
             if part.op.carries_data() {
                 let from = range.offset_in_block();
                 let into = &mut data[from..from + range.bytes() as usize];

@@ -389,11 +389,12 @@ impl Worker<NvmeEngine> {
 }
 
 impl<E: Engine> Host for Worker<E> {
-    fn buffer(&mut self, bytes: usize) -> Option<Buffer> {
+    fn buffer(&mut self, bytes: usize, held: usize) -> Option<Buffer> {
         let bytes = bytes + BLOCK_SIZE;
         debug_assert!(bytes <= LARGE_BYTES);
-        let small = if bytes <= SMALL_BYTES { self.small.take() } else { None };
-        small.or_else(|| self.large.take())
+        let share = |pool: &Pool| if held < pool.available() { pool.take() } else { None };
+        let small = if bytes <= SMALL_BYTES { share(&self.small) } else { None };
+        small.or_else(|| share(&self.large))
     }
 
     fn opened(&mut self, session: SessionIndex, front: FrontId, slots: u16) {

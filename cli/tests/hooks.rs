@@ -88,6 +88,32 @@ fn a_front_comes_back_while_a_limit_holds_its_requests() {
     bench(&again, "--ios 50").unwrap_or_else(|error| panic!("{error}\n{}", stand.logs()));
 }
 
+/// Three guests ask for much more than their limits let pass. What waits there
+/// must not take the server's memory from a fourth one.
+#[test]
+fn limited_guests_do_not_stop_the_others() {
+    let mut stand = Stand::start(64);
+    let guests: Vec<_> = ["a", "b", "c"]
+        .into_iter()
+        .map(|name| {
+            stand.create(name, "8M");
+            let set = stand.volume(&["set", name, "throttle.iops=1"]);
+            assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+            let socket = stand.front(name, name, "");
+            std::thread::spawn(move || bench(&socket, "--bs 64k --depth 128 --seconds 60"))
+        })
+        .collect();
+    stand.create("disk", "8M");
+    let socket = stand.front("disk", "disk", "");
+    std::thread::sleep(Duration::from_secs(1));
+    bench(&socket, "--bs 64k --depth 16 --ios 500 --timeout 5")
+        .unwrap_or_else(|error| panic!("{error}\n{}", stand.logs()));
+    for front in ["a", "b", "c"] {
+        stand.front_process(front).kill();
+    }
+    guests.into_iter().for_each(|guest| drop(guest.join().expect("no panic")));
+}
+
 /// A customer's complaint is recorded, and made again: first what changes
 /// nothing, then all of it, as fast as it goes.
 #[test]

@@ -64,9 +64,10 @@ impl Reply {
 /// The worker, as the link's server sees it.
 pub trait Host {
     /// A buffer for a request that touches `bytes` (a multiple of the block
-    /// size) or `None` when there is none now; the server then asks again
-    /// after some reply has given one back.
-    fn buffer(&mut self, bytes: usize) -> Option<Buffer>;
+    /// size) or `None` when there is none now, or when the session, which has
+    /// `held` of them, would have more than it leaves to all others; the server
+    /// asks again after some reply has given one back.
+    fn buffer(&mut self, bytes: usize, held: usize) -> Option<Buffer>;
 
     /// A front's session has begun, with `slots` slots.
     fn opened(&mut self, session: SessionIndex, front: FrontId, slots: u16);

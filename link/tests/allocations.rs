@@ -44,7 +44,7 @@ struct Instant {
 }
 
 impl Host for Instant {
-    fn buffer(&mut self, _: usize) -> Option<Buffer> {
+    fn buffer(&mut self, _: usize, _: usize) -> Option<Buffer> {
         self.pool.take()
     }
 

@@ -52,7 +52,7 @@ struct Disk {
 }
 
 impl Host for Disk {
-    fn buffer(&mut self, bytes: usize) -> Option<Buffer> {
+    fn buffer(&mut self, bytes: usize, _: usize) -> Option<Buffer> {
         if bytes <= self.small.buffer_bytes() { self.small.take() } else { self.large.take() }
     }
 

@@ -51,7 +51,7 @@ impl Sevens {
 }
 
 impl Host for Sevens {
-    fn buffer(&mut self, _: usize) -> Option<Buffer> {
+    fn buffer(&mut self, _: usize, _: usize) -> Option<Buffer> {
         self.pool.take()
     }
 

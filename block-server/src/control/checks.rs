@@ -21,6 +21,10 @@ use crate::size::Size;
 /// The longest sleep: machines are suspended, and clocks are set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
+/// Findings that are kept of a check that has ended: whoever needs more checks
+/// again.
+const MOST_KEPT: usize = 100;
+
 pub(super) fn routes() -> Router<Arc<Office>> {
     Router::new()
         .route("/pools/{device}/check", get(check).post(start_check))
@@ -103,7 +107,8 @@ async fn begin(office: &Arc<Office>, device: &str, rate: Option<Size>) -> Outcom
     Ok(begun)
 }
 
-fn conclude(office: &Office, device: &str, began: u64, check: CheckInfo) {
+fn conclude(office: &Office, device: &str, began: u64, mut check: CheckInfo) {
+    check.findings.truncate(MOST_KEPT);
     let CheckInfo { done, wrong, failed, .. } = &check;
     if *wrong > 0 {
         warn!(%device, wrong, "the check found something; `vrio pool check --status` tells what");

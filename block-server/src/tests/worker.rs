@@ -148,7 +148,7 @@ impl Rig {
     }
 
     fn write(&mut self, at: SlotRef, volume: VolumeHandle) {
-        let buffer = self.worker.buffer(BLOCK_SIZE);
+        let buffer = self.worker.buffer(BLOCK_SIZE, 0);
         assert!(buffer.is_some(), "a buffer is free");
         let request = Request { op: Op::Write, range: SectorRange::new(0, 8), buffer };
         self.worker.start(at, Work::Block { volume, request });

@@ -21,7 +21,7 @@ use crate::host::{Host, Reply, SessionIndex, SlotRef};
 use crate::segment::{SEGMENT_SIZES, Segmentation};
 use crate::wire::Wire;
 use door::Door;
-use session::Session;
+use session::{Granted, Session};
 
 /// Frames sent in a turn, so that a turn is bounded.
 const BURST: usize = 512;
@@ -67,8 +67,8 @@ pub struct Server<P> {
     sessions: Vec<Option<Session<P>>>,
     door: Door<P>,
     notes: VecDeque<(P, Note)>,
-    /// Slots that wait for a buffer, first come, first served.
-    waiting: VecDeque<SlotRef>,
+    /// Sessions with requests that wait for a buffer. They are served in turn.
+    waiting: VecDeque<SessionIndex>,
     /// Slots with frames to send.
     queue: VecDeque<SlotRef>,
 }
@@ -86,7 +86,7 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
             sessions: (0..settings.sessions).map(|_| None).collect(),
             door: Door::new(StdRng::seed_from_u64(settings.seed)),
             notes: VecDeque::with_capacity(MAX_NOTES),
-            waiting: VecDeque::with_capacity(slots),
+            waiting: VecDeque::with_capacity(usize::from(settings.sessions)),
             queue: VecDeque::with_capacity(slots),
             settings,
         }
@@ -254,7 +254,7 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         let ended = |session: &mut Session<P>| session.is_closing() && session.running() == 0;
         if self.sessions[index].take_if(ended).is_some() {
             let me = SessionIndex(index as u16);
-            self.waiting.retain(|slot| slot.session != me);
+            self.waiting.retain(|session| *session != me);
             self.queue.retain(|slot| slot.session != me);
             host.closed(me);
         }
@@ -268,18 +268,26 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         self.forget_if_ended(index, host);
     }
 
-    /// Gives buffers that have become free to the requests that wait for one,
-    /// the oldest first.
+    /// Gives buffers that have become free to the requests that wait for one:
+    /// to one session after the other, and in each to the oldest first.
     pub fn serve_waiting(&mut self, now: Time, host: &mut impl Host) {
-        while let Some(&at) = self.waiting.front() {
-            let Some(session) = &mut self.sessions[usize::from(at.session.0)] else {
-                self.waiting.pop_front();
-                continue;
-            };
-            if session.grant(now, at.slot, &mut self.queue, host) {
-                self.waiting.pop_front();
-            } else if !self.reclaim(now) {
-                return;
+        let mut refused = 0;
+        while refused < self.waiting.len() || (refused > 0 && self.reclaim(now)) {
+            if refused == self.waiting.len() {
+                refused = 0;
+            }
+            let Some(index) = self.waiting.pop_front() else { return };
+            let Some(session) = &mut self.sessions[usize::from(index.0)] else { continue };
+            match session.grant(now, &mut self.queue, host) {
+                Granted::NoneWaits => {}
+                Granted::Yes => {
+                    refused = 0;
+                    self.waiting.push_back(index);
+                }
+                Granted::No => {
+                    refused += 1;
+                    self.waiting.push_back(index);
+                }
             }
         }
     }

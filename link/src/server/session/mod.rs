@@ -33,12 +33,25 @@ pub(in crate::server) struct Session<P> {
     running: usize,
     /// Slots whose write is partly received.
     receiving: u128,
+    /// Slots that wait for a buffer, first come, first served.
+    waiting: VecDeque<u16>,
+    /// Whether the server knows that some wait.
+    listed: bool,
     closing: bool,
 }
 
-/// The queues of the whole server that a session puts its slots in.
+/// What came of asking for a buffer in a session's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::server) enum Granted {
+    Yes,
+    No,
+    NoneWaits,
+}
+
+/// The queues of the whole server: sessions that wait, slots that have
+/// something to send.
 pub(in crate::server) struct Queues<'a> {
-    pub(in crate::server) waiting: &'a mut VecDeque<SlotRef>,
+    pub(in crate::server) waiting: &'a mut VecDeque<SessionIndex>,
     pub(in crate::server) send: &'a mut VecDeque<SlotRef>,
 }
 
@@ -64,8 +77,15 @@ impl<P: Copy + Eq> Session<P> {
             next_counter: 1,
             running: 0,
             receiving: 0,
+            waiting: VecDeque::with_capacity(usize::from(slots)),
+            listed: false,
             closing: false,
         }
+    }
+
+    /// Buffers that the session has, or soon has had.
+    const fn held(&self) -> usize {
+        self.running + self.receiving.count_ones() as usize
     }
 
     pub(in crate::server) fn is(&self, id: u32, peer: P) -> bool {
@@ -130,6 +150,7 @@ impl<P: Copy + Eq> Session<P> {
     pub(in crate::server) fn close(&mut self) {
         self.closing = true;
         self.receiving = 0;
+        self.waiting.clear();
         for slot in &mut self.slots {
             if !matches!(slot.phase, Phase::Running) {
                 slot.phase = Phase::Idle;
@@ -197,8 +218,7 @@ impl<P: Copy + Eq> Session<P> {
         *slot = Slot { number: header.number, attempt: header.attempt, queued, ..Slot::idle() };
         slot.wanted = header.offset;
         if waited {
-            let at = self.at(index);
-            queues.waiting.retain(|waiting| *waiting != at);
+            self.waiting.retain(|waiting| usize::from(*waiting) != index);
         }
         match Asked::parse(header) {
             Some(asked) => {
@@ -258,31 +278,36 @@ impl<P: Copy + Eq> Session<P> {
         if bytes == 0 {
             return self.start(now, index, None, queues.send, host);
         }
-        let buffer = if queues.waiting.is_empty() { host.buffer(bytes) } else { None };
+        let none_waits = self.waiting.is_empty();
+        let buffer = if none_waits { host.buffer(bytes, self.held()) } else { None };
         match buffer {
             Some(buffer) => self.have_buffer(now, index, buffer, queues.send, host),
             None => {
                 self.slots[index].phase = Phase::Waiting;
-                queues.waiting.push_back(self.at(index));
+                self.waiting.push_back(index as u16);
+                if !std::mem::replace(&mut self.listed, true) {
+                    queues.waiting.push_back(self.index);
+                }
             }
         }
     }
 
-    /// A buffer may be free now; false if there is none for this request.
+    /// A buffer may be free now, for the request that has waited longest.
     pub(in crate::server) fn grant(
         &mut self,
         now: Time,
-        slot: u16,
         send: &mut VecDeque<SlotRef>,
         host: &mut impl Host,
-    ) -> bool {
-        let index = usize::from(slot);
-        if !matches!(self.slots[index].phase, Phase::Waiting) {
-            return true;
-        }
-        let Some(buffer) = host.buffer(self.slots[index].asked.buffer_bytes()) else {
-            return false;
+    ) -> Granted {
+        let Some(&first) = self.waiting.front() else {
+            self.listed = false;
+            return Granted::NoneWaits;
         };
+        let index = usize::from(first);
+        let Some(buffer) = host.buffer(self.slots[index].asked.buffer_bytes(), self.held()) else {
+            return Granted::No;
+        };
+        self.waiting.pop_front();
         self.have_buffer(now, index, buffer, send, host);
         // What was sent while there was no buffer for it is gone.
         let slot = &mut self.slots[index];
@@ -290,7 +315,7 @@ impl<P: Copy + Eq> Session<P> {
             slot.due.missing = Some(self.cut.all(slot.asked.bytes));
             self.enqueue(index, send);
         }
-        true
+        Granted::Yes
     }
 
     fn have_buffer(
