@@ -39,6 +39,7 @@ pub mod pages;
 pub mod radix;
 pub mod space;
 
+pub mod stream;
 pub mod vault;
 
 pub mod layout;

@@ -3,6 +3,8 @@
 mod diff;
 mod keys;
 mod snapshots;
+mod stream_export;
+mod stream_import;
 mod volumes;
 
 use std::cell::RefCell;
@@ -18,6 +20,8 @@ pub use crate::checkpoint::Guard;
 pub use crate::core::ReadOnly;
 pub use crate::layout::control::{SnapshotKey, VolumeId};
 pub use snapshots::{Restored, SnapshotStatus};
+pub use stream_export::{ExportError, Exported, Piece, Span};
+pub use stream_import::{Begun, ImportError};
 pub use volumes::VolumeStatus;
 
 use crate::core::Core;

@@ -10,8 +10,10 @@ pub mod fixed;
 pub mod identity;
 pub mod node;
 pub mod pointer;
+pub mod provenance;
 pub mod record;
 pub mod seals;
+pub mod stream;
 pub mod superblock;
 
 pub use binding::{Binding, Class};

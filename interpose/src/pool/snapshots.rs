@@ -205,7 +205,7 @@ impl<D: Device + 'static> Pool<D> {
         }
     }
 
-    fn check_snapshot(&self, key: SnapshotKey) -> Result<BlockCount, PoolError> {
+    pub(super) fn check_snapshot(&self, key: SnapshotKey) -> Result<BlockCount, PoolError> {
         let state = self.core.state.borrow();
         let node = state.catalog.node(key).filter(|_| key.epoch != Epoch::HEAD);
         let there = node.filter(|node| !node.facts.deleted);

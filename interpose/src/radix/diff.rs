@@ -15,7 +15,8 @@ use crate::pages::{Damage, Page, Pages, What};
 const STEPS: u32 = 256;
 const PAGE_STEPS: u32 = 8;
 
-/// What a comparison comes by: ascending and apart from each other.
+/// What a comparison comes by: ascending and, unless it is told to keep them
+/// short, apart from each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
     /// Every index in the range has another content, or has one in only one of
@@ -36,6 +37,10 @@ pub struct Diff<D> {
     pages: Rc<Pages<D>>,
     rules: Rules,
     trees: [Tree; 2],
+    /// Nothing before is looked at.
+    start: u64,
+    /// Most indices of a range that is told.
+    longest: u64,
     begun: bool,
     path: Vec<Pair>,
     /// A range that may go on.
@@ -86,8 +91,26 @@ impl<D: Device> Diff<D> {
     #[must_use]
     pub fn new(pages: Rc<Pages<D>>, class: Class, trees: [Tree; 2]) -> Self {
         let rules = Rules::new(&pages, class);
-        let path = Vec::new();
-        Self { pages, rules, trees, begun: false, path, open: None, damaged: None, steps: 0 }
+        Self {
+            pages,
+            rules,
+            trees,
+            start: 0,
+            longest: u64::MAX,
+            begun: false,
+            path: Vec::new(),
+            open: None,
+            damaged: None,
+            steps: 0,
+        }
+    }
+
+    /// Only what differs from index `start` on, in ranges of at most `longest`
+    /// indices: then one may begin where the one before ends. What is found
+    /// damaged may begin before.
+    #[must_use]
+    pub fn within(self, start: u64, longest: u64) -> Self {
+        Self { start, longest, ..self }
     }
 
     /// The next difference, or `None` at the end.
@@ -115,7 +138,11 @@ impl<D: Device> Diff<D> {
                 Found::Nothing => {}
                 Found::Value => {
                     let start = self.open.take().map_or(first, |open| open.start);
-                    self.open = Some(start..first + 1);
+                    let range = start..first + 1;
+                    if range.end - range.start >= self.longest {
+                        return Some(Difference::Changed(range));
+                    }
+                    self.open = Some(range);
                 }
                 Found::Pair(pair) => self.path.push(pair),
                 Found::Damage(damage) => {
@@ -157,6 +184,9 @@ impl<D: Device> Diff<D> {
     }
 
     async fn compare(&mut self, entries: Entries, level: u8, first: u64) -> Found {
+        if first + span(level) <= self.start {
+            return Found::Nothing;
+        }
         let (one, other) = match entries {
             [Ok(one), Ok(other)] => (one, other),
             [Err(damage), _] | [_, Err(damage)] => return Found::Damage(damage),

@@ -44,6 +44,8 @@ pub(crate) enum Purpose {
     Seal,
     /// From a domain's key: what hashes its blocks.
     Hash,
+    /// From the key of whoever may read a stream: what wraps the stream's key.
+    WrapStream,
 }
 
 impl Purpose {
@@ -55,6 +57,7 @@ impl Purpose {
             Self::Area => b"vrio key area",
             Self::Seal => b"vrio seal",
             Self::Hash => b"vrio hash",
+            Self::WrapStream => b"vrio wrap stream key",
         }
     }
 }

@@ -23,6 +23,7 @@ mod error;
 mod key;
 mod schedules;
 mod secret;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod unlock;
