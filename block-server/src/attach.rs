@@ -36,6 +36,9 @@ impl<D: Device + 'static> Store<D> {
         if old.read_only && access == Access::Write {
             return Err(Refused::ReadOnly);
         }
+        if old.provenance.coming.is_some() {
+            return Err(Refused::Importing);
+        }
         let attachment = Attachment { front, incarnation: 0, verifier: volume.requests.verifier() };
         let attachments = old.attachments.with(attachment, access)?;
         if let Some(own) = own.filter(|own| !own.is_revoked() && own.access() == access) {
@@ -112,6 +115,17 @@ impl<D: Device + 'static> Store<D> {
 }
 
 impl VolumeRecord {
+    /// Whether the volume is not being imported.
+    ///
+    /// # Errors
+    /// [`StoreError::Importing`].
+    pub fn check_whole(&self) -> Result<(), StoreError> {
+        match self.provenance.coming {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Importing(self.name.clone())),
+        }
+    }
+
     /// Whether nobody has the volume; else who has it, and what to do.
     ///
     /// # Errors

@@ -3,14 +3,16 @@
 //!
 //! ```text
 //! 0    version, u8 (1) | access, u8 (0 nobody, 1 readers, 2 a writer) |
-//!      flags, u8 (1 read-only) | zero, u8
+//!      flags, u8 (1 read-only, 2 imported) | zero, u8
 //! 4    order epoch, u32
 //! 8    generation, u64
 //! 16   attachments, u16 | bytes of settings, u16 | zero, u32
 //! 24   attachments: front 16 bytes | incarnation u64 | verifier u64
 //! ..   settings
+//! ..   if imported: provenance, 144 bytes (see [`Provenance`])
 //! ```
 
+use interpose::layout::provenance::Provenance;
 use link::FrontId;
 
 use crate::attachments::{Attachment, Attachments, MAX_FRONTS};
@@ -21,7 +23,7 @@ const HEAD_BYTES: usize = 24;
 const ATTACHMENT_BYTES: usize = 32;
 
 const _: () = assert!(
-    HEAD_BYTES + MAX_FRONTS * ATTACHMENT_BYTES + MAX_SETTINGS
+    HEAD_BYTES + MAX_FRONTS * ATTACHMENT_BYTES + MAX_SETTINGS + Provenance::BYTES
         <= interpose::layout::control::MAX_ATTRIBUTES
 );
 
@@ -38,14 +40,15 @@ pub struct Attributes {
     pub attachments: Attachments,
     /// How its requests are treated on their way.
     pub settings: Vec<u8>,
+    /// What was imported into it.
+    pub provenance: Provenance,
 }
 
 impl Attributes {
     /// A new volume's.
     #[must_use]
     pub fn fresh(read_only: bool) -> Self {
-        let (attachments, settings) = (Attachments::None, Vec::new());
-        Self { read_only, generation: 1, order_epoch: 0, attachments, settings }
+        Self { read_only, generation: 1, ..Self::default() }
     }
 
     /// What a record says.
@@ -57,6 +60,7 @@ impl Attributes {
             order_epoch: record.order_epoch,
             attachments: record.attachments.clone(),
             settings: record.settings.clone(),
+            provenance: record.provenance,
         }
     }
 
@@ -75,7 +79,8 @@ impl Attributes {
             Attachments::Readers(_) => 1,
             Attachments::Writer(_) => 2,
         };
-        bytes[2] = u8::from(self.read_only);
+        let is_imported = self.provenance != Provenance::default();
+        bytes[2] = u8::from(self.read_only) | u8::from(is_imported) << 1;
         bytes[4..8].copy_from_slice(&self.order_epoch.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.generation.to_le_bytes());
         bytes[16..18].copy_from_slice(&(self.attachments.count() as u16).to_le_bytes());
@@ -86,6 +91,9 @@ impl Attributes {
             bytes.extend_from_slice(&attachment.verifier.to_le_bytes());
         }
         bytes.extend_from_slice(&self.settings);
+        if is_imported {
+            bytes.extend_from_slice(&self.provenance.encode());
+        }
         bytes
     }
 
@@ -103,9 +111,12 @@ impl Attributes {
             return None;
         }
         let (attached, rest) = rest.split_at_checked(count * ATTACHMENT_BYTES)?;
-        if rest.len() != settings {
-            return None;
-        }
+        let (settings, rest) = rest.split_at_checked(settings)?;
+        let provenance = match (head[2] & 2 != 0, rest) {
+            (false, []) => Provenance::default(),
+            (true, rest) => Provenance::decode(rest).ok()?,
+            (false, _) => return None,
+        };
         let mut attached = attached.chunks_exact(ATTACHMENT_BYTES).map(|bytes| Attachment {
             front: FrontId(array(bytes, 0)),
             incarnation: u64::from_le_bytes(array(bytes, 16)),
@@ -122,7 +133,8 @@ impl Attributes {
             generation: u64::from_le_bytes(array(head, 8)),
             order_epoch: u32::from_le_bytes(array(head, 4)),
             attachments,
-            settings: rest.to_vec(),
+            settings: settings.to_vec(),
+            provenance,
         })
     }
 }
@@ -136,7 +148,11 @@ fn array<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
-    use interpose::layout::control::MAX_ATTRIBUTES;
+    use block_core::Lba;
+    use interpose::layout::control::{MAX_ATTRIBUTES, SnapshotKey};
+    use interpose::layout::provenance::Coming;
+    use interpose::layout::stream::Origin;
+    use interpose::layout::{Epoch, LineId, PoolId};
 
     use super::*;
 
@@ -152,7 +168,16 @@ mod tests {
             order_epoch: u32::MAX,
             attachments: Attachments::Readers((0..MAX_FRONTS as u8).map(attachment).collect()),
             settings: vec![7; MAX_SETTINGS],
+            provenance: imported(),
         }
+    }
+
+    fn imported() -> Provenance {
+        let snapshot = SnapshotKey { line: LineId(1), epoch: Epoch(2) };
+        let origin = |number| Origin { pool: PoolId([number; 16]), snapshot, tag: [9; 16] };
+        let (source, base) = (origin(4), Some(origin(3)));
+        let coming = Coming { source, base, position: Lba(5), since: Epoch(3) };
+        Provenance { held: Some((origin(3), snapshot)), coming: Some(coming) }
     }
 
     #[test]
@@ -160,7 +185,8 @@ mod tests {
         let writer = Attachment { front: FrontId([1; 16]), incarnation: 2, verifier: 3 };
         let written =
             Attributes { attachments: Attachments::Writer(writer), ..Attributes::fresh(false) };
-        for attributes in [Attributes::fresh(true), written, full()] {
+        let some = Attributes { provenance: imported(), ..Attributes::fresh(false) };
+        for attributes in [Attributes::fresh(true), written, some, full()] {
             let bytes = attributes.encode();
             assert!(bytes.len() <= MAX_ATTRIBUTES);
             assert_eq!(Attributes::parse(&bytes), Some(attributes));
@@ -172,7 +198,9 @@ mod tests {
         let good = full().encode();
         assert_eq!(Attributes::parse(&good[..good.len() - 1]), None, "cut off");
         assert_eq!(Attributes::parse(&[&good[..], &[0]].concat()), None, "too long");
-        for (at, lie) in [(0, 2), (0, 0), (1, 0), (1, 2), (1, 9), (16, 65), (17, 1), (19, 255)] {
+        for (at, lie) in
+            [(0, 2), (0, 0), (2, 1), (1, 0), (1, 2), (1, 9), (16, 65), (17, 1), (19, 255)]
+        {
             let mut bytes = good.clone();
             bytes[at] = lie;
             assert_eq!(Attributes::parse(&bytes), None, "{lie} at {at}");

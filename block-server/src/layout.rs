@@ -46,6 +46,7 @@
 //! and one of them may rot.
 
 use block_core::unit::{BLOCK_SIZE, BlockCount, Extent, Pba};
+use interpose::layout::provenance::Provenance;
 use link::attach::MAX_NAME_BYTES;
 use link::{FrontId, VolumeName};
 
@@ -219,6 +220,8 @@ pub struct VolumeRecord {
     /// How its requests are treated on their way, as bytes that only those
     /// look into who do it.
     pub settings: Vec<u8>,
+    /// In a pool: what was imported into it.
+    pub provenance: Provenance,
 }
 
 impl Record {
@@ -334,6 +337,7 @@ impl VolumeRecord {
             extents,
             attachments,
             settings: block[SETTINGS..SETTINGS + settings].to_vec(),
+            provenance: Provenance::default(),
         })
     }
 }
@@ -379,6 +383,7 @@ mod tests {
                 extents: (0..MAX_EXTENTS as u64).map(extent).collect(),
                 attachments: Attachments::Readers((0..MAX_FRONTS as u8).map(attachment).collect()),
                 settings: vec![5; MAX_SETTINGS],
+                provenance: Provenance::default(),
             }),
         }
     }

@@ -2,6 +2,7 @@
 
 mod checking;
 mod opening;
+mod streams;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -140,6 +141,7 @@ impl<D: Device + 'static> Pooled<D> {
             extents: Vec::new(),
             attachments: attributes.attachments,
             settings: attributes.settings,
+            provenance: attributes.provenance,
         };
         Some(Found { blocks: self.pool.volume(name)?, domain: status.domain_name, record })
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use block_core::device::Durability;
 use block_core::{
-    BlockCount, BlockError, Blocks, Buffer, Device, LbaRange, Ordered, Scratch, Time,
+    BlockCount, BlockError, Blocks, Buffer, Device, Lba, LbaRange, Ordered, Scratch, Time,
 };
 use interpose::hooks::Hooks;
 use link::{FrontId, VolumeName};
@@ -45,6 +45,9 @@ pub struct Volume<D> {
     /// Whether this run of the server has its own order epoch.
     pub(crate) has_epoch: Cell<bool>,
     pub(crate) holds: RefCell<Vec<Rc<Hold>>>,
+    /// Up to where the import that is under way has come in this run of the
+    /// server; durable or not.
+    pub(crate) imported_to: Cell<Option<Lba>>,
 }
 
 impl<D: Device + 'static> Volume<D> {
@@ -82,6 +85,7 @@ impl<D: Device + 'static> Volume<D> {
             deleted: Cell::new(false),
             has_epoch: Cell::new(false),
             holds: RefCell::new(Vec::new()),
+            imported_to: Cell::new(None),
         }
     }
 
@@ -93,6 +97,14 @@ impl<D: Device + 'static> Volume<D> {
             blocks.remap(record.blocks, &record.extents);
         }
         *self.record.borrow_mut() = record;
+    }
+
+    /// Ends the wait of an import for room in a full pool: somebody wants to do
+    /// something else with the volume, and would wait for it in turn.
+    pub(crate) fn interrupt_import(&self) {
+        if let (Backing::Pool(blocks), Some(_)) = (self.requests.below(), self.imported_to.get()) {
+            blocks.give_up_waiting();
+        }
     }
 
     /// Takes holds away and waits for the last of their requests. The caller

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
 use block_core::{Buffer, Chance, Pool, Time};
+use interpose::layout::stream::FRAME_BLOCKS;
 use link::{FrontId, Host, Reply, SessionIndex, SlotRef, Work};
 use nvme::Namespace;
 use thiserror::Error;
@@ -32,7 +33,7 @@ use crate::pooled::page_buffers;
 use crate::remembered::Rollback;
 use crate::room::Room;
 use crate::session::{Job, Session, Slot, serve_slot};
-use crate::store::{Means, Store};
+use crate::store::{Means, Store, Transfers};
 use crate::unlock::Unlock;
 
 /// A small buffer: 8 KiB that begin inside of a block, and a block to merge
@@ -41,6 +42,9 @@ const SMALL_BYTES: usize = (2 + 1 + 1) * BLOCK_SIZE;
 
 /// A large buffer: the largest request, and a block to merge in.
 const LARGE_BYTES: usize = (MAX_REQUEST_BLOCKS + 1) * BLOCK_SIZE;
+
+/// What a stream's blocks go through.
+const TRANSFER_BYTES: usize = FRAME_BLOCKS * BLOCK_SIZE;
 
 /// Most errands that are done at the same time.
 const ERRANDS: usize = 64;
@@ -202,7 +206,9 @@ impl<E: Engine> Worker<E> {
             let desk = desks.take().expect("a desk for each device");
             let buffers = unlock.as_ref().map_or(1, |_| page_buffers(&pool));
             let pages = engine.pool(buffers, BLOCK_SIZE).map_err(memory("a pool's pages"))?;
+            let transfer = engine.pool(2, TRANSFER_BYTES).map_err(memory("streams"))?;
             let means = Means {
+                transfers: Transfers::new(transfer),
                 name: name.clone(),
                 device: Rc::new(device),
                 scratch: Rc::clone(&scratch),

@@ -142,6 +142,11 @@ pub enum Refused {
     /// The server could not store the attachment.
     #[error("the server could not store the attachment; its log says why")]
     Failed,
+    /// The volume has come in part only.
+    #[error(
+        "the volume is being imported; attach it when `vrio snapshot import` has come to its end"
+    )]
+    Importing,
 }
 
 impl Refused {
@@ -236,6 +241,7 @@ impl AttachReply {
                     Refused::ReadOnly => 4,
                     Refused::Full => 5,
                     Refused::Failed => 6,
+                    Refused::Importing => 7,
                 };
             }
         }
@@ -267,6 +273,7 @@ impl AttachReply {
             (REFUSED, 4) => Self::Refused(Refused::ReadOnly),
             (REFUSED, 5) => Self::Refused(Refused::Full),
             (REFUSED, 6) => Self::Refused(Refused::Failed),
+            (REFUSED, 7) => Self::Refused(Refused::Importing),
             _ => return None,
         })
     }
@@ -313,6 +320,7 @@ mod tests {
             AttachReply::Refused(Refused::ReadOnly),
             AttachReply::Refused(Refused::Full),
             AttachReply::Refused(Refused::Failed),
+            AttachReply::Refused(Refused::Importing),
         ] {
             assert_eq!(AttachReply::parse(&reply.encode()), Some(reply));
         }

@@ -5,6 +5,7 @@ mod hooks;
 mod key;
 mod pool;
 mod snapshot;
+mod stream;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,9 @@ pub use pool::{
 };
 pub use snapshot::{
     AskDiff, CloneSnapshot, DiffInfo, RangeInfo, RestoreSnapshot, SnapshotInfo, TakeSnapshots,
+};
+pub use stream::{
+    AskExport, BadStep, EndImport, Exported, GoOn, Hex, ImportInfo, STEP_BYTES, StartImport, Step,
 };
 
 /// `GET /server`.
@@ -130,6 +134,9 @@ pub struct VolumeInfo {
     pub generation: u64,
     /// In how many pieces it lies on the device; 0 in a pool.
     pub extents: usize,
+    /// Whether it has come in part only: nobody may have it until all has.
+    #[serde(default)]
+    pub importing: bool,
     /// Its domain, if it lies in a pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,

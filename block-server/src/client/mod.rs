@@ -2,6 +2,7 @@
 
 mod pools;
 mod snapshots;
+mod streams;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -77,6 +77,6 @@ impl Client {
     }
 }
 
-fn snapshot_path(volume: &str, name: &str, below: &str) -> String {
+pub(super) fn snapshot_path(volume: &str, name: &str, below: &str) -> String {
     volume_path(volume, &format!("/snapshots/{}{below}", escape(name)))
 }

@@ -8,6 +8,7 @@ mod keys;
 mod pools;
 mod refusal;
 mod snapshots;
+mod streams;
 mod volumes;
 
 use std::fs::{File, Permissions};
@@ -200,6 +201,7 @@ fn router(office: Arc<Office>) -> Router {
         .merge(volumes::routes())
         .merge(hooks::routes())
         .merge(snapshots::routes())
+        .merge(streams::routes())
         .merge(pools::routes())
         .merge(checks::routes())
         .merge(keys::routes())

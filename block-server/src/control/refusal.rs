@@ -67,6 +67,9 @@ const fn status(error: &StoreError) -> StatusCode {
         | StoreError::WriterAway { .. }
         | StoreError::Occupied { .. }
         | StoreError::NoSecret(_)
+        | StoreError::Importing(_)
+        | StoreError::LostImport(_)
+        | StoreError::OtherSnapshot { .. }
         | StoreError::Pool(_) => StatusCode::CONFLICT,
         StoreError::TooMany | StoreError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
         StoreError::Device(_)

@@ -4,6 +4,7 @@
 mod keys;
 mod pools;
 mod snapshots;
+mod streams;
 
 use std::rc::Rc;
 
@@ -22,6 +23,7 @@ use crate::volume::Volume;
 pub use keys::KeyErrand;
 pub use pools::PoolErrand;
 pub use snapshots::SnapshotErrand;
+pub use streams::StreamErrand;
 
 /// Where the outcome of an errand goes.
 pub type Answer<T> = oneshot::Sender<Result<T, Failed>>;
@@ -111,6 +113,8 @@ pub enum Errand {
     },
     /// Something about snapshots.
     Snapshot(SnapshotErrand),
+    /// Something about streams.
+    Stream(StreamErrand),
     /// Something about pools.
     Pool(PoolErrand),
     /// Something about keys.
@@ -149,6 +153,7 @@ pub async fn run<D: Device + 'static>(room: Rc<Room<D>>, errand: Errand) {
             let _ = answer.send(room.detach(&name, front, force).await);
         }
         Errand::Snapshot(errand) => snapshots::run(&room, errand).await,
+        Errand::Stream(errand) => streams::run(&room, errand).await,
         Errand::Pool(errand) => pools::run(&room, errand).await,
         Errand::Key(errand) => keys::run(&room, errand).await,
         Errand::Stop => {}
@@ -276,6 +281,7 @@ pub(crate) fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInf
         generation: record.generation,
         extents: record.extents.len(),
         domain: volume.domain(),
+        importing: record.provenance.coming.is_some(),
         attachments: attachments.collect(),
         hooks: hooked::describe(&volume.hooks),
     }

@@ -170,6 +170,26 @@ pub enum StoreError {
     /// One check at a time.
     #[error("a check of device '{0}' is running; `vrio pool check --status` tells how far it is")]
     Checking(String),
+    /// It has come in part only.
+    #[error(
+        "volume '{0}' is being imported; let `vrio snapshot import` go on with that, or give it up: \
+         restore the volume's last snapshot, or delete the volume if it has none"
+    )]
+    Importing(VolumeName),
+    /// An import does not go on where it was.
+    #[error(
+        "the import of '{0}' was cut off, or another one goes on with it; run `vrio snapshot import` \
+         again: it goes on where that one was"
+    )]
+    LostImport(VolumeName),
+    /// A stream goes on with another snapshot.
+    #[error("snapshot {volume}@{name} is not the one that the stream began with; export it anew")]
+    OtherSnapshot {
+        /// Of which volume.
+        volume: VolumeName,
+        /// What it is called.
+        name: VolumeName,
+    },
     /// The pool says no.
     #[error("{0}")]
     Pool(String),

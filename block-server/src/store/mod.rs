@@ -4,12 +4,14 @@
 mod error;
 mod pools;
 mod snapshots;
+mod streams;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use block_core::unit::{BLOCK_SIZE, BlockCount};
 use block_core::{Device, Time};
+use interpose::layout::provenance::Provenance;
 use link::VolumeName;
 use tracing::{error, info};
 
@@ -27,6 +29,7 @@ use crate::unlock::Unlock;
 use crate::volume::{Backing, Volume};
 pub use error::StoreError;
 pub use snapshots::DIFF_RANGES;
+pub use streams::{Arriving, BeginImport, Transfers};
 
 /// The domain of volumes that name none.
 pub const DEFAULT_DOMAIN: &str = "default";
@@ -46,6 +49,8 @@ pub struct Means<D> {
     /// Buffers of one block: one to look for a pool, and all that one needs
     /// if something unlocks it.
     pub pages: block_core::Pool,
+    /// What streams go through.
+    pub transfers: Transfers,
     /// What unlocks a pool.
     pub unlock: Option<Unlock>,
     /// How a pool is served.
@@ -203,6 +208,7 @@ impl<D: Device + 'static> Store<D> {
                         extents: Vec::new(),
                         attachments: Attachments::None,
                         settings: Vec::new(),
+                        provenance: Provenance::default(),
                     };
                     let (place, record) = raw.create(record).await?;
                     let Means { device, scratch, .. } = &self.means;
@@ -238,6 +244,7 @@ impl<D: Device + 'static> Store<D> {
         let volume = self.volume(name)?;
         let _change = volume.change.lock().await;
         let old = self.existing(&volume)?;
+        old.check_whole()?;
         let shrinks = to < old.blocks;
         if shrinks {
             if !shrink {
@@ -274,6 +281,7 @@ impl<D: Device + 'static> Store<D> {
     /// A [`StoreError`]; then the volume is still there.
     pub async fn delete(&self, name: &VolumeName, snapshots: bool) -> Result<(), StoreError> {
         let volume = self.volume(name)?;
+        volume.interrupt_import();
         let _change = volume.change.lock().await;
         let record = self.existing(&volume)?;
         let remedy = "stop that front, or detach it by force, before the volume is deleted";

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use block_core::{Device, Lba, LbaRange};
+use interpose::layout::provenance::Provenance;
 use link::{Access, VolumeName};
 use tracing::info;
 
@@ -20,7 +21,7 @@ use crate::volume::{Backing, Volume};
 pub const DIFF_RANGES: usize = 64 * 1024;
 
 /// A pool, and one of its volumes in it.
-type InPool<'a, D> = (Rc<Pooled<D>>, &'a Rc<PoolBlocks<D>>);
+pub(super) type InPool<'a, D> = (Rc<Pooled<D>>, &'a Rc<PoolBlocks<D>>);
 
 impl<D: Device + 'static> Store<D> {
     /// Takes snapshots of these volumes at one moment.
@@ -39,6 +40,7 @@ impl<D: Device + 'static> Store<D> {
         for volume in volumes {
             let (_, blocks) = self.in_pool(volume)?;
             let record = self.existing(volume)?;
+            record.check_whole()?;
             if let Some(front) = away(volume, &record) {
                 if !as_is {
                     return Err(StoreError::WriterAway { name: record.name, front });
@@ -108,6 +110,7 @@ impl<D: Device + 'static> Store<D> {
         force: bool,
     ) -> Result<(), StoreError> {
         let (pool, blocks) = self.in_pool(volume)?;
+        volume.interrupt_import();
         let _change = volume.change.lock().await;
         let old = self.existing(volume)?;
         let found = self.found(&pool, blocks, volume, snapshot)?;
@@ -119,10 +122,13 @@ impl<D: Device + 'static> Store<D> {
         }
         volume.revoke(|_| true).await;
         let generation = old.generation + 1;
-        let record = VolumeRecord { attachments: Attachments::None, generation, ..old };
+        // An import that had not come to its end is given up.
+        let provenance = Provenance { coming: None, ..old.provenance };
+        let record = VolumeRecord { attachments: Attachments::None, generation, provenance, ..old };
         pool.restore(blocks, &found, &Attributes::of(&record)).await?;
         info!(name = %record.name, %snapshot, "volume restored");
         volume.follow(VolumeRecord { blocks: volume.requests.blocks(), ..record });
+        volume.imported_to.set(None);
         Ok(())
     }
 
@@ -161,14 +167,14 @@ impl<D: Device + 'static> Store<D> {
         pool.diff(blocks, &from, to.as_ref(), start, most).await
     }
 
-    fn in_pool<'a>(&self, volume: &'a Volume<D>) -> Result<InPool<'a, D>, StoreError> {
+    pub(super) fn in_pool<'a>(&self, volume: &'a Volume<D>) -> Result<InPool<'a, D>, StoreError> {
         match (volume.requests.below(), self.keeper()) {
             (Backing::Pool(blocks), Keeper::Pool(pool)) => Ok((pool, blocks)),
             _ => Err(StoreError::NotAPool(self.means.name.clone())),
         }
     }
 
-    fn found(
+    pub(super) fn found(
         &self,
         pool: &Pooled<D>,
         blocks: &PoolBlocks<D>,

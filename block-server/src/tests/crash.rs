@@ -55,6 +55,7 @@ pub(super) async fn open(disk: &SimDisk, formatting: Formatting) -> Result<SimSt
         name: "disk".to_owned(),
         device: Rc::new(disk.clone()),
         scratch,
+        transfers: crate::store::Transfers::new(Pool::private(2, BLOCK_SIZE).expect("memory")),
         chance,
         wall: || 0,
         pages: Pool::private(1, BLOCK_SIZE).expect("memory"),
