@@ -14,6 +14,7 @@ mod replay;
 mod server;
 mod snapshot;
 mod stop;
+mod stream;
 mod table;
 mod thread;
 mod volume;

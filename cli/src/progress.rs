@@ -29,24 +29,48 @@ pub(crate) fn follow<T>(
     what: &str,
     mut ask: impl FnMut() -> anyhow::Result<Step<T>>,
 ) -> anyhow::Result<T> {
-    let bar = bar();
-    bar.set_prefix(what.to_owned());
-    let mut next_line = Instant::now() + LINE;
+    let mut flow = Flow::new(what);
     loop {
         let Step { done, total, message, outcome } = ask()?;
         if let Some(outcome) = outcome {
-            bar.finish_and_clear();
             return Ok(outcome);
         }
-        bar.set_length(total.max(1));
-        bar.set_position(done);
-        bar.set_message(message.clone());
-        if bar.is_hidden() && Instant::now() >= next_line {
-            next_line += LINE;
-            let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
-            eprintln!("{what}: {percent} %  {message}");
-        }
+        flow.at(done, total, message);
         std::thread::sleep(BEAT);
+    }
+}
+
+/// How far this process is with something. What was shown goes when this is
+/// dropped.
+pub(crate) struct Flow {
+    what: String,
+    bar: ProgressBar,
+    next_line: Instant,
+}
+
+impl Flow {
+    pub(crate) fn new(what: &str) -> Self {
+        let (what, bar) = (what.to_owned(), bar());
+        bar.set_prefix(what.clone());
+        Self { what, bar, next_line: Instant::now() + LINE }
+    }
+
+    /// It is at `done` of `total`, in any unit.
+    pub(crate) fn at(&mut self, done: u64, total: u64, message: String) {
+        self.bar.set_length(total.max(1));
+        self.bar.set_position(done);
+        if self.bar.is_hidden() && Instant::now() >= self.next_line {
+            self.next_line = Instant::now() + LINE;
+            let percent = done.saturating_mul(100).checked_div(total).unwrap_or(0);
+            eprintln!("{}: {percent} %  {message}", self.what);
+        }
+        self.bar.set_message(message);
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

@@ -19,6 +19,11 @@ pub(crate) fn new_passphrase() -> anyhow::Result<Zeroizing<Vec<u8>>> {
     Ok(first)
 }
 
+/// A passphrase that is there already.
+pub(crate) fn passphrase() -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    ask("Passphrase: ")
+}
+
 fn ask(question: &str) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let terminal = File::options().read(true).write(true).open("/dev/tty");
     let terminal = terminal.context(

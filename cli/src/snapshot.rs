@@ -11,9 +11,10 @@ use clap::{Args, Subcommand};
 use crate::control::Control;
 use crate::moment::utc;
 use crate::pool::wait_for_deletions;
+use crate::stream::{self, ExportArgs, ImportArgs};
 use crate::table::{Side, table};
 
-/// Take, compare, restore and clone snapshots of volumes in a pool: run this
+/// Take, compare, restore, clone and move snapshots of volumes in a pool: run this
 /// on the IOhost
 #[derive(Debug, Args)]
 pub(crate) struct SnapshotArgs {
@@ -74,6 +75,16 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Write a snapshot, or what changed since another one, as a sealed stream
+    ///
+    /// A passphrase or a key file that is the stream's own opens it, in any pool. What becomes of
+    /// it on its way does not matter: nothing of it is imported that was not exported.
+    Export(ExportArgs),
+    /// Make a snapshot, and the volume that has it, of a stream
+    ///
+    /// Until all of the stream has come, the volume cannot be used; the same command again goes on
+    /// where an import was cut off.
+    Import(ImportArgs),
     /// Print the ranges that changed since a snapshot
     Diff {
         /// Since which one
@@ -87,9 +98,9 @@ enum Command {
 
 /// A snapshot as it is named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Snapshot {
-    volume: String,
-    name: String,
+pub(crate) struct Snapshot {
+    pub(crate) volume: String,
+    pub(crate) name: String,
 }
 
 impl FromStr for Snapshot {
@@ -135,6 +146,8 @@ pub(crate) fn run(args: SnapshotArgs) -> anyhow::Result<()> {
             println!("snapshot {volume}@{name} is deleted");
             Ok(())
         }
+        Command::Export(export) => stream::export(&client, export),
+        Command::Import(import) => control.print(&[stream::import(&client, import)?][..], lines),
         Command::Diff { from, to } => diff(&client, &from, to.as_ref(), control.json),
     }
 }

@@ -140,6 +140,9 @@ fn lines(volumes: &[VolumeInfo]) -> String {
 }
 
 fn attached(volume: &VolumeInfo) -> String {
+    if volume.importing {
+        return "importing".to_owned();
+    }
     match &volume.attachments[..] {
         [] => "no".to_owned(),
         [one] if one.access == AccessInfo::Write => format!("by {}", one.front),
@@ -159,7 +162,9 @@ fn describe(volume: &VolumeInfo) -> String {
          access      {}\ngeneration  {generation}\nlink        in the clear, with checksums\n",
         if *read_only { "read-only" } else { "read-write" },
     );
-    if attachments.is_empty() {
+    if volume.importing {
+        text += "attached    no: it is being imported, and has come in part only\n";
+    } else if attachments.is_empty() {
         text += "attached    no\n";
     }
     for one in attachments {
@@ -188,6 +193,7 @@ mod tests {
             read_only: false,
             generation: 3,
             extents: 1,
+            importing: false,
             domain: None,
             attachments,
             hooks: HooksInfo::default(),
