@@ -56,6 +56,7 @@ async fn open(disk: &SimDisk, key: &Path) -> Rc<Store<SimDisk>> {
         name: "disk".to_owned(),
         device: Rc::new(disk.clone()),
         scratch: Rc::new(tokio::sync::Mutex::new(scratch)),
+        transfers: crate::store::Transfers::new(Pool::private(2, BLOCK_SIZE).expect("memory")),
         chance,
         wall: || 0,
         pages: Pool::private(page_buffers(&pool), BLOCK_SIZE).expect("memory"),
