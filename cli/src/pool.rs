@@ -54,7 +54,8 @@ enum Command {
         /// Read at most so much in a second, for example 50M; by schedule 20M if left out
         #[arg(long, value_name = "SIZE")]
         rate: Option<Size>,
-        /// Begin none now; the server makes one by itself every so often, for example 7d, or off
+        /// Let the server make one by itself every so often, for example 7d, or off. A pool
+        /// that never was checked is checked at once
         #[arg(long, value_name = "TIME", conflicts_with_all = ["background", "status"])]
         schedule: Option<Schedule>,
         /// Do not wait for its end: `--status` tells how far it is

@@ -164,7 +164,7 @@ pub enum StoreError {
     NoDomainNamed(String),
     /// No check has run.
     #[error(
-        "device '{0}' has not been checked since the server started; `vrio pool check` does it"
+        "the pool on device '{0}' has never been checked as a whole; `vrio pool check` does it"
     )]
     NoCheck(String),
     /// One check at a time.
