@@ -209,10 +209,21 @@ async fn check_diff(ground: &Ground, trees: [Tree; 2], values: [&BTreeMap<u64, P
         }
     }
     let mut diff = Diff::new(Rc::clone(&ground.pages), Class::Map, trees);
-    for range in ranges {
-        assert_eq!(diff.next().await, Some(Difference::Changed(range)));
+    for range in &ranges {
+        assert_eq!(diff.next().await, Some(Difference::Changed(range.clone())));
     }
     assert_eq!(diff.next().await, None);
+    assert_eq!(diff.next().await, None);
+    // From the middle on and in short ranges it is the same, cut.
+    let start = ranges.get(ranges.len() / 2).map_or(0, |range| range.start + 1);
+    let short = ranges.iter().filter(|range| range.end > start).flat_map(|range| {
+        let (first, end) = (range.start.max(start), range.end);
+        (first..end).step_by(3).map(move |at| at..end.min(at + 3))
+    });
+    let mut diff = Diff::new(Rc::clone(&ground.pages), Class::Map, trees).within(start, 3);
+    for range in short {
+        assert_eq!(diff.next().await, Some(Difference::Changed(range)));
+    }
     assert_eq!(diff.next().await, None);
 }
 
