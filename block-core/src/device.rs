@@ -21,6 +21,12 @@ pub enum Durability {
 /// gives the command up, not the buffer, which stays with the device until it
 /// has let go of it.
 ///
+/// A device that may have lost answered writes that were not flushed, because
+/// its controller was reset and it has a volatile cache, fails every write and
+/// flush from then on with [`BlockError::Lost`]: no flush may say that they are
+/// durable. Whoever goes on makes another `Device` of it and begins with what
+/// is there.
+///
 /// `blocks` counts in the buffer: `1..3` is bytes 4096 to 12,288 of it. It is
 /// not empty and lies within the buffer; the caller has checked that the
 /// blocks exist on the device too.

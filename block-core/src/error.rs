@@ -31,6 +31,10 @@ pub enum BlockError {
     /// The request contradicts itself: lengths, ranges or data are wrong.
     #[error("the request is malformed")]
     Malformed = 8,
+    /// A write or a flush of a device that may have lost writes that it had
+    /// answered: whoever relies on them has to look at what is left.
+    #[error("the device was reset and may have lost what it had not flushed")]
+    Lost = 9,
 }
 
 /// The byte that stands for success on the wire.
@@ -55,6 +59,7 @@ impl BlockError {
             6 => Err(Self::NotAttached),
             7 => Err(Self::Unreachable),
             8 => Err(Self::Malformed),
+            9 => Err(Self::Lost),
             _ => Err(Self::Medium),
         }
     }
@@ -75,12 +80,12 @@ mod tests {
 
     #[test]
     fn every_error_survives_the_wire_and_an_unknown_byte_is_no_success() {
-        for code in 1..=8 {
+        for code in 1..=9 {
             let error = BlockError::from_code(code).expect_err("not zero");
             assert_eq!(error.code(), code);
         }
         assert_eq!(BlockError::from_code(OK_CODE), Ok(()));
-        for code in 9..=255 {
+        for code in 10..=255 {
             assert!(BlockError::from_code(code).is_err());
         }
     }

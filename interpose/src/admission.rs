@@ -134,7 +134,7 @@ impl<D: Device> Core<D> {
         let _blocks = Promised::new(&self.room, blocks);
         let admitted = self.journal.admit(records as usize).await;
         let _journal = admitted.map_err(|_| {
-            self.freeze(crate::core::ReadOnly::Journal);
+            self.freeze_with_journal();
             BlockError::ReadOnly
         })?;
         self.check_writable()?;

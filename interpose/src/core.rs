@@ -10,7 +10,7 @@ use crate::catalog::Catalog;
 use crate::checkpoint::Guard;
 use crate::hash;
 use crate::index::Index;
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError};
 use crate::layout::control::VolumeId;
 use crate::layout::record::Hash;
 use crate::layout::superblock::Usage;
@@ -82,6 +82,12 @@ pub enum ReadOnly {
     /// A checkpoint could not be made.
     #[error("a checkpoint could not be made")]
     Checkpoint,
+    /// The device lost its cache while the pool was open.
+    #[error(
+        "its device was reset and may have lost what was written last and not flushed; restart \
+         the server, which opens the pool as after a power cut"
+    )]
+    Lost,
 }
 
 /// What happened since the pool was opened.
@@ -122,6 +128,25 @@ impl<D: Device> Core<D> {
             self.frozen_by.set(Some(why));
         }
         self.room.changed.notify_waiters();
+    }
+
+    /// The journal takes nothing any more, so neither does the pool. Says why.
+    pub(crate) fn freeze_with_journal(&self) -> ReadOnly {
+        self.freeze(match self.journal.failed() {
+            Some(JournalError::Lost) => ReadOnly::Lost,
+            _ => ReadOnly::Journal,
+        });
+        self.frozen_by.get().unwrap_or(ReadOnly::Journal)
+    }
+
+    /// What the device says of a write. Once it may have lost what it had
+    /// answered, nothing that refers to that may be made durable.
+    pub(crate) fn heed(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
+        if outcome == Err(BlockError::Lost) {
+            self.journal.fail(JournalError::Lost);
+            self.freeze(ReadOnly::Lost);
+        }
+        outcome
     }
 
     /// The head that a request of a volume goes to.

@@ -324,7 +324,8 @@ impl<D: Device + 'static> Pool<D> {
         let record = Record::Control(control);
         let weight = crate::journal::weight(&record);
         let admitted = self.core.journal.admit_exempt(weight).await;
-        let _admitted = admitted.map_err(|_| PoolError::ReadOnly(ReadOnly::Journal))?;
+        let _admitted =
+            admitted.map_err(|_| PoolError::ReadOnly(self.core.freeze_with_journal()))?;
         if self.core.settle(&record) {
             Ok(self.core.flush().await?)
         } else {

@@ -197,7 +197,7 @@ impl<D: Device> Core<D> {
         let places = batch.place + at..batch.place + at + blocks;
         let writing = self.device.write(extent.start, buffer, places, Durability::Cached);
         let (buffer, outcome) = writing.await;
-        if outcome.is_err() {
+        if self.heed(outcome).is_err() {
             self.space.set_aside(extent);
             return (buffer, outcome);
         }
@@ -232,7 +232,7 @@ impl<D: Device> Core<D> {
     /// Makes everything that was answered durable.
     pub(crate) async fn flush(&self) -> Result<(), BlockError> {
         self.journal.flush().await.map_err(|_| {
-            self.freeze(crate::core::ReadOnly::Journal);
+            self.freeze_with_journal();
             BlockError::Medium
         })
     }

@@ -313,10 +313,11 @@ fn a_lost_cache_takes_answered_writes_with_it_but_no_flushed_ones() {
         let under_way = driver.run(async {
             tokio::join!(biased; write(&disk, &pool, 3, 3), async { disk.lose_cache() }).0
         });
-        assert_eq!(under_way, Ok(Err(BlockError::Medium)));
+        assert_eq!(under_way, Ok(Err(BlockError::Lost)));
         assert_eq!(disk.peek(Pba(1))[0], 1);
         lost += usize::from(disk.peek(Pba(2)) == [0; BLOCK_SIZE]);
-        assert_eq!(driver.run(write(&disk, &pool, 4, 4)), Ok(Ok(())));
+        assert_eq!(driver.run(write(&disk, &pool, 4, 4)), Ok(Err(BlockError::Lost)));
+        assert_eq!(driver.run(disk.flush()), Ok(Err(BlockError::Lost)));
     }
     assert!((5..45).contains(&lost), "the write was lost {lost} times of 50");
 }

@@ -18,8 +18,13 @@ const MAX_COMMAND_LBAS: u64 = 1 << 16;
 /// A namespace, reached through one queue pair. Requests are cut where the
 /// controller's limits ask for it; the parts run one after the other, since
 /// the one buffer goes with each.
+///
+/// It is a device until the controller is reset. If that may have cost answered
+/// writes, it changes nothing any more; another one, made afterwards, does.
 pub struct Namespace {
     queue: Rc<QueuePair>,
+    /// How often the controller had been stopped.
+    epoch: u32,
     id: u32,
     lbas_per_block: u64,
     blocks: BlockCount,
@@ -44,6 +49,7 @@ impl Namespace {
         let discard = u64::from(core.limits().range_blocks) / lbas_per_block;
         Self {
             id: info.id,
+            epoch: core.epoch(),
             lbas_per_block,
             blocks: info.blocks(),
             cached: core.info().has_volatile_cache,
@@ -105,6 +111,12 @@ impl Namespace {
         Command::blocks(opcode, self.id, start * self.lbas_per_block, lbas as u32, flags)
     }
 
+    /// What an outcome is worth: what the device had answered may be gone.
+    fn unless_lost(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
+        let is_lost = self.cached && self.queue.core().epoch() != self.epoch;
+        if is_lost { Err(BlockError::Lost) } else { outcome }
+    }
+
     fn check(&self, extent: Extent) -> Result<(), BlockError> {
         let end = extent.start.checked_add(extent.count).ok_or(BlockError::OutOfRange)?;
         if end.0 > self.blocks.0 { Err(BlockError::OutOfRange) } else { Ok(()) }
@@ -140,18 +152,24 @@ impl Device for Namespace {
             Durability::Through if self.cached => FORCE_UNIT_ACCESS,
             Durability::Through | Durability::Cached => 0,
         };
-        self.transfer(io::WRITE, flags, at, buffer, blocks).await
+        if let Err(lost) = self.unless_lost(Ok(())) {
+            return (buffer, Err(lost));
+        }
+        let (buffer, outcome) = self.transfer(io::WRITE, flags, at, buffer, blocks).await;
+        (buffer, self.unless_lost(outcome))
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
         if !self.cached {
             return Ok(());
         }
-        self.queue.submit(Command::flush(self.id), Payload::Nothing).await.1
+        let outcome = self.queue.submit(Command::flush(self.id), Payload::Nothing).await.1;
+        self.unless_lost(outcome)
     }
 
     async fn write_zeroes(&self, extent: Extent, unmap: bool) -> Result<(), BlockError> {
         self.check(extent)?;
+        self.unless_lost(Ok(()))?;
         let flags = if unmap { DEALLOCATE_ZEROES } else { 0 };
         let (mut start, end) = (extent.start.0, extent.end().0);
         while start < end {
@@ -167,13 +185,14 @@ impl Device for Namespace {
                 start += part;
                 self.queue.submit(command, payload).await.1
             };
-            outcome?;
+            self.unless_lost(outcome)?;
         }
         Ok(())
     }
 
     async fn deallocate(&self, extent: Extent) -> Result<(), BlockError> {
         self.check(extent)?;
+        self.unless_lost(Ok(()))?;
         let Some(limit) = self.discard_blocks else { return Ok(()) };
         let (mut start, end) = (extent.start.0, extent.end().0);
         while start < end {

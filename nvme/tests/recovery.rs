@@ -163,11 +163,11 @@ fn resets_under_load_lose_and_double_nothing() {
     for drive in [Drive::Here, Drive::SecondThread] {
         let rig = Rig::with_depth(disorder(3), vec![memory(64)], drive, 16);
         let pool = rig.pool(25, BLOCK);
-        let namespace = rig.namespace(1);
         // What each block may hold: its content, and what failed to be written since.
         let mut content = vec![vec![0_u8]; 24];
         let resets: u16 = if drive == Drive::Here { 700 } else { 300 };
         for round in 0..resets {
+            let namespace = rig.namespace(1);
             let stamp = (round % 250) as u8 + 1;
             let mut writes: Vec<(usize, Write<'_>)> = (0..24)
                 .map(|block| {
@@ -231,7 +231,7 @@ fn after_a_fatal_status_only_a_reset_helps() {
     assert_eq!(rig.run(read.as_mut()).1, Err(BlockError::Medium));
     drop(read);
     // Before the queues are there again, requests fail at once.
-    assert_eq!(rig.run(namespace.flush()), Err(BlockError::Medium));
+    assert_eq!(rig.run(namespace.read(Pba(0), filled(&pool, 0), 0..1)).1, Err(BlockError::Medium));
     rig.queue.restart().expect("the queues again");
     assert_eq!(rig.run(namespace.read(Pba(0), filled(&pool, 0), 0..1)).1, Ok(()));
     assert_eq!(rig.controller.health(), Health::Ready);
@@ -314,6 +314,11 @@ fn a_power_cut_takes_only_what_was_not_flushed() {
         rig.soft.power_cut(seed);
         rig.controller.reset().expect("it starts again");
         rig.queue.restart().expect("the queues again");
+        // No flush says of what was lost that it is durable.
+        assert_eq!(rig.run(namespace.flush()), Err(BlockError::Lost));
+        let late = namespace.write(Pba(3), filled(&pool, 6), 0..1, Durability::Through);
+        assert_eq!(rig.run(late).1, Err(BlockError::Lost));
+        assert_eq!(rig.run(rig.namespace(1).flush()), Ok(()));
         let read = |at| {
             let (buffer, outcome) = rig.run(namespace.read(Pba(at), filled(&pool, 9), 0..1));
             assert_eq!(outcome, Ok(()));
@@ -353,6 +358,7 @@ fn without_a_volatile_cache_a_power_cut_takes_nothing() {
     rig.soft.power_cut(5);
     rig.controller.reset().expect("it starts again");
     rig.queue.restart().expect("the queues again");
+    assert_eq!(rig.run(namespace.flush()), Ok(()), "nothing was lost");
     for at in 0..64 {
         let (buffer, _) = rig.run(namespace.read(Pba(at), filled(&pool, 0), 0..1));
         assert!(buffer.iter().all(|&byte| byte == 1), "block {at}");

@@ -158,6 +158,8 @@ impl<D: Device + 'static> Core<D> {
             }
             if let Err(why) = self.checkpoint().await {
                 tracing::error!(pool = %self.id, "a checkpoint failed: {why}");
+                // A lost cache is why, whatever step came upon it.
+                let _ = self.heed(self.device.flush().await);
                 self.freeze(ReadOnly::Checkpoint);
             }
             self.checkpoints.done.notify_waiters();

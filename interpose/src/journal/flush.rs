@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use block_core::device::Durability;
-use block_core::{Device, Time};
+use block_core::{BlockError, Device, Time};
 use turn::yield_now;
 
 use super::writer::{Closed, Reached};
@@ -41,6 +41,10 @@ impl Timers {
     pub(super) fn mark_is_carried(&self) {
         self.mark.set(None);
     }
+}
+
+fn failure(error: BlockError, of: fn(BlockError) -> JournalError) -> JournalError {
+    if error == BlockError::Lost { JournalError::Lost } else { of(error) }
 }
 
 fn arm(timer: &Cell<Option<Time>>, at: Time) {
@@ -186,7 +190,7 @@ impl<D: Device> Journal<D> {
             let (buffer, outcome) = write.await;
             if let Err(error) = outcome {
                 // The lane stays taken: what is after this block is not written.
-                return self.fail(JournalError::Write(error));
+                return self.fail(failure(error, JournalError::Write));
             }
             lane.set(None);
             self.tail.borrow_mut().free.push(buffer);
@@ -215,7 +219,7 @@ impl<D: Device> Journal<D> {
             let reached = self.written();
             match self.device.flush().await {
                 Ok(()) => self.advance(reached),
-                Err(error) => return self.fail(JournalError::Flush(error)),
+                Err(error) => return self.fail(failure(error, JournalError::Flush)),
             }
         }
     }

@@ -126,6 +126,8 @@ pub struct SimDisk {
 struct State {
     blocks: u64,
     volatile_cache: bool,
+    /// Answered writes may be gone: nothing is changed any more.
+    lost: bool,
     /// What a power cut leaves for certain.
     durable: Medium,
     /// What happened to blocks since then, oldest first.
@@ -167,6 +169,7 @@ impl SimDisk {
         let state = State {
             blocks: options.blocks.0,
             volatile_cache: options.volatile_cache,
+            lost: false,
             durable: medium,
             cached: BTreeMap::new(),
             written: 0,
@@ -251,13 +254,16 @@ impl SimDisk {
 
     /// The controller is reset and its cache is gone: of each unflushed block
     /// any version is left, though the writes were answered. Commands that
-    /// wait fail; what they would have written may be there or not.
+    /// wait fail; what they would have written may be there or not. From then
+    /// on every write and flush fails with [`BlockError::Lost`].
     pub fn lose_cache(&self) {
         let left = self.cut();
         let mut state = self.state.borrow_mut();
         state.durable = left;
         state.cached.clear();
-        let wakers = state.queue.fail_all();
+        state.lost = state.volatile_cache;
+        let error = if state.lost { BlockError::Lost } else { BlockError::Medium };
+        let wakers = state.queue.fail_all(error);
         drop(state);
         wakers.into_iter().for_each(std::task::Waker::wake);
     }
@@ -327,6 +333,10 @@ impl State {
             Command::Read { at, buffer, places } => {
                 let (buffer, outcome) = self.read(at, buffer, places);
                 (Some(buffer), outcome)
+            }
+            Command::Write { buffer, .. } if self.lost => (Some(buffer), Err(BlockError::Lost)),
+            Command::Flush { .. } | Command::Zero(_) | Command::Deallocate(_) if self.lost => {
+                (None, Err(BlockError::Lost))
             }
             Command::Write { at, buffer, places, durability } => {
                 let outcome = self.write(at, &buffer, places, durability);

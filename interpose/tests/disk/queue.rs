@@ -145,14 +145,17 @@ impl Queue {
         waker
     }
 
-    pub(super) fn fail_all(&mut self) -> Vec<Waker> {
+    pub(super) fn fail_all(&mut self, changes: BlockError) -> Vec<Waker> {
         let failed = std::mem::take(&mut self.waiting);
         let wakers = failed.into_iter().filter_map(|(number, command)| {
-            let buffer = match command {
-                Command::Read { buffer, .. } | Command::Write { buffer, .. } => Some(buffer),
-                Command::Flush { .. } | Command::Zero(_) | Command::Deallocate(_) => None,
+            let (buffer, error) = match command {
+                Command::Read { buffer, .. } => (Some(buffer), BlockError::Medium),
+                Command::Write { buffer, .. } => (Some(buffer), changes),
+                Command::Flush { .. } | Command::Zero(_) | Command::Deallocate(_) => {
+                    (None, changes)
+                }
             };
-            self.complete(number, buffer, Err(BlockError::Medium))
+            self.complete(number, buffer, Err(error))
         });
         wakers.collect()
     }
