@@ -1,11 +1,22 @@
 //! The seam between what a guest asks of a volume and what holds its blocks.
 
 use std::future::Future;
+use std::rc::Rc;
 
 use crate::buffer::Buffer;
 use crate::device::Durability;
 use crate::error::BlockError;
 use crate::unit::{BlockCount, LbaRange};
+
+/// What became of a write of blocks that had been completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completed {
+    /// They are written.
+    Written,
+    /// What they were completed with is of the past: they have to be completed
+    /// again.
+    Outdated,
+}
 
 /// The whole blocks of one volume: extents of a device, or a volume of a pool.
 /// [`Ordered`](crate::Ordered) makes of it what a guest talks to.
@@ -37,6 +48,22 @@ pub trait Blocks {
         durability: Durability,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)>;
 
+    /// Rises when any block may have become another one without a change of
+    /// the caller's: the volume was restored, or made smaller.
+    fn version(&self) -> u64;
+
+    /// As [`Blocks::write`], for blocks that were completed with what was read
+    /// after [`Blocks::version`] was asked: nothing is written, and the buffer
+    /// comes back as it was, if the version is another one when it would be.
+    fn write_completed(
+        &self,
+        version: u64,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> impl Future<Output = (Buffer, Result<Completed, BlockError>)>;
+
     /// Makes blocks read as zero. `unmap` allows their space to be given
     /// back.
     fn zero(&self, range: LbaRange, unmap: bool) -> impl Future<Output = Result<(), BlockError>>;
@@ -47,4 +74,57 @@ pub trait Blocks {
 
     /// Makes every change that was answered durable.
     fn flush(&self) -> impl Future<Output = Result<(), BlockError>>;
+}
+
+/// A volume that several serve.
+impl<B: Blocks> Blocks for Rc<B> {
+    fn blocks(&self) -> BlockCount {
+        (**self).blocks()
+    }
+
+    async fn read(
+        &self,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+    ) -> (Buffer, Result<(), BlockError>) {
+        (**self).read(range, buffer, place).await
+    }
+
+    async fn write(
+        &self,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<(), BlockError>) {
+        (**self).write(range, buffer, place, durability).await
+    }
+
+    fn version(&self) -> u64 {
+        (**self).version()
+    }
+
+    async fn write_completed(
+        &self,
+        version: u64,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<Completed, BlockError>) {
+        (**self).write_completed(version, range, buffer, place, durability).await
+    }
+
+    async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {
+        (**self).zero(range, unmap).await
+    }
+
+    async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
+        (**self).discard(range).await
+    }
+
+    async fn flush(&self) -> Result<(), BlockError> {
+        (**self).flush().await
+    }
 }

@@ -17,7 +17,7 @@ mod sys;
 pub mod time;
 pub mod unit;
 
-pub use blocks::Blocks;
+pub use blocks::{Blocks, Completed};
 pub use buffer::{Buffer, DmaMemory, Pool};
 pub use chance::Chance;
 pub use device::Device;

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Completed};
 use crate::buffer::Buffer;
 use crate::device::Durability;
 use crate::error::BlockError;
@@ -161,15 +161,37 @@ impl<B: Blocks> Ordered<B> {
         let touched = range.blocks_touched();
         let _turn = self.changes.enter(touched).await;
         let word = self.next_order();
-        let (mut buffer, mut outcome) = if range.is_block_aligned() {
-            (buffer, Ok(()))
+        let (buffer, outcome) = if range.is_block_aligned() {
+            self.blocks.write(touched, buffer, 0, durability).await
         } else {
-            self.complete_blocks(range, buffer).await
+            self.merge(range, buffer, durability).await
         };
-        if outcome.is_ok() {
-            (buffer, outcome) = self.blocks.write(touched, buffer, 0, durability).await;
-        }
         Served { outcome, word, buffer: Some(buffer) }
+    }
+
+    /// Writes parts of blocks: what they had besides stays.
+    async fn merge(
+        &self,
+        range: SectorRange,
+        mut buffer: Buffer,
+        durability: Durability,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let touched = range.blocks_touched();
+        loop {
+            let version = self.blocks.version();
+            let mut outcome;
+            (buffer, outcome) = self.complete_blocks(range, buffer).await;
+            if outcome.is_ok() {
+                let write = self.blocks.write_completed(version, touched, buffer, 0, durability);
+                let written;
+                (buffer, written) = write.await;
+                if written == Ok(Completed::Outdated) {
+                    continue;
+                }
+                outcome = written.map(drop);
+            }
+            return (buffer, outcome);
+        }
     }
 
     /// Reads the first and last block where the range covers them in part, and
@@ -234,13 +256,34 @@ impl<B: Blocks> Ordered<B> {
     async fn zero_part(&self, block: Lba, range: SectorRange) -> Result<(), BlockError> {
         let mut scratch = self.scratch.lock().await;
         let buffer = scratch.take().ok_or(BlockError::Medium)?;
-        let (mut buffer, mut outcome) = self.blocks.read(one(block), buffer, 0).await;
-        if outcome.is_ok() {
-            buffer[part_of_block(block, range)].fill(0);
-            (buffer, outcome) = self.blocks.write(one(block), buffer, 0, Durability::Cached).await;
-        }
+        let (buffer, outcome) = self.merge_zeroes(block, range, buffer).await;
         *scratch = Some(buffer);
         outcome
+    }
+
+    async fn merge_zeroes(
+        &self,
+        block: Lba,
+        range: SectorRange,
+        mut buffer: Buffer,
+    ) -> (Buffer, Result<(), BlockError>) {
+        loop {
+            let version = self.blocks.version();
+            let mut outcome;
+            (buffer, outcome) = self.blocks.read(one(block), buffer, 0).await;
+            if outcome.is_ok() {
+                buffer[part_of_block(block, range)].fill(0);
+                let (place, cached) = (0, Durability::Cached);
+                let write = self.blocks.write_completed(version, one(block), buffer, place, cached);
+                let written;
+                (buffer, written) = write.await;
+                if written == Ok(Completed::Outdated) {
+                    continue;
+                }
+                outcome = written.map(drop);
+            }
+            return (buffer, outcome);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use block_core::device::Durability;
 use block_core::unit::{BlockCount, Extent, LbaRange, Pba};
-use block_core::{BlockError, Blocks, Buffer, Device};
+use block_core::{BlockError, Blocks, Buffer, Completed, Device};
 
 /// Most blocks that one command makes zero: a bound on how long it keeps a
 /// device from other work (16 MiB).
@@ -83,6 +83,22 @@ impl<D: Device> Blocks for RawVolume<D> {
             (buffer, outcome) = self.device.write(run.start, buffer, places, durability).await;
         }
         (buffer, outcome)
+    }
+
+    fn version(&self) -> u64 {
+        0
+    }
+
+    async fn write_completed(
+        &self,
+        _: u64,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<Completed, BlockError>) {
+        let (buffer, outcome) = self.write(range, buffer, place, durability).await;
+        (buffer, outcome.map(|()| Completed::Written))
     }
 
     async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {

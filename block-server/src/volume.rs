@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use block_core::device::Durability;
 use block_core::{
-    BlockCount, BlockError, Blocks, Buffer, Device, Lba, LbaRange, Ordered, Scratch, Time,
+    BlockCount, BlockError, Blocks, Buffer, Completed, Device, Lba, LbaRange, Ordered, Scratch,
+    Time,
 };
 use interpose::hooks::Hooks;
 use link::{FrontId, VolumeName};
@@ -198,6 +199,31 @@ impl<D: Device + 'static> Blocks for Backing<D> {
         match self {
             Self::Raw { blocks, .. } => blocks.write(range, buffer, place, durability).await,
             Self::Pool(blocks) => blocks.write(range, buffer, place, durability).await,
+        }
+    }
+
+    fn version(&self) -> u64 {
+        match self {
+            Self::Raw { blocks, .. } => blocks.version(),
+            Self::Pool(blocks) => blocks.version(),
+        }
+    }
+
+    async fn write_completed(
+        &self,
+        version: u64,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<Completed, BlockError>) {
+        match self {
+            Self::Raw { blocks, .. } => {
+                blocks.write_completed(version, range, buffer, place, durability).await
+            }
+            Self::Pool(blocks) => {
+                blocks.write_completed(version, range, buffer, place, durability).await
+            }
         }
     }
 

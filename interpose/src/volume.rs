@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::{Rc, Weak};
 
 use block_core::device::Durability;
-use block_core::{BlockCount, BlockError, Blocks, Buffer, Device, LbaRange};
+use block_core::{BlockCount, BlockError, Blocks, Buffer, Completed, Device, LbaRange};
 use tokio::sync::Notify;
 
 use crate::admission::Patience;
@@ -26,6 +26,8 @@ pub struct Volume<D> {
 struct Gate {
     running: Cell<usize>,
     closed: Cell<bool>,
+    /// How often it was opened again.
+    opened: Cell<u64>,
     changed: Notify,
 }
 
@@ -59,6 +61,7 @@ pub(crate) struct Drained<D> {
 impl<D> Drop for Drained<D> {
     fn drop(&mut self) {
         self.volume.gate.closed.set(false);
+        self.volume.gate.opened.set(self.volume.gate.opened.get() + 1);
         self.volume.gate.changed.notify_waiters();
     }
 }
@@ -114,6 +117,32 @@ impl<D: Device + 'static> Volume<D> {
     fn has(&self, range: LbaRange) -> bool {
         range.end().0 <= self.blocks().0
     }
+
+    /// Writes, if the volume is still of that version when its turn has come.
+    async fn write_if(
+        &self,
+        version: Option<u64>,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<Completed, BlockError>) {
+        // In this order: who drains the volume does not wait for room.
+        let _room = match self.core.admit(range.count.0, &self.patience).await {
+            Ok(room) => room,
+            Err(error) => return (buffer, Err(error)),
+        };
+        let _running = self.gate.enter().await;
+        if !self.has(range) {
+            return (buffer, Err(BlockError::OutOfRange));
+        }
+        if version.is_some_and(|version| version != self.version()) {
+            return (buffer, Ok(Completed::Outdated));
+        }
+        let write = self.core.write(self.id, range, buffer, place, durability);
+        let (buffer, outcome) = write.await;
+        (buffer, outcome.map(|()| Completed::Written))
+    }
 }
 
 impl<D: Device + 'static> Blocks for Volume<D> {
@@ -145,16 +174,23 @@ impl<D: Device + 'static> Blocks for Volume<D> {
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
-        // In this order: who drains the volume does not wait for room.
-        let _room = match self.core.admit(range.count.0, &self.patience).await {
-            Ok(room) => room,
-            Err(error) => return (buffer, Err(error)),
-        };
-        let _running = self.gate.enter().await;
-        if !self.has(range) {
-            return (buffer, Err(BlockError::OutOfRange));
-        }
-        self.core.write(self.id, range, buffer, place, durability).await
+        let (buffer, written) = self.write_if(None, range, buffer, place, durability).await;
+        (buffer, written.map(drop))
+    }
+
+    fn version(&self) -> u64 {
+        self.gate.opened.get()
+    }
+
+    async fn write_completed(
+        &self,
+        version: u64,
+        range: LbaRange,
+        buffer: Buffer,
+        place: usize,
+        durability: Durability,
+    ) -> (Buffer, Result<Completed, BlockError>) {
+        self.write_if(Some(version), range, buffer, place, durability).await
     }
 
     async fn zero(&self, range: LbaRange, _unmap: bool) -> Result<(), BlockError> {

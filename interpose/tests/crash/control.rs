@@ -25,18 +25,10 @@ impl World {
             0..2 if keys.len() < MOST_VOLUMES => self.create().await,
             2..6 => self.take_snapshot(key, &keys).await,
             6..9 if keys.len() < MOST_VOLUMES => self.clone_some(key).await,
-            9..12 => {
-                self.hold(key).await;
-                self.restore(key).await;
-                self.release(key);
-            }
+            9..12 => self.restore(key).await,
             12..16 => drop(self.delete_snapshot(key).await),
             16 if keys.len() > 1 => self.delete(key).await,
-            17..19 => {
-                self.hold(key).await;
-                self.resize(key).await;
-                self.release(key);
-            }
+            17..19 => self.resize(key).await,
             19 => {
                 let rotated = self.pool.rotate(DOMAINS[self.draw(2) as usize]).await;
                 // A domain is made with its first volume.

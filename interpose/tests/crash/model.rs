@@ -22,11 +22,6 @@ pub struct Volume {
     pub snapshots: BTreeMap<String, Snapshot>,
     /// Reads and snapshots under way: what they may see is not pruned.
     pub reading: usize,
-    /// Changes of parts of blocks under way.
-    pub merging: usize,
-    /// Whether no more of them may begin: what they read and what they write
-    /// must not be parted by a change of the whole volume.
-    pub held: bool,
 }
 
 /// What a snapshot must hold: of each block one of these, always the same.
@@ -167,8 +162,8 @@ impl Model {
 impl Volume {
     pub fn new(id: VolumeId, domain: String, version: u64, blocks: Vec<Content>) -> Self {
         let blocks = blocks.into_iter().map(History::new).collect();
-        let (snapshots, reading, merging, held) = (BTreeMap::new(), 0, 0, false);
-        Self { id, domain, version, blocks, snapshots, reading, merging, held }
+        let (snapshots, reading) = (BTreeMap::new(), 0);
+        Self { id, domain, version, blocks, snapshots, reading }
     }
 
     pub fn empty(id: VolumeId, domain: String, version: u64, size: usize) -> Self {

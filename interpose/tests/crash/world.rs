@@ -4,9 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use block_core::device::Durability;
-use block_core::unit::{BLOCK_SIZE, BlockCount, LbaRange, SECTOR_SIZE, SectorRange};
-use block_core::{BlockError, Blocks, Buffer, Op, Ordered, Request};
+use block_core::unit::{BLOCK_SIZE, SECTOR_SIZE, SectorRange};
+use block_core::{BlockError, Buffer, Op, Ordered, Request};
 use interpose::{Pool, WhenFull};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
@@ -23,45 +22,8 @@ const SECTORS: u64 = (BLOCK_SIZE / SECTOR_SIZE) as u64;
 /// Most blocks of a request.
 const MOST_BLOCKS: u64 = 32;
 
-/// A volume of a pool, as [`Ordered`] wants it.
-pub struct Shared(Rc<interpose::Volume<SimDisk>>);
-
-impl Blocks for Shared {
-    fn blocks(&self) -> BlockCount {
-        self.0.blocks()
-    }
-
-    async fn read(
-        &self,
-        range: LbaRange,
-        buffer: Buffer,
-        place: usize,
-    ) -> (Buffer, Result<(), BlockError>) {
-        self.0.read(range, buffer, place).await
-    }
-
-    async fn write(
-        &self,
-        range: LbaRange,
-        buffer: Buffer,
-        place: usize,
-        durability: Durability,
-    ) -> (Buffer, Result<(), BlockError>) {
-        self.0.write(range, buffer, place, durability).await
-    }
-
-    async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {
-        self.0.zero(range, unmap).await
-    }
-
-    async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
-        self.0.discard(range).await
-    }
-
-    async fn flush(&self) -> Result<(), BlockError> {
-        self.0.flush().await
-    }
-}
+/// A volume that guests work on.
+type Served = Ordered<Rc<interpose::Volume<SimDisk>>>;
 
 /// How a workload is.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +46,7 @@ pub struct World {
     pub habits: Habits,
     pub random: RefCell<SmallRng>,
     pub clock: VirtualClock,
-    ordered: RefCell<BTreeMap<Key, Rc<Ordered<Shared>>>>,
+    ordered: RefCell<BTreeMap<Key, Rc<Served>>>,
     scratch: Rc<block_core::Scratch>,
     /// What is left to do.
     budget: Cell<usize>,
@@ -172,12 +134,12 @@ impl World {
     }
 
     /// What serves a volume's requests: the same for all.
-    fn serving(&self, key: Key) -> Option<Rc<Ordered<Shared>>> {
+    fn serving(&self, key: Key) -> Option<Rc<Served>> {
         if let Some(ordered) = self.ordered.borrow().get(&key) {
             return Some(Rc::clone(ordered));
         }
-        let shared = Shared(self.pool.volume(&name(key))?);
-        let ordered = Rc::new(Ordered::new(shared, Rc::clone(&self.scratch), 0));
+        let volume = self.pool.volume(&name(key))?;
+        let ordered = Rc::new(Ordered::new(volume, Rc::clone(&self.scratch), 0));
         self.ordered.borrow_mut().insert(key, Rc::clone(&ordered));
         Some(ordered)
     }
@@ -291,11 +253,8 @@ impl World {
         edits: Vec<(u8, Content)>,
         op: Op,
         buffer: Option<Buffer>,
-        ordered: &Ordered<Shared>,
+        ordered: &Served,
     ) {
-        if !range.is_block_aligned() && !self.begin_merging(key) {
-            return;
-        }
         let first = range.blocks_touched().start.0 as usize;
         let (version, begun) = (self.version(key), self.model.borrow_mut().tick());
         let id = self.model.borrow_mut().begin(key, first, &edits, false);
@@ -307,9 +266,6 @@ impl World {
         let through = matches!(op, Op::WriteThrough | Op::WriteZeroesThrough);
         let worked = served.outcome.is_ok();
         let mut model = self.model.borrow_mut();
-        if let Some(volume) = model.volumes.get_mut(&key).filter(|_| !range.is_block_aligned()) {
-            volume.merging -= 1;
-        }
         model.end(key, id, worked, through);
         if through && worked {
             model.keep(begun);
@@ -318,29 +274,6 @@ impl World {
 
     pub fn can_be_full(&self) -> bool {
         self.pool.settings().full == WhenFull::Fail
-    }
-
-    fn begin_merging(&self, key: Key) -> bool {
-        let mut model = self.model.borrow_mut();
-        let volume = model.volumes.get_mut(&key).filter(|volume| !volume.held);
-        volume.map(|volume| volume.merging += 1).is_some()
-    }
-
-    /// Waits for the last change of a part of a block, and lets none begin.
-    pub async fn hold(&self, key: Key) {
-        let is_merging = |volume: &mut super::model::Volume| {
-            volume.held = true;
-            volume.merging > 0
-        };
-        while self.model.borrow_mut().volumes.get_mut(&key).is_some_and(is_merging) {
-            self.clock.sleep(std::time::Duration::from_micros(20)).await;
-        }
-    }
-
-    pub fn release(&self, key: Key) {
-        if let Some(volume) = self.model.borrow_mut().volumes.get_mut(&key) {
-            volume.held = false;
-        }
     }
 
     /// What a volume is, as far as requests to it may fail when that changes.
