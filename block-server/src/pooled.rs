@@ -314,8 +314,12 @@ impl<D: Device + 'static> Pooled<D> {
                 WayKind::KeyFile => SecretKind::KeyFile,
             },
         };
+        let rewriting = self.pool.rewriting();
         let domain = |domain: Domain| DomainInfo {
             keys: domain.keys.len(),
+            rewriting: rewriting
+                .filter(|rewriting| rewriting.domain == domain.id)
+                .map(|it| [it.done, it.total].map(|blocks| Size(blocks.bytes()))),
             erased: domain.is_erased(),
             name: domain.name,
             volumes: Vec::new(),

@@ -130,6 +130,10 @@ fn describe(keys: &KeysInfo) -> String {
             (false, 0 | 1) => "one key".to_owned(),
             (false, keys) => format!("{keys} keys, of which {} open older blocks", keys - 1),
         };
+        let state = match domain.rewriting {
+            Some([done, total]) => format!("{state}; being written anew: {done} of {total}"),
+            None => state,
+        };
         [domain.name.clone(), state, domain.volumes.join(", ")]
     };
     let domains: Vec<_> = keys.domains.iter().map(domain).collect();
@@ -141,6 +145,7 @@ fn describe(keys: &KeysInfo) -> String {
 
 #[cfg(test)]
 mod tests {
+    use block_server::Size;
     use block_server::api::WayInfo;
 
     use super::*;
@@ -150,15 +155,21 @@ mod tests {
         let domain = |name: &str, keys, erased| DomainInfo {
             name: name.to_owned(),
             keys,
+            rewriting: (keys == 2).then_some([Size(1 << 30), Size(4 << 30)]),
             erased,
             volumes: vec!["a".to_owned(), "b".to_owned()],
         };
         let text = describe(&KeysInfo {
             ways: vec![WayInfo { name: "first".to_owned(), kind: SecretKind::KeyFile }],
-            domains: vec![domain("default", 3, false), domain("gone", 1, true)],
+            domains: vec![
+                domain("default", 3, false),
+                domain("gone", 1, true),
+                domain("new", 2, false),
+            ],
         });
         assert!(text.contains("first        a key file"), "{text}");
         assert!(text.contains("3 keys, of which 2 open older blocks  a, b"), "{text}");
         assert!(text.contains("erased"), "{text}");
+        assert!(text.contains("older blocks; being written anew: 1G of 4G"), "{text}");
     }
 }

@@ -20,6 +20,7 @@ use crate::pages::Pages;
 use crate::radix::Tree;
 use crate::read_cache::ReadCache;
 use crate::readers::Readers;
+use crate::rotation::Rewriting;
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::vault::Vault;
@@ -43,6 +44,10 @@ pub(crate) struct Core<D> {
     pub(crate) wall: Box<dyn Fn() -> u64>,
     pub(crate) state: RefCell<State>,
     pub(crate) readers: Rc<Readers>,
+    /// Writes under way, which may have been sealed a while ago.
+    pub(crate) writers: Rc<Readers>,
+    /// How far the rewriting after a key's rotation is.
+    pub(crate) rewriting: Cell<Option<Rewriting>>,
     pub(crate) room: crate::admission::Room,
     pub(crate) checkpoints: crate::checkpoint::Desk,
     /// Why nothing can be changed any more, if so.

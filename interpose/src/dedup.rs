@@ -8,9 +8,9 @@ use std::cell::Cell;
 
 use block_core::{Device, Lba, Pba};
 
-use crate::core::{Core, count};
+use crate::core::{Core, Head, count};
 use crate::layout::record::Hash;
-use crate::layout::{Binding, Class, Kind, LineId, Pointer, Record, Seal, seals};
+use crate::layout::{Binding, Class, Kind, Pointer, Record, Seal, seals};
 use crate::radix;
 
 /// Most candidates whose pages are being read: more would queue, and a block
@@ -47,9 +47,16 @@ impl Drop for Turn<'_> {
 }
 
 impl<D: Device> Core<D> {
-    /// Refers to a block of that hash, if there is one: then the change is
-    /// done. The caller was admitted to the journal.
-    pub(crate) async fn share(&self, line: LineId, lba: Lba, hash: &Hash) -> bool {
+    /// Refers to a block of that hash, if there is one and if `may` says so in
+    /// the same step: then the change is done. The caller was admitted to the
+    /// journal.
+    pub(crate) async fn share(
+        &self,
+        head: &Head,
+        lba: Lba,
+        hash: &Hash,
+        may: impl Fn() -> bool,
+    ) -> bool {
         for pba in self.index.candidates(hash) {
             let mut verdict = self.judge(pba, hash);
             if matches!(verdict, Verdict::Unread) {
@@ -58,7 +65,11 @@ impl<D: Device> Core<D> {
                 verdict = self.judge(pba, hash);
             }
             match verdict {
+                // A hash may be from before the rotation of a key.
+                Verdict::Same(seal) if self.vault.is_old(head.domain, seal.era) => {}
+                Verdict::Same(_) if !may() => return false,
                 Verdict::Same(seal) => {
+                    let line = head.line;
                     let birth = self.state.borrow().catalog.epoch();
                     let pointer = Pointer { seal, pba, birth, kind: Kind::Data };
                     self.settle(&Record::Share { line, lba, pointer });

@@ -31,6 +31,7 @@ mod checkpoint;
 mod create;
 mod pace;
 mod recovery;
+mod rotation;
 mod upkeep;
 
 pub mod journal;
@@ -54,5 +55,6 @@ pub use check::{CheckOptions, Report};
 pub use create::{CreateError, CreateOptions, Probe};
 pub use pool::Pool;
 pub use recovery::{Means, OpenError};
+pub use rotation::Rewriting;
 pub use settings::{Settings, WhenFull};
 pub use volume::Volume;

@@ -49,6 +49,12 @@ impl Alarms {
         self.set.borrow().first().map(|(moment, _)| *moment)
     }
 
+    /// Waits so long.
+    pub(crate) async fn pause(&self, duration: Duration) {
+        let now = self.wait(Time::ZERO).await;
+        self.wait(now + duration).await;
+    }
+
     /// Waits until a moment, and says when that was.
     async fn wait(&self, moment: Time) -> Time {
         let number = self.number.replace(self.number.get() + 1);

@@ -215,6 +215,7 @@ impl<D: Device + 'static> Pool<D> {
             Box::pin(async move { ahead.space.keep_ahead().await }),
             Box::pin(core().keep_eras()),
             Box::pin(core().fill_index()),
+            Box::pin(core().rewrite_old()),
         ]
     }
 

@@ -184,6 +184,8 @@ pub(crate) async fn open<D: Device + 'static>(
         wall,
         state,
         readers: Rc::default(),
+        writers: Rc::default(),
+        rewriting: Cell::default(),
         room: Default::default(),
         checkpoints: Default::default(),
         guard: Cell::new(guard),

@@ -77,6 +77,7 @@ impl<D: Device> Core<D> {
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
         let Some(head) = self.head(id) else { return (buffer, Err(BlockError::NotAttached)) };
+        let _writing = self.writers.enter();
         let mut batch = Batch::new(head, range, place);
         if let Err(error) = self.examine(&mut batch, &buffer) {
             return (buffer, Err(error));
@@ -139,7 +140,8 @@ impl<D: Device> Core<D> {
     async fn share_all(&self, batch: &mut Batch, fate: Fate) {
         for at in 0..batch.blocks() {
             if batch.fates[at] == fate {
-                let shared = self.share(batch.head.line, batch.lba(at), &batch.hashes[at]).await;
+                let (lba, hash) = (batch.lba(at), batch.hashes[at]);
+                let shared = self.share(&batch.head, lba, &hash, || true).await;
                 batch.fates[at] = if shared { Fate::Done } else { Fate::Store };
             }
         }

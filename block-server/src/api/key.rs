@@ -6,6 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::size::Size;
+
 /// `GET /pools/DEVICE/keys`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeysInfo {
@@ -42,6 +44,10 @@ pub struct DomainInfo {
     /// How many keys it has: one, and those that were rotated away and still
     /// open older blocks.
     pub keys: usize,
+    /// Of its volumes, how much has been looked at to write anew what old keys
+    /// seal, and how much there is; only while that is being done.
+    #[serde(default)]
+    pub rewriting: Option<[Size; 2]>,
     /// Its keys are gone, and with them what its volumes held.
     pub erased: bool,
     /// Its volumes.

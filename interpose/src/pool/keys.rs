@@ -4,6 +4,7 @@ use block_core::Device;
 
 use super::{Pool, PoolError};
 use crate::layout::DomainId;
+use crate::rotation::Rewriting;
 use crate::vault::{Domain, NewWay, WayInfo};
 
 impl<D: Device + 'static> Pool<D> {
@@ -38,7 +39,8 @@ impl<D: Device + 'static> Pool<D> {
     }
 
     /// Gives a domain a new data key: what is written from then on is sealed
-    /// with it.
+    /// with it, and in the background what its volumes hold. Snapshots keep
+    /// the old key; it is destroyed when there are none.
     ///
     /// # Errors
     /// A [`PoolError`].
@@ -46,7 +48,16 @@ impl<D: Device + 'static> Pool<D> {
         self.check_changes()?;
         let id = self.find_domain(domain)?;
         self.core.vault.rotate(id).await?;
+        // What it had is written anew from the next checkpoint on.
+        self.core.checkpoints.want();
         Ok(())
+    }
+
+    /// How far the blocks are that old keys seal and that are being written
+    /// anew, if any are.
+    #[must_use]
+    pub fn rewriting(&self) -> Option<Rewriting> {
+        self.core.rewriting.get()
     }
 
     /// Overwrites a domain's keys: what its volumes and snapshots hold cannot

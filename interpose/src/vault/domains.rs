@@ -171,6 +171,26 @@ impl Vault {
         self.domains.borrow().list()
     }
 
+    /// The domains that have old keys, and the first era of the newest one, if
+    /// it has begun.
+    #[must_use]
+    pub fn rotated(&self) -> Vec<(DomainId, EraId)> {
+        let Some(current) = self.era() else { return Vec::new() };
+        let rotated = self.domains().into_iter().filter(|domain| domain.keys.len() > 1);
+        let newest = rotated.filter_map(|domain| Some((domain.id, *domain.keys.last()?)));
+        newest.filter(|(_, from)| *from <= current).collect()
+    }
+
+    /// Whether what a domain has sealed in an era is not under the key that it
+    /// seals with now.
+    #[must_use]
+    pub fn is_old(&self, domain: DomainId, era: EraId) -> bool {
+        let Some(current) = self.era() else { return false };
+        let domains = self.domains.borrow();
+        let keys = domains.keys.range((domain, EraId(0))..=(domain, current));
+        keys.map(|(&(_, from), _)| from).next_back().is_some_and(|from| era < from)
+    }
+
     /// Makes a domain with a key of its own.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ impl World {
         self.clock.sleep(Duration::from_micros(self.draw(2000))).await;
         let keys: Vec<Key> = self.model.borrow().volumes.keys().copied().collect();
         let Some(key) = self.pick(&keys) else { return self.create().await };
-        match self.draw(24) {
+        match self.draw(25) {
             0..2 if keys.len() < MOST_VOLUMES => self.create().await,
             2..6 => self.take_snapshot(key, &keys).await,
             6..9 if keys.len() < MOST_VOLUMES => self.clone_some(key).await,
@@ -29,7 +29,7 @@ impl World {
             12..16 => drop(self.delete_snapshot(key).await),
             16 if keys.len() > 1 => self.delete(key).await,
             17..19 => self.resize(key).await,
-            19 => {
+            19 | 24 => {
                 let rotated = self.pool.rotate(DOMAINS[self.draw(2) as usize]).await;
                 // A domain is made with its first volume.
                 let unknown = matches!(rotated, Err(PoolError::Unknown { .. }));

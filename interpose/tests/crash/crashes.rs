@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use block_core::Device;
 use block_core::unit::BlockCount;
@@ -31,6 +32,9 @@ const DEEPEST: usize = 2;
 
 /// Checkpoints after which every deletion is done.
 const MOST_CHECKPOINTS: usize = 64;
+
+/// How long to wait for a pool that may write blocks anew, each time.
+const REWRITING: Duration = Duration::from_millis(1);
 
 /// Blocks of an empty pool on [`DEVICE`] that are free or pages of the heap.
 const USABLE: u64 = 14_212;
@@ -182,11 +186,24 @@ impl Run {
 
 /// Ends every deletion. Then each block of the device is accounted for.
 async fn come_to_rest(world: &World, crowd: Option<u64>) {
+    end_rewriting(world).await;
     let hidden = end_deletions(world).await;
     let seen = observe(&world.pool).await;
     world.model.borrow().check(&seen);
     check_space(world, &seen, hidden, crowd.unwrap_or(0));
     check_pool(world, crowd).await;
+}
+
+/// Waits until what old keys seal was written anew, or as long as there may be
+/// no room for it.
+async fn end_rewriting(world: &World) {
+    world.checkpoint().await;
+    for _ in 0..MOST_CHECKPOINTS {
+        world.clock.sleep(REWRITING).await;
+        if world.pool.rewriting().is_none() {
+            return;
+        }
+    }
 }
 
 async fn check_pool(world: &World, crowd: Option<u64>) {
