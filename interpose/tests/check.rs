@@ -9,8 +9,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use block_core::device::Durability;
-use block_core::{BLOCK_SIZE, Blocks};
+use block_core::{BLOCK_SIZE, Blocks, Pba};
+use disk::Fate;
 use interpose::check::{CheckOptions, Progress, Report, Wrong};
+use interpose::layout::Class;
 use interpose::pages::What;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -146,6 +148,71 @@ fn a_rotten_block_is_found_with_all_whom_it_touches() {
         told,
         ["snapshot disk@kept block 7", "volume copy block 7", "volume other block 300"]
     );
+}
+
+/// A page of the pool that belongs to no volume rots: it is named, with what it
+/// is, and nothing else is.
+#[test]
+fn rotten_pages_of_seals_and_counts_are_named_for_what_they_are() {
+    let mut world = World::new(50);
+    let (_, volume) = world.volume("disk", 500);
+    world.fill(&volume, 0, 100, 1);
+    world.checkpoint();
+    let is_heap = |pba: &Pba| pba.0 >= 1280 && !(8192..9216).contains(&pba.0);
+    let mut named = Vec::new();
+    for pba in world.disk.cut().written().into_iter().filter(is_heap) {
+        world.disk.flip(pba, 300);
+        let report = check(&mut world);
+        world.disk.flip(pba, 300);
+        for fault in report.faults.iter().filter(|fault| fault.pba == pba) {
+            assert_eq!(fault.wrong, Wrong::Lost(What::Unopened), "{fault}");
+            if fault.class != Class::Data && fault.class != Class::Map {
+                assert_eq!(fault.touches, [], "{fault}");
+                assert_eq!(report.faults.len(), 1, "{report:?}");
+                named.push(fault.class);
+            }
+        }
+    }
+    for class in [Class::Seals, Class::Counts, Class::Directory, Class::Catalog] {
+        assert!(named.contains(&class), "{class:?} is not among {named:?}");
+    }
+    assert!(check(&mut world).is_clean());
+}
+
+/// The device writes a block to where another one lies, and says that all is
+/// well. Both are named: what was overwritten, and what is not there.
+#[test]
+fn a_misdirected_write_is_two_damaged_blocks() {
+    let mut world = World::new(60);
+    let (_, one) = world.volume("one", 500);
+    let (_, other) = world.volume("other", 500);
+    let last = Rc::new(Cell::new(None));
+    let seen = Rc::clone(&last);
+    world.disk.divert(move |at, _| {
+        seen.set(Some(at));
+        Fate::Lands
+    });
+    world.fill(&one, 7, 1, 1);
+    let victim = last.get().expect("written");
+    let seen = Rc::clone(&last);
+    world.disk.divert(move |at, _| {
+        seen.set(Some(at));
+        Fate::At(victim)
+    });
+    world.fill(&other, 9, 1, 2);
+    let lost = last.get().expect("written");
+    world.disk.heal();
+    world.checkpoint();
+    let report = check(&mut world);
+    let mut told: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
+    told.sort();
+    let mut expected = [(victim, "one block 7"), (lost, "other block 9")].map(|(pba, of)| {
+        let what = "(a guest's block) is not what was written there";
+        format!("block {} {what}: volume {of}", pba.0)
+    });
+    expected.sort();
+    assert_eq!(told, expected);
+    assert!(world.try_read(&one, 7, 1).is_err() && world.try_read(&other, 9, 1).is_err());
 }
 
 /// A bounded check takes its time, and does not hold up a checkpoint.

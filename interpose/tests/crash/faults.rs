@@ -246,8 +246,9 @@ fn a_lost_cache_costs_no_flushed_block() {
         machine.disk.lose_cache();
         if seed % 2 == 1 {
             // Guests notice before the pool does.
-            machine.run(world.clock.sleep(std::time::Duration::from_micros(seed * 10)));
+            machine.run(world.clock.sleep(std::time::Duration::from_micros(seed * 2)));
         }
+        world.stop();
         machine.run(world.pool.checkpoint()).expect_err("nothing can be written");
         assert_eq!(world.pool.figures().read_only, Some(ReadOnly::Lost));
         let left = machine.disk.shut_down();

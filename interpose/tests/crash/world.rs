@@ -120,6 +120,11 @@ impl World {
         left > 0
     }
 
+    /// No guest begins another request.
+    pub fn stop(&self) {
+        self.budget.set(0);
+    }
+
     fn leave(&self) {
         self.working.set(self.working.get() - 1);
         self.left.notify_one();
