@@ -228,11 +228,14 @@ impl<D: Device> Core<D> {
         }
     }
 
-    /// Asks for a checkpoint when it is time: half of the journal, of the
-    /// memory for changes, or of the free space in blocks that it would free.
+    /// Asks for a checkpoint when the changes since the last one began fill half
+    /// of the journal or of the memory for changes, or would free half as many
+    /// blocks as are free. What a checkpoint that is being made has does not
+    /// count: else they would follow each other without a pause, each with few
+    /// changes for the pages it writes.
     pub(crate) fn pace(&self) {
         let state = self.state.borrow();
-        let due = self.journal.used() * 2 >= self.journal.ring()
+        let due = self.journal.used_by_period() * 2 >= self.journal.ring()
             || state.active.bytes() * 2 >= self.settings.overlay
             || state.active.freed() * 2 > self.space.allocatable().0;
         drop(state);

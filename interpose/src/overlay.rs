@@ -4,14 +4,17 @@
 //! A whole-block write reads no page of a map: what it replaces there is found
 //! when the overlay is merged. What it replaces *here* is known at once.
 
+mod blocks;
+mod points;
 mod ranges;
 
 use std::collections::BTreeMap;
 
 use block_core::{BlockCount, Lba, LbaRange, Pba};
 
+use self::blocks::Blocks;
+use self::points::{LEVELS, Points};
 use self::ranges::Ranges;
-use crate::layout::pointer::POINTERS;
 use crate::layout::record::Hash;
 use crate::layout::{Epoch, Kind, LineId, Pointer, Seal};
 
@@ -19,23 +22,18 @@ use crate::layout::{Epoch, Kind, LineId, Pointer, Seal};
 /// found with the pointers, at no cost.
 const SMALL_HOLE: u64 = 8;
 
-/// Levels of pages that map the largest volume.
-const LEVELS: u64 = 6;
-
-/// Bytes that an entry of the maps below takes, with the tree around it at the
-/// fill that B-trees settle at (about 70 %).
-const POINT_BYTES: usize = 80;
-const BLOCK_BYTES: usize = 104;
+/// Bytes that a range of holes takes in its tree.
 const RANGE_BYTES: usize = 40;
 
 /// The changes since a checkpoint.
 #[derive(Debug, Default)]
 pub struct Overlay {
-    points: BTreeMap<u128, Pointer>,
+    points: Points,
     holes: BTreeMap<(LineId, Epoch), Ranges>,
-    blocks: BTreeMap<u64, BlockChange>,
-    pages: PagesTouched,
+    blocks: Blocks,
     ranges: usize,
+    /// Pages of maps that holes make merging write.
+    hole_pages: u64,
     /// Blocks that were stored and are not referred to any more.
     freed: u64,
     /// Blocks that holes may take from a snapshot's successor.
@@ -80,33 +78,6 @@ pub enum Known {
     Is(Pointer),
 }
 
-/// Pages of maps that merging will have to write, by level.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct PagesTouched {
-    leaves: u64,
-    above: u64,
-}
-
-impl PagesTouched {
-    /// Counts the pages that a change at `lba` makes merging write, beside
-    /// those that the changes next to it do.
-    fn touch(&mut self, lba: u64, before: Option<u64>, after: Option<u64>) {
-        let mut span = 1;
-        for level in 0..LEVELS {
-            span *= POINTERS as u64;
-            let shared = |other: Option<u64>| other.is_some_and(|other| other / span == lba / span);
-            if shared(before) || shared(after) {
-                break;
-            }
-            if level == 0 {
-                self.leaves += 1;
-            } else {
-                self.above += 1;
-            }
-        }
-    }
-}
-
 /// One change of a line, as merging takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -116,37 +87,21 @@ pub enum Change {
     Hole(LbaRange),
 }
 
-const fn key(line: LineId, lba: Lba, epoch: Epoch) -> u128 {
-    (line.0 as u128) << 70 | (lba.0 as u128) << 30 | epoch.0 as u128
-}
-
-const fn lba_of(key: u128) -> Lba {
-    Lba((key >> 30) as u64 & ((1 << 40) - 1))
-}
-
-const fn epoch_of(key: u128) -> Epoch {
-    Epoch(key as u32 & Epoch::MAX.0)
-}
-
 impl Overlay {
     /// What the line had at `lba` at the end of `epoch`, as far as this
     /// overlay knows.
     #[must_use]
     pub fn find(&self, line: LineId, lba: Lba, epoch: Epoch) -> Known {
-        let newest = self
-            .points
-            .range(key(line, lba, Epoch(0))..=key(line, lba, epoch))
-            .next_back()
-            .map(|(&key, pointer)| (epoch_of(key), pointer));
+        let newest = self.points.find(line, lba, epoch);
         // A hole of a point's own epoch is older than it, or had removed it.
-        let after = newest.map_or(Epoch(0), |(epoch, _)| Epoch(epoch.0 + 1));
+        let after = newest.map_or(Epoch(0), |pointer| Epoch(pointer.birth.0 + 1));
         if !self.holes.is_empty() && after <= epoch {
             let mut younger = self.holes.range((line, after)..=(line, epoch)).rev();
             if let Some((&(_, birth), _)) = younger.find(|(_, ranges)| ranges.contains(lba)) {
                 return Known::Is(Pointer { birth, ..Pointer::HOLE });
             }
         }
-        newest.map_or(Known::Nothing, |(_, &pointer)| Known::Is(pointer))
+        newest.map_or(Known::Nothing, |&pointer| Known::Is(pointer))
     }
 
     /// A block was stored. What the line had there since its newest snapshot,
@@ -158,7 +113,7 @@ impl Overlay {
         pointer: Pointer,
         hash: Hash,
     ) {
-        let change = self.blocks.entry(pointer.pba.0).or_default();
+        let change = self.blocks.change(pointer.pba);
         change.delta += 1;
         change.born = Some(Born { hash, seal: pointer.seal });
         self.put((line, since), lba, pointer);
@@ -166,7 +121,7 @@ impl Overlay {
 
     /// A block has the content of one that is there.
     pub fn share(&mut self, (line, since): (LineId, Epoch), lba: Lba, pointer: Pointer) {
-        self.blocks.entry(pointer.pba.0).or_default().delta += 1;
+        self.blocks.change(pointer.pba).delta += 1;
         self.put((line, since), lba, pointer);
     }
 
@@ -180,21 +135,10 @@ impl Overlay {
             }
             return;
         }
-        let within = key(line, range.start, Epoch(0))..key(line, range.end(), Epoch(0));
-        let hidden: Vec<u128> = self
-            .points
-            .range(within)
-            .map(|(&key, _)| key)
-            .filter(|&key| epoch_of(key) > since)
-            .collect();
-        for key in hidden {
-            if let Some(old) = self.points.remove(&key) {
-                self.kill(&old);
-            }
-        }
+        let (blocks, freed) = (&mut self.blocks, &mut self.freed);
+        self.points.take((line, since), range, |old| kill(blocks, freed, old));
         // Both ends may cut pages; what lies between is dropped whole.
-        self.pages.leaves += 2;
-        self.pages.above += 2 * (LEVELS - 1);
+        self.hole_pages += 2 * u64::from(LEVELS);
         if since > Epoch(0) {
             self.cleared += range.count.0;
         }
@@ -204,24 +148,21 @@ impl Overlay {
         self.ranges = self.ranges + ranges.len() - before;
     }
 
-    /// The front part of a range that has at most `entries` entries.
+    /// The front part of a range that has about `entries` entries, at most.
     #[must_use]
     pub fn slice(&self, line: LineId, range: LbaRange, entries: usize) -> LbaRange {
-        let within = key(line, range.start, Epoch(0))..key(line, range.end(), Epoch(0));
-        let Some((&past, _)) = self.points.range(within).nth(entries) else { return range };
-        let count = (lba_of(past).0 - range.start.0).max(1);
-        LbaRange { start: range.start, count: BlockCount(count) }
+        self.points.slice(line, range, entries)
     }
 
     /// References to a block went with a tree that was merged.
     pub fn unrefer(&mut self, pba: Pba) {
-        self.blocks.entry(pba.0).or_default().delta -= 1;
+        self.blocks.change(pba).delta -= 1;
     }
 
     /// A page was taken, or is gone. One that was taken here and is gone was
     /// never there.
     pub fn page(&mut self, pba: Pba, change: PageChange) {
-        let page = &mut self.blocks.entry(pba.0).or_default().page;
+        let page = &mut self.blocks.change(pba).page;
         let was_taken = *page == Some(PageChange::Taken);
         *page = if was_taken && change == PageChange::Gone { None } else { Some(change) };
     }
@@ -229,48 +170,19 @@ impl Overlay {
     /// What became of a block.
     #[must_use]
     pub fn block(&self, pba: Pba) -> Option<&BlockChange> {
-        self.blocks.get(&pba.0)
+        self.blocks.get(pba)
     }
 
     fn put(&mut self, (line, since): (LineId, Epoch), lba: Lba, pointer: Pointer) {
-        let newest = key(line, lba, Epoch::MAX);
-        let before = self.points.range_mut(..=newest).next_back();
-        let (place, stage) = (newest >> 30, |key: u128| epoch_of(key) > since);
-        match before {
-            // No snapshot has what is replaced.
-            Some((&old, entry)) if old >> 30 == place && stage(old) => {
-                let gone = *entry;
-                if epoch_of(old) == pointer.birth {
-                    *entry = pointer;
-                } else {
-                    self.points.remove(&old);
-                    self.points.insert(key(line, lba, pointer.birth), pointer);
-                }
-                self.kill(&gone);
-            }
-            before => {
-                let before = before.map(|(&key, _)| key);
-                let after = self.points.range(newest + 1..).next().map(|(&key, _)| key);
-                let neighbour = |key: &u128| key >> 70 == u128::from(line.0) && stage(*key);
-                let near = |key: Option<u128>| key.filter(neighbour).map(|key| lba_of(key).0);
-                self.pages.touch(lba.0, near(before), near(after));
-                self.points.insert(key(line, lba, pointer.birth), pointer);
-            }
-        }
-    }
-
-    fn kill(&mut self, old: &Pointer) {
-        if old.kind == Kind::Data {
-            let change = self.blocks.entry(old.pba.0).or_default();
-            change.delta -= 1;
-            self.freed += u64::from(change.delta == 0 && change.born.is_some());
+        if let Some(old) = self.points.put((line, since), lba, pointer) {
+            kill(&mut self.blocks, &mut self.freed, &old);
         }
     }
 
     /// Most pages of maps that merging it writes.
     #[must_use]
     pub fn map_pages(&self) -> u64 {
-        self.pages.leaves + self.pages.above
+        self.points.pages_to_write() + self.hole_pages
     }
 
     /// Most pointers that merging it puts on dead lists.
@@ -295,31 +207,32 @@ impl Overlay {
     /// About how much memory it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.points.len() * POINT_BYTES
-            + self.blocks.len() * BLOCK_BYTES
-            + self.ranges * RANGE_BYTES
+        self.points.bytes() + self.blocks.bytes() + self.ranges * RANGE_BYTES
     }
 
     /// Whether nothing changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.points.is_empty() && self.holes.is_empty() && self.blocks.is_empty()
+        self.points.len() == 0 && self.holes.is_empty() && self.blocks.len() == 0
     }
 
     /// Lines that have changes, in order.
     #[must_use]
     pub fn lines(&self) -> Vec<LineId> {
-        let mut lines = Vec::new();
-        let mut from = 0;
-        while let Some((&key, _)) = self.points.range(from..).next() {
-            let line = LineId((key >> 70) as u32);
-            lines.push(line);
-            from = (u128::from(line.0) + 1) << 70;
-        }
+        let mut lines = self.points.lines();
         lines.extend(self.holes.keys().map(|&(line, _)| line));
         lines.sort_unstable();
         lines.dedup();
         lines
+    }
+
+    /// Whether the line may have changes of a stage: of ten thousand snapshots
+    /// that follow each other most have none, and do not look at those of the
+    /// others.
+    fn has_some(&self, line: LineId, (after, upto): (Epoch, Epoch)) -> bool {
+        let holes = (line, Epoch(after.0 + 1))..=(line, upto);
+        self.points.has_some(line, (after, upto))
+            || after < upto && self.holes.range(holes).next().is_some()
     }
 
     /// The line's changes of one stage, that is between two snapshots of it:
@@ -334,12 +247,13 @@ impl Overlay {
         from: Lba,
         most: usize,
     ) -> (Vec<Change>, Option<Lba>) {
-        let end = key(LineId(line.0 + 1), Lba(0), Epoch(0));
         let mut next = None;
         let mut points: Vec<(Lba, Epoch, Pointer)> = Vec::new();
-        let entries = self.points.range(key(line, from, Epoch(0))..end);
-        for (looked, (&key, &pointer)) in entries.enumerate() {
-            let (lba, epoch) = (lba_of(key), epoch_of(key));
+        if !self.has_some(line, (after, upto)) {
+            return (Vec::new(), None);
+        }
+        for (looked, (lba, &pointer)) in self.points.of_line(line, from).enumerate() {
+            let epoch = pointer.birth;
             if looked >= most && points.last().is_none_or(|&(last, _, _)| last != lba) {
                 next = Some(lba);
                 break;
@@ -394,19 +308,29 @@ impl Overlay {
         from: Pba,
         most: usize,
     ) -> impl Iterator<Item = (Pba, BlockChange)> + '_ {
-        self.blocks.range(from.0..).take(most).map(|(&pba, &change)| (Pba(pba), change))
+        self.blocks.from(from).take(most)
     }
 
-    /// Lets go of some of the memory; true when nothing is left.
-    pub fn dismantle(&mut self, entries: usize) -> bool {
-        for _ in 0..entries {
-            let gone = (self.points.pop_first().is_some(), self.blocks.pop_first().is_some());
+    /// Lets go of the memory of some pages and groups of blocks; true when
+    /// nothing is left.
+    pub fn dismantle(&mut self, steps: usize) -> bool {
+        for _ in 0..steps {
+            let gone = (self.points.drop_some(), self.blocks.drop_some());
             if gone == (false, false) {
                 self.holes.clear();
                 return true;
             }
         }
         false
+    }
+}
+
+/// A reference to a block went.
+fn kill(blocks: &mut Blocks, freed: &mut u64, old: &Pointer) {
+    if old.kind == Kind::Data {
+        let change = blocks.change(old.pba);
+        change.delta -= 1;
+        *freed += u64::from(change.delta == 0 && change.born.is_some());
     }
 }
 

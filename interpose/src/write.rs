@@ -15,7 +15,7 @@ use crate::layout::{Epoch, Kind, Pointer, Record, Seal};
 use crate::read::block_at;
 use crate::space::Purpose;
 
-/// Blocks of a request.
+/// Blocks of a request, at most.
 const MOST: usize = MAX_REQUEST_BLOCKS + 1;
 
 /// Entries that a part of a trim takes out of the overlay at most: a bound on
@@ -37,19 +37,20 @@ enum Fate {
     Done,
 }
 
-/// A request on its way.
-struct Batch {
+/// A request of at most `N` blocks on its way. Those of one block are so many
+/// that what the others need would cost them time.
+struct Batch<const N: usize> {
     head: Head,
     range: LbaRange,
     /// Where the range begins in the buffer, in blocks.
     place: usize,
-    fates: [Fate; MOST],
-    hashes: [Hash; MOST],
+    fates: [Fate; N],
+    hashes: [Hash; N],
 }
 
-impl Batch {
+impl<const N: usize> Batch<N> {
     fn new(head: Head, range: LbaRange, place: usize) -> Self {
-        let (fates, hashes) = ([Fate::Done; MOST], [Hash::default(); MOST]);
+        let (fates, hashes) = ([Fate::Done; N], [Hash::default(); N]);
         Self { head, range, place, fates, hashes }
     }
 
@@ -78,17 +79,11 @@ impl<D: Device> Core<D> {
     ) -> (Buffer, Result<(), BlockError>) {
         let Some(head) = self.head(id) else { return (buffer, Err(BlockError::NotAttached)) };
         let _writing = self.writers.enter();
-        let mut batch = Batch::new(head, range, place);
-        if let Err(error) = self.examine(&mut batch, &buffer) {
-            return (buffer, Err(error));
-        }
-        self.share_all(&mut batch, Fate::Store).await;
-        let (buffer, mut outcome) = self.store_all(&mut batch, buffer).await;
-        let mut buffer = buffer;
-        if outcome.is_ok() && batch.fates.contains(&Fate::Same) {
-            self.share_all(&mut batch, Fate::Same).await;
-            (buffer, outcome) = self.store_all(&mut batch, buffer).await;
-        }
+        let (buffer, mut outcome) = if range.count.0 == 1 {
+            self.write_batch(Batch::<1>::new(head, range, place), buffer).await
+        } else {
+            self.write_batch(Batch::<MOST>::new(head, range, place), buffer).await
+        };
         self.pace();
         if outcome.is_ok() && durability == Durability::Through {
             outcome = self.flush().await;
@@ -96,11 +91,32 @@ impl<D: Device> Core<D> {
         (buffer, outcome)
     }
 
+    async fn write_batch<const N: usize>(
+        &self,
+        mut batch: Batch<N>,
+        buffer: Buffer,
+    ) -> (Buffer, Result<(), BlockError>) {
+        if let Err(error) = self.examine(&mut batch, &buffer) {
+            return (buffer, Err(error));
+        }
+        self.share_all(&mut batch, Fate::Store).await;
+        let (buffer, outcome) = self.store_all(&mut batch, buffer).await;
+        if outcome.is_err() || !batch.fates.contains(&Fate::Same) {
+            return (buffer, outcome);
+        }
+        self.share_all(&mut batch, Fate::Same).await;
+        self.store_all(&mut batch, buffer).await
+    }
+
     /// Makes holes of zeroes, and hashes the rest.
-    fn examine(&self, batch: &mut Batch, buffer: &Buffer) -> Result<(), BlockError> {
+    fn examine<const N: usize>(
+        &self,
+        batch: &mut Batch<N>,
+        buffer: &Buffer,
+    ) -> Result<(), BlockError> {
         let bytes = batch.place * BLOCK_SIZE..(batch.place + batch.blocks()) * BLOCK_SIZE;
-        let mut rest: [&[u8]; MOST] = [&[]; MOST];
-        let mut places = [0; MOST];
+        let mut rest: [&[u8]; N] = [&[]; N];
+        let mut places = [0; N];
         let (mut found, mut holes) = (0, 0..0);
         for (at, block) in buffer[bytes].chunks_exact(BLOCK_SIZE).enumerate() {
             if !hash::is_zero(block) {
@@ -117,7 +133,7 @@ impl<D: Device> Core<D> {
         self.settle_holes(batch, holes);
         count(&self.tally.zeroes, (batch.blocks() - found) as u64);
         count(&self.tally.written, found as u64);
-        let mut out = [Hash::default(); MOST];
+        let mut out = [Hash::default(); N];
         self.hashes(batch.head.domain, &rest[..found], &mut out[..found])?;
         for (number, &at) in places[..found].iter().enumerate() {
             batch.hashes[at] = out[number];
@@ -127,7 +143,7 @@ impl<D: Device> Core<D> {
         Ok(())
     }
 
-    fn settle_holes(&self, batch: &Batch, holes: Range<usize>) {
+    fn settle_holes<const N: usize>(&self, batch: &Batch<N>, holes: Range<usize>) {
         if !holes.is_empty() {
             let (start, count) = (batch.lba(holes.start), BlockCount(holes.len() as u64));
             let range = LbaRange { start, count };
@@ -137,7 +153,7 @@ impl<D: Device> Core<D> {
 
     /// Shares those blocks of a fate that are there; the others have to be
     /// stored.
-    async fn share_all(&self, batch: &mut Batch, fate: Fate) {
+    async fn share_all<const N: usize>(&self, batch: &mut Batch<N>, fate: Fate) {
         for at in 0..batch.blocks() {
             if batch.fates[at] == fate {
                 let (lba, hash) = (batch.lba(at), batch.hashes[at]);
@@ -148,9 +164,9 @@ impl<D: Device> Core<D> {
     }
 
     /// Stores all blocks that have to be, run by run.
-    async fn store_all(
+    async fn store_all<const N: usize>(
         &self,
-        batch: &mut Batch,
+        batch: &mut Batch<N>,
         mut buffer: Buffer,
     ) -> (Buffer, Result<(), BlockError>) {
         let mut at = 0;
@@ -176,15 +192,15 @@ impl<D: Device> Core<D> {
 
     /// Seals and writes blocks that follow each other, in the buffer from `at`
     /// on and on the device.
-    async fn store(
+    async fn store<const N: usize>(
         &self,
-        batch: &mut Batch,
+        batch: &mut Batch<N>,
         mut buffer: Buffer,
         at: usize,
         extent: Extent,
     ) -> (Buffer, Result<(), BlockError>) {
         let blocks = extent.count.0 as usize;
-        let mut seals = [Seal::default(); MOST];
+        let mut seals = [Seal::default(); N];
         for (number, seal) in seals[..blocks].iter_mut().enumerate() {
             let pba = Pba(extent.start.0 + number as u64);
             let bytes = block_at(&mut buffer, batch.place + at + number);

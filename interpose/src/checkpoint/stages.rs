@@ -41,6 +41,12 @@ impl<D: Device + 'static> Making<D> {
             .collect();
         // Heads come last.
         stages.sort_by_key(|key| (key.epoch, key.line));
+        let handing: Vec<SnapshotKey> = self
+            .catalog
+            .nodes()
+            .filter(|(_, node)| matches!(node.stored.stage, Stage::Merging { .. }))
+            .map(|(key, _)| key)
+            .collect();
         let mut lines: BTreeMap<LineId, (Tree, DeadList)> = BTreeMap::new();
         for key in stages {
             let (tree, list) = match lines.get(&key.line) {
@@ -52,7 +58,7 @@ impl<D: Device + 'static> Making<D> {
                 }
             };
             let (tree, list) = self.merge_stage(key, tree, list).await?;
-            self.keep(key, tree, list)?;
+            self.keep(key, tree, list, &handing)?;
             lines.insert(key.line, (tree, DeadList::default()));
         }
         Ok(())
@@ -119,11 +125,13 @@ impl<D: Device + 'static> Making<D> {
         Ok((tree, dead.finish().await?))
     }
 
+    /// Notes what was made of a stage. `handing`: deletions that go on.
     fn keep(
         &mut self,
         key: SnapshotKey,
         tree: Tree,
         list: DeadList,
+        handing: &[SnapshotKey],
     ) -> Result<(), CheckpointError> {
         let stored = self.catalog.change_stored(key).ok_or(NO_SUCH_LINE)?;
         (stored.tree, stored.dead) = (Some(tree), list);
@@ -135,14 +143,12 @@ impl<D: Device + 'static> Making<D> {
         let head = head_of(key.line);
         let stored = self.catalog.change_stored(head).ok_or(NO_SUCH_LINE)?;
         stored.dead = DeadList::default();
-        let handed_on: Vec<(SnapshotKey, DeadList)> = self
-            .catalog
-            .nodes()
-            .filter_map(|(from, node)| match node.stored.stage {
-                Stage::Merging { work, target } if target == Some(head) => Some((from, work)),
-                _ => None,
-            })
-            .collect();
+        let work_for_head = |from: SnapshotKey| match self.catalog.node(from)?.stored.stage {
+            Stage::Merging { work, target } if target == Some(head) => Some((from, work)),
+            _ => None,
+        };
+        let handed_on: Vec<(SnapshotKey, DeadList)> =
+            handing.iter().copied().filter_map(work_for_head).collect();
         for (from, work) in handed_on {
             if let Some(stored) = self.catalog.change_stored(from) {
                 stored.stage = Stage::Merging { work, target: Some(key) };

@@ -71,6 +71,8 @@ pub struct Journal<D> {
     pub(super) tail: RefCell<Tail>,
     /// The oldest block that a recovery would need.
     oldest: Cell<u64>,
+    /// The first block of the period that goes on.
+    period: Cell<u64>,
     /// What was durable when a flush last ended.
     pub(super) durable: Cell<Reached>,
     /// The newest block that says something, a record: what a flush is for.
@@ -111,8 +113,7 @@ impl<D> Journal<D> {
         if free.len() < BUFFERS || buffers.buffer_bytes() < BLOCK_SIZE {
             return Err(NoBuffers(free.len()));
         }
-        let mut open = free.pop();
-        open.iter_mut().for_each(|block| block.fill(0));
+        let open = free.pop();
         let before = at.next.saturating_sub(1);
         let tail = Tail {
             open,
@@ -129,6 +130,7 @@ impl<D> Journal<D> {
             place,
             tail: RefCell::new(tail),
             oldest: Cell::new(oldest),
+            period: Cell::new(oldest),
             durable: Cell::new(Reached { number: mark, records: 0 }),
             // What a recovery found may lie in the device's cache only.
             said: Cell::new(before),
@@ -199,17 +201,17 @@ impl<D> Journal<D> {
     fn seal_open_block(&self, durability: Durability) -> Result<(), JournalError> {
         let mut tail = self.tail.borrow_mut();
         let tail = &mut *tail;
-        let mut next = tail.free.pop().ok_or(JournalError::Room)?;
+        let next = tail.free.pop().ok_or(JournalError::Room)?;
         let mut buffer = tail.open.take().ok_or(JournalError::Room)?;
         let Position { next: number, previous } = tail.position;
         let mark = self.mark();
+        buffer[HEADER_BYTES + tail.filled..BLOCK_SIZE].fill(0);
         let header = Header { count: tail.count, number, mark, previous };
         let tag = block::seal(&self.vault, &self.place, &header, &mut buffer)
             .map_err(JournalError::Seal)?;
         tail.closed.push_back(Closed { number, buffer, durability, before: tail.last });
         tail.last = Reached { number, records: self.appended.get() };
         tail.position = Position { next: number + 1, previous: tag };
-        next[..BLOCK_SIZE].fill(0);
         tail.open = Some(next);
         (tail.filled, tail.count) = (0, 0);
         self.carried.set(mark);
@@ -224,6 +226,7 @@ impl<D> Journal<D> {
         if self.tail.borrow().count > 0 {
             self.close(Durability::Cached);
         }
+        self.period.set(self.position().next);
         self.position()
     }
 
@@ -270,6 +273,11 @@ impl<D> Journal<D> {
     pub fn used(&self) -> u64 {
         let tail = self.tail.borrow();
         (tail.position.next + u64::from(tail.count > 0)).saturating_sub(self.oldest.get())
+    }
+
+    /// The same of the period that goes on: since the last [`Journal::freeze`].
+    pub fn used_by_period(&self) -> u64 {
+        self.used().saturating_sub(self.period.get().saturating_sub(self.oldest.get()))
     }
 
     /// How many blocks the ring has.

@@ -5,7 +5,7 @@
 //! So a region's number is that of its zero counts less that of its taken
 //! blocks; this holds through every change here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::bits::Bits;
 use super::layout::REGION_BLOCKS;
@@ -97,7 +97,7 @@ impl Cursor {
 pub(crate) struct Ledger {
     free: Vec<u16>,
     allocatable: u64,
-    taken: HashMap<u32, Bits>,
+    taken: BTreeMap<u32, Bits>,
     taken_count: u64,
     cursors: [Cursor; 2],
     /// Where the next choice looks first.
