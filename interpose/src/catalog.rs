@@ -70,6 +70,9 @@ pub struct Stored {
 pub struct Catalog {
     volumes: BTreeMap<VolumeId, Rc<VolumeRecord>>,
     nodes: BTreeMap<SnapshotKey, Node>,
+    /// The snapshots that nobody deleted, so that the ten-thousandth is taken
+    /// as fast as the first.
+    names: BTreeMap<(VolumeId, Rc<str>), SnapshotKey>,
     epoch: Epoch,
     next_line: LineId,
     /// Records since the last checkpoint began.
@@ -86,7 +89,8 @@ impl Catalog {
     /// A pool's first catalog.
     #[must_use]
     pub fn new(epoch: Epoch, next_line: LineId) -> Self {
-        Self { volumes: BTreeMap::new(), nodes: BTreeMap::new(), epoch, next_line, changes: 0 }
+        let (volumes, nodes, names) = Default::default();
+        Self { volumes, nodes, names, epoch, next_line, changes: 0 }
     }
 
     /// Puts in what was stored.
@@ -116,6 +120,9 @@ impl Catalog {
             }
         };
         let stored = Stored { tree, dead: record.dead, stage };
+        if key.epoch != Epoch::HEAD && !facts.deleted {
+            self.names.insert((facts.volume, facts.name.as_str().into()), key);
+        }
         let node = Node { facts: Rc::new(facts), stored: Rc::new(stored) };
         match self.nodes.insert(key, node) {
             None => Ok(()),
@@ -187,6 +194,12 @@ impl Catalog {
             .collect();
         snapshots.sort_by_key(|(key, _)| key.epoch);
         snapshots
+    }
+
+    /// A volume's snapshot of that name.
+    #[must_use]
+    pub fn snapshot_named(&self, volume: VolumeId, name: &str) -> Option<SnapshotKey> {
+        self.names.get(&(volume, name.into())).copied()
     }
 
     /// The last epoch of a line that a snapshot has: what is younger belongs
@@ -288,7 +301,9 @@ impl Catalog {
                 Ok(())
             }
             Control::DeleteSnapshot { snapshot } => {
-                self.snapshot_facts(*snapshot)?;
+                let facts = self.snapshot_facts(*snapshot)?;
+                let name = (facts.volume, facts.name.as_str().into());
+                self.names.remove(&name);
                 self.change_facts(*snapshot)?.deleted = true;
                 Ok(())
             }
@@ -320,6 +335,7 @@ impl Catalog {
             let key = SnapshotKey { line, epoch };
             let facts = Facts { name: name.to_owned(), taken, as_is, ..head.clone() };
             head.parent = Some(key);
+            self.names.insert((facts.volume, name.into()), key);
             let stored = Stored { tree: None, dead: DeadList::default(), stage: Stage::There };
             self.nodes.insert(key, Node { facts: Rc::new(facts), stored: Rc::new(stored) });
         }

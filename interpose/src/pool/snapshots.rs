@@ -97,10 +97,8 @@ impl<D: Device + 'static> Pool<D> {
     /// [`PoolError::Unknown`].
     pub fn find_snapshot(&self, volume: VolumeId, name: &str) -> Result<SnapshotKey, PoolError> {
         let state = self.core.state.borrow();
-        let snapshots = state.catalog.snapshots(volume);
-        let found = snapshots.iter().find(|(_, facts)| facts.name == name);
         let unknown = || PoolError::Unknown { what: "snapshot", name: name.to_owned() };
-        found.map(|(key, _)| *key).ok_or_else(unknown)
+        state.catalog.snapshot_named(volume, name).ok_or_else(unknown)
     }
 
     /// Makes a volume that begins as a snapshot.
