@@ -25,16 +25,22 @@ pub(crate) struct Counts {
 }
 
 /// The device; a clone is the same one.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Forgetful {
     blocks: BlockCount,
     pages: Rc<RefCell<HashMap<u64, Box<Block>>>>,
     counts: Rc<Cell<Counts>>,
+    keeps_blocks: Rc<Cell<bool>>,
 }
 
 impl Forgetful {
     pub(crate) fn new(blocks: BlockCount) -> Self {
-        Self { blocks, pages: Rc::default(), counts: Rc::default() }
+        Self { blocks, ..Self::default() }
+    }
+
+    /// Whether guests' blocks are kept as well.
+    pub(crate) fn keep_blocks(&self, keep: bool) {
+        self.keeps_blocks.set(keep);
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -85,11 +91,11 @@ impl Device for Forgetful {
         let mut counts = self.counts.get();
         counts.bytes_written += (places.len() * BLOCK_SIZE) as u64;
         self.counts.set(counts);
-        if buffer.iova() < REQUESTS_AT {
+        if buffer.iova() < REQUESTS_AT || self.keeps_blocks.get() {
             let mut pages = self.pages.borrow_mut();
             for (pba, place) in (at.0..).zip(places) {
-                let page = pages.entry(pba).or_insert_with(|| Box::new([0; BLOCK_SIZE]));
-                page.copy_from_slice(&buffer[place * BLOCK_SIZE..(place + 1) * BLOCK_SIZE]);
+                let (blocks, _) = buffer.as_chunks::<BLOCK_SIZE>();
+                pages.insert(pba, Box::new(blocks[place]));
             }
         }
         (buffer, Ok(()))

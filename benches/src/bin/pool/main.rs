@@ -7,7 +7,9 @@
 mod amplification;
 mod cost;
 mod device;
+mod instructions;
 mod machine;
+mod row;
 mod size;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +30,14 @@ enum Question {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// How many instructions does a block cost outside encryption and hashing?
+    Instructions {
+        /// One row only
+        row: Option<row::Row>,
+    },
+    /// Make the requests of one row, to be watched from outside
+    #[command(hide = true)]
+    Work { row: row::Row },
     /// How many bytes go to the device for each that a guest writes?
     Amplification {
         /// The mapped size, in MiB
@@ -48,6 +58,8 @@ enum Question {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().question {
         Question::Cost { rounds } => cost::run(rounds),
+        Question::Instructions { row } => instructions::run(row),
+        Question::Work { row } => instructions::work(row),
         Question::Amplification { mapped } => mapped.into_iter().try_for_each(amplification::run),
         Question::Size { device, mapped } => size::run(device, mapped),
     }
