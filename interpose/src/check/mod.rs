@@ -13,6 +13,8 @@ mod data;
 mod report;
 mod survey;
 mod tally;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::num::NonZeroU32;
