@@ -122,11 +122,9 @@ fn a_count_that_is_too_high_is_named() {
         let mut state = ground.pool.core.state.borrow_mut();
         let epoch = state.catalog.epoch();
         let pointer = Pointer { birth: epoch, kind: Kind::Data, ..pointer };
-        // It is put into a map and, without being given up, replaced by a hole.
-        let line = LineId(state.catalog.next_line().0 - 1);
-        state.active.share((line, Epoch::MAX), Lba(50), pointer);
-        let range = LbaRange { start: Lba(50), count: BlockCount(1) };
-        state.active.clear((line, Epoch::MAX), range, epoch);
+        // The reference is that of a line that there is not: no map gets it.
+        let nobody = LineId(state.catalog.next_line().0 + 1);
+        state.active.share((nobody, Epoch(0)), Lba(50), pointer);
     }
     let faults = ground.faults();
     assert_eq!(faults.len(), 1, "{faults:?}");
