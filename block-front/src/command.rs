@@ -1,7 +1,7 @@
 //! Block commands (virtio 1.2, section 5.2.6): a chain's header and shape
 //! become a command whose numbers have been checked, or a status.
 
-use block_core::{Op, SECTOR_SIZE, SectorRange};
+use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
     VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -161,6 +161,15 @@ fn quarters(bytes: &[u8; 16]) -> [u32; 4] {
     std::array::from_fn(|i| {
         u32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
     })
+}
+
+impl From<BlockError> for Status {
+    fn from(error: BlockError) -> Self {
+        match error {
+            BlockError::Unsupported => Self::Unsupported,
+            _ => Self::Failed,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use block_core::unit::MAX_REQUEST_BYTES;
-use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange, Time};
+use block_core::{BlockError, Op, SectorRange, Time};
 
-use crate::chain::{self, MAX_PIECES, Piece, TableCopy, Walked, walk};
-use crate::command::{Command, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
-use crate::config_space::MAX_RANGES;
+use crate::chain::{self, MAX_PIECES, Piece, TableCopy, walk};
+use crate::command::{ID_BYTES, Limits, RANGE_BYTES, Status};
 use crate::guest_memory::{GuestMemory, NotThere};
+use crate::parts::part_of;
+use crate::prepare::{Prepared, Work, prepare};
 use crate::ring::{MAX_QUEUE_SIZE, Overrun, Ring, RingMemory};
 
 /// `VIRTIO_BLK_S_OK`
@@ -63,17 +63,6 @@ pub(crate) enum Offer {
     Served,
     /// Nothing now.
     Nothing,
-}
-
-/// What the parts of a request are.
-#[derive(Clone, Copy, Debug)]
-enum Work {
-    /// Stretches of one range, each with its data.
-    Data { op: Op, range: SectorRange },
-    /// One part without a range.
-    Flush,
-    /// The ranges that lie in the slot's pieces.
-    Ranges { what: Sweep },
 }
 
 /// A request under way.
@@ -274,7 +263,7 @@ impl Queue {
         let chain = walk(head, self.ring.memory(), memory, self.indirect, &mut self.copy, pieces);
         let Some(status_at) = chain.status else { return Err(Broken::NoStatus) };
         let written = u32::try_from(chain.writable_bytes).unwrap_or(u32::MAX);
-        let outcome = serve(memory, pieces, &chain, limits, id)?;
+        let outcome = prepare(memory, pieces, &chain, limits, id)?;
         let (work, parts, data) = match outcome {
             Ok(Prepared::Parts { work, parts, data }) => (work, parts, data),
             Ok(Prepared::Done) => {
@@ -465,148 +454,4 @@ impl Queue {
     }
 }
 
-impl From<BlockError> for Status {
-    fn from(error: BlockError) -> Self {
-        match error {
-            BlockError::Unsupported => Self::Unsupported,
-            _ => Self::Failed,
-        }
-    }
-}
-
-/// Where a request's data is among its pieces.
-struct Data {
-    first: u16,
-    end: u16,
-    skip: u64,
-}
-
-enum Prepared {
-    Done,
-    Parts { work: Work, parts: u32, data: Data },
-}
-
-/// Reads the header and does what needs no path. The chain has a status byte.
-fn serve(
-    memory: &GuestMemory,
-    pieces: &mut [Piece],
-    chain: &Walked,
-    limits: &Limits,
-    id: &[u8; ID_BYTES],
-) -> Result<Result<Prepared, Status>, NotThere> {
-    if chain.lied || chain.readable_bytes < HEADER_BYTES as u64 {
-        return Ok(Err(Status::Failed));
-    }
-    let (readable, writable) = pieces[..chain.pieces].split_at_mut(chain.readable);
-    let mut header = [0; HEADER_BYTES];
-    chain::read(memory, readable, 0, &mut header)?;
-    let command = match Command::parse(&header, chain, limits) {
-        Ok(command) => command,
-        Err(status) => return Ok(Err(status)),
-    };
-    let outgoing = Data { first: 0, end: chain.readable as u16, skip: HEADER_BYTES as u64 };
-    let incoming = Data { first: chain.readable as u16, end: chain.pieces as u16, skip: 0 };
-    let none = Data { first: 0, end: 0, skip: 0 };
-    Ok(Ok(match command {
-        Command::Transfer { op, range } => Prepared::Parts {
-            work: Work::Data { op, range },
-            parts: parts_of(range),
-            data: if op.carries_data() { outgoing } else { incoming },
-        },
-        Command::Flush => Prepared::Parts { work: Work::Flush, parts: 1, data: none },
-        Command::Identify => {
-            let room = (chain.writable_bytes - 1).min(ID_BYTES as u64) as usize;
-            chain::write(memory, writable, 0, &id[..room])?;
-            Prepared::Done
-        }
-        Command::Ranges { what, count } => {
-            let mut bytes = [0; MAX_RANGES as usize * RANGE_BYTES];
-            let bytes = &mut bytes[..count * RANGE_BYTES];
-            chain::read(memory, readable, outgoing.skip, bytes)?;
-            match keep_ranges(what, bytes, limits, pieces) {
-                Ok(0) => Prepared::Done,
-                Ok(parts) => Prepared::Parts { work: Work::Ranges { what }, parts, data: none },
-                Err(status) => return Ok(Err(status)),
-            }
-        }
-    }))
-}
-
-/// Checks all ranges before any is swept, and keeps those that are not empty
-/// in the place of the pieces, which nobody needs any more. Returns how many.
-fn keep_ranges(
-    what: Sweep,
-    bytes: &[u8],
-    limits: &Limits,
-    pieces: &mut [Piece],
-) -> Result<u32, Status> {
-    let mut kept = 0;
-    let (ranges, _) = bytes.as_chunks::<RANGE_BYTES>();
-    for range in ranges {
-        if what.parse(range, limits)?.is_none() {
-            continue;
-        }
-        let ([low, high], _) = range.as_chunks::<8>() else { continue };
-        pieces[kept] = [u64::from_le_bytes(*low), u64::from_le_bytes(*high)];
-        kept += 1;
-    }
-    Ok(kept as u32)
-}
-
-const _: () = assert!(MAX_RANGES as usize <= MAX_PIECES);
 const _: () = assert!(MAX_QUEUE_SIZE as usize * MAX_PIECES <= u32::MAX as usize);
-
-/// Sectors in a request's first part: as many as fit, up to where a block
-/// begins, so that no block belongs to two parts.
-fn sectors_of_first(range: SectorRange) -> u32 {
-    ((MAX_REQUEST_BYTES - range.offset_in_block()) / SECTOR_SIZE) as u32
-}
-
-/// How many parts a request is cut into.
-fn parts_of(range: SectorRange) -> u32 {
-    let rest = range.count().saturating_sub(sectors_of_first(range));
-    1 + rest.div_ceil(block_core::unit::MAX_REQUEST_SECTORS)
-}
-
-/// A part of a request, and the bytes of data before it.
-fn part_of(range: SectorRange, part: u32) -> (SectorRange, u64) {
-    const WHOLE: u32 = block_core::unit::MAX_REQUEST_SECTORS;
-    let first = sectors_of_first(range);
-    let (before, most) = match part {
-        0 => (0, first),
-        _ => (first + (part - 1) * WHOLE, WHOLE),
-    };
-    let count = range.count().saturating_sub(before).min(most);
-    let cut = SectorRange::new(range.start() + u64::from(before), count);
-    (cut.expect("a part lies within its request"), u64::from(before) * SECTOR_SIZE as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// A request that is cut must come out whole: a gap is a read that
-        /// returns old memory, an overlap a block written by two parts.
-        #[test]
-        fn the_parts_of_a_request_follow_each_other_without_sharing_a_block(
-            start in 0u64..1 << 50,
-            count in 1u32..1 << 23,
-        ) {
-            let range = SectorRange::new(start, count).expect("fits");
-            let mut next = start;
-            let parts = parts_of(range);
-            for part in 0..parts {
-                let (cut, offset) = part_of(range, part);
-                prop_assert_eq!(cut.start(), next);
-                prop_assert_eq!(offset, (next - start) * SECTOR_SIZE as u64);
-                prop_assert!(cut.bytes() <= MAX_REQUEST_BYTES as u64);
-                next = cut.end();
-                prop_assert!(part + 1 == parts || next.is_multiple_of(8));
-            }
-            prop_assert_eq!(next, range.end());
-            prop_assert!(u16::try_from(parts - 1).is_ok(), "a part's number fits its token");
-        }
-    }
-}

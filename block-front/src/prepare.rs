@@ -1,0 +1,105 @@
+//! From a chain to the work that it asks for; what needs no path is done here.
+
+use block_core::{Op, SectorRange};
+
+use crate::chain::{self, MAX_PIECES, Piece, Walked};
+use crate::command::{Command, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
+use crate::config_space::MAX_RANGES;
+use crate::guest_memory::{GuestMemory, NotThere};
+use crate::parts::parts_of;
+
+/// What the parts of a request are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Work {
+    /// Stretches of one range, each with its data.
+    Data { op: Op, range: SectorRange },
+    /// One part without a range.
+    Flush,
+    /// The ranges that lie in the slot's pieces.
+    Ranges { what: Sweep },
+}
+
+/// Where a request's data is among its pieces.
+pub(crate) struct Data {
+    pub(crate) first: u16,
+    pub(crate) end: u16,
+    /// Bytes before it in its stream.
+    pub(crate) skip: u64,
+}
+
+/// What became of a chain.
+pub(crate) enum Prepared {
+    /// It was served on the spot.
+    Done,
+    /// It takes so many parts.
+    Parts { work: Work, parts: u32, data: Data },
+}
+
+/// Reads the header and does what needs no path. The chain has a status byte.
+pub(crate) fn prepare(
+    memory: &GuestMemory,
+    pieces: &mut [Piece],
+    chain: &Walked,
+    limits: &Limits,
+    id: &[u8; ID_BYTES],
+) -> Result<Result<Prepared, Status>, NotThere> {
+    if chain.lied || chain.readable_bytes < HEADER_BYTES as u64 {
+        return Ok(Err(Status::Failed));
+    }
+    let (readable, writable) = pieces[..chain.pieces].split_at_mut(chain.readable);
+    let mut header = [0; HEADER_BYTES];
+    chain::read(memory, readable, 0, &mut header)?;
+    let command = match Command::parse(&header, chain, limits) {
+        Ok(command) => command,
+        Err(status) => return Ok(Err(status)),
+    };
+    let outgoing = Data { first: 0, end: chain.readable as u16, skip: HEADER_BYTES as u64 };
+    let incoming = Data { first: chain.readable as u16, end: chain.pieces as u16, skip: 0 };
+    let none = Data { first: 0, end: 0, skip: 0 };
+    Ok(Ok(match command {
+        Command::Transfer { op, range } => Prepared::Parts {
+            work: Work::Data { op, range },
+            parts: parts_of(range),
+            data: if op.carries_data() { outgoing } else { incoming },
+        },
+        Command::Flush => Prepared::Parts { work: Work::Flush, parts: 1, data: none },
+        Command::Identify => {
+            let room = (chain.writable_bytes - 1).min(ID_BYTES as u64) as usize;
+            chain::write(memory, writable, 0, &id[..room])?;
+            Prepared::Done
+        }
+        Command::Ranges { what, count } => {
+            let mut bytes = [0; MAX_RANGES as usize * RANGE_BYTES];
+            let bytes = &mut bytes[..count * RANGE_BYTES];
+            chain::read(memory, readable, outgoing.skip, bytes)?;
+            match keep_ranges(what, bytes, limits, pieces) {
+                Ok(0) => Prepared::Done,
+                Ok(parts) => Prepared::Parts { work: Work::Ranges { what }, parts, data: none },
+                Err(status) => return Ok(Err(status)),
+            }
+        }
+    }))
+}
+
+/// Checks all ranges before any is swept, and keeps those that are not empty
+/// in the place of the pieces, which nobody needs any more. Returns how many.
+fn keep_ranges(
+    what: Sweep,
+    bytes: &[u8],
+    limits: &Limits,
+    pieces: &mut [Piece],
+) -> Result<u32, Status> {
+    let mut kept = 0;
+    let (ranges, _) = bytes.as_chunks::<RANGE_BYTES>();
+    for range in ranges {
+        if what.parse(range, limits)?.is_none() {
+            continue;
+        }
+        let ([low, high], _) = range.as_chunks::<8>() else { continue };
+        pieces[kept] = [u64::from_le_bytes(*low), u64::from_le_bytes(*high)];
+        kept += 1;
+    }
+    Ok(kept as u32)
+}
+
+const _: () = assert!(MAX_RANGES as usize <= MAX_PIECES);
