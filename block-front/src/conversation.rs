@@ -8,21 +8,23 @@ mod memory;
 mod refused;
 mod rings;
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::net::{SendFlags, Shutdown, send};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, send, sendmsg};
 use vhost::vhost_user::message::BackendReq;
 
 use crate::config_space::{self, CONFIG_LIMIT, FLUSH, PROTOCOL_FEATURES, WRITEBACK_AT};
 use crate::disk::DiskSpec;
 use crate::guest_memory::{GuestMemory, MAX_REGIONS, Region};
+use crate::in_flight::{self, Area};
 use crate::inbox::Frame;
 use crate::mail::{Mail, Mailbox};
-use crate::message::Message;
+use crate::message::{Message, area_answer};
 use crate::peer::Peer;
 use crate::ring::RingSize;
 
@@ -64,6 +66,8 @@ pub(crate) struct Conversation<'a> {
     /// Tables that requests may still use: dropped here, never by the worker.
     retired: Vec<Arc<GuestMemory>>,
     rings: Vec<Setup>,
+    /// Where rings that start write down what is in flight.
+    in_flight: Option<Area>,
     back_channel: Option<UnixStream>,
 }
 
@@ -75,6 +79,8 @@ enum Answer {
     Number(u64),
     /// These bytes.
     Bytes(Vec<u8>),
+    /// These bytes, and a descriptor with them.
+    Described(Vec<u8>, OwnedFd),
 }
 
 impl<'a> Conversation<'a> {
@@ -92,6 +98,7 @@ impl<'a> Conversation<'a> {
             memory: Arc::default(),
             retired: Vec::new(),
             rings: (0..place.spec.queues()).map(|_| Setup::default()).collect(),
+            in_flight: None,
             back_channel: None,
         };
         conversation.tell_write_cache()?;
@@ -116,6 +123,7 @@ impl<'a> Conversation<'a> {
         match outcome {
             Ok(Answer::Number(number)) => self.answer(request, &number.to_ne_bytes()),
             Ok(Answer::Bytes(bytes)) => self.answer(request, &bytes),
+            Ok(Answer::Described(bytes, fd)) => self.answer_with(request, &bytes, &fd),
             Ok(Answer::Done) if need_reply => self.answer(request, &0u64.to_ne_bytes()),
             Ok(Answer::Done) => Ok(()),
             Err(Refused::Closed) => Err(Refused::Closed),
@@ -170,6 +178,10 @@ impl<'a> Conversation<'a> {
                 return Ok(Answer::Bytes(self.config(offset, size, flags, sectors)));
             }
             Message::GetVringBase { index } => return self.stop_ring(index),
+            Message::GetInflightFd { queues, entries } => {
+                let (spec, file) = in_flight::make(queues, entries, self.place.spec.queues())?;
+                return Ok(Answer::Described(area_answer(spec), file));
+            }
             // RESET_OWNER is old and may be ignored, says the specification.
             Message::SetOwner | Message::ResetOwner | Message::SetVringErr => {}
             Message::SetFeatures(features) => self.set_features(features)?,
@@ -196,6 +208,12 @@ impl<'a> Conversation<'a> {
             Message::SetVringEnable { index, on } => self.enable(index, on)?,
             Message::SetVringKick { index, fd } => self.start_ring(index, fd)?,
             Message::SetVringCall { index, fd } => self.set_call(index, fd)?,
+            Message::SetInflightFd(spec, file) => {
+                if let Some(queue) = self.rings.iter().position(|ring| ring.runs) {
+                    return Err(Refused::Running(queue));
+                }
+                self.in_flight = Some(Area::map(spec, &file, self.place.spec.queues())?);
+            }
             Message::SetBackendReqFd(fd) => self.back_channel = Some(UnixStream::from(fd)),
         }
         Ok(Answer::Done)
@@ -246,10 +264,22 @@ impl<'a> Conversation<'a> {
     }
 
     fn answer(&self, request: u32, body: &[u8]) -> Result<(), Refused> {
-        let mut bytes = words([request, ANSWER_FLAGS, body.len() as u32]).to_vec();
-        bytes.extend_from_slice(body);
-        write(&self.socket, &bytes, SendFlags::empty()).map_err(Refused::Descriptor)
+        write(&self.socket, &answer(request, body), SendFlags::empty()).map_err(Refused::Descriptor)
     }
+
+    /// Answers with a descriptor, which travels with the first byte.
+    fn answer_with(&self, request: u32, body: &[u8], fd: &OwnedFd) -> Result<(), Refused> {
+        let bytes = answer(request, body);
+        let sent = write_with(&self.socket, &bytes, fd).map_err(Refused::Descriptor)?;
+        write(&self.socket, &bytes[sent..], SendFlags::empty()).map_err(Refused::Descriptor)
+    }
+}
+
+/// An answer's bytes.
+fn answer(request: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = words([request, ANSWER_FLAGS, body.len() as u32]).to_vec();
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 /// Numbers in the machine's order, as vhost-user wants them.
@@ -268,6 +298,22 @@ fn write(socket: &UnixStream, mut bytes: &[u8], flags: SendFlags) -> io::Result<
         }
     }
     Ok(())
+}
+
+/// Sends the beginning of `bytes`, and a descriptor; returns how many bytes
+/// that were.
+fn write_with(socket: &UnixStream, bytes: &[u8], fd: &OwnedFd) -> io::Result<usize> {
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    // There is room for one.
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    loop {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::INTR) => {}
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 const _: () = assert!(CONFIG_LIMIT <= u32::MAX as usize);

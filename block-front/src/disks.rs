@@ -193,10 +193,11 @@ impl Disks {
             if place.disk != disk || place.stop.is_none() {
                 continue;
             }
-            if let Some(queue) = &mut place.queue
-                && let Err(why) = queue.refused(Status::Failed)
-            {
-                self.disks[disk].drop_for(why);
+            if let Some(queue) = &mut place.queue {
+                queue.pass_on();
+                if let Err(why) = queue.refused(Status::Failed) {
+                    self.disks[disk].drop_for(why);
+                }
             }
             self.mark_dirty(number);
         }

@@ -122,6 +122,11 @@ impl Region {
         Ok(Self { span: span.ok_or(RegionError::Range { guest, len })?, spec })
     }
 
+    /// The region's bytes.
+    pub(crate) const fn span(&self) -> &Span {
+        &self.span
+    }
+
     /// What the front-end said about the region.
     pub(crate) const fn spec(&self) -> RegionSpec {
         self.spec

@@ -36,6 +36,7 @@ pub mod disk;
 mod disks;
 mod front;
 mod guest_memory;
+mod in_flight;
 mod inbox;
 mod mail;
 mod message;

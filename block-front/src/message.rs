@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion,
+    FrontendReq, VhostUserConfig, VhostUserInflight, VhostUserMemory, VhostUserMemoryRegion,
     VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
 use crate::config_space::CONFIG_LIMIT;
 use crate::guest_memory::{MAX_REGIONS, RegionSpec};
+use crate::in_flight::AreaSpec;
 use crate::inbox::Frame;
 use crate::ring::RingAddresses;
 
@@ -24,6 +25,9 @@ const NO_FD: u64 = 1 << 8;
 /// Most regions that `SET_MEM_TABLE` carries.
 const TABLE_REGIONS: usize = 8;
 const _: () = assert!(TABLE_REGIONS <= MAX_REGIONS);
+
+/// Bytes of an in-flight area's description without padding: two u64, two u16.
+const AREA_BYTES: usize = 20;
 
 /// Why a message makes no sense.
 #[derive(Debug, Error)]
@@ -66,6 +70,8 @@ pub(crate) enum Message {
     SetVringCall { index: u32, fd: Option<OwnedFd> },
     SetVringErr,
     SetBackendReqFd(OwnedFd),
+    GetInflightFd { queues: u16, entries: u16 },
+    SetInflightFd(AreaSpec, File),
 }
 
 impl Message {
@@ -115,6 +121,11 @@ impl Message {
             }
             FrontendReq::SET_VRING_ERR => body.ring_fd().map(|_| Self::SetVringErr)?,
             FrontendReq::SET_BACKEND_REQ_FD => body.back_channel()?,
+            FrontendReq::GET_INFLIGHT_FD => {
+                let AreaSpec { queues, entries, .. } = body.area()?;
+                Self::GetInflightFd { queues, entries }
+            }
+            FrontendReq::SET_INFLIGHT_FD => body.set_area()?,
             _ => return Err(MessageError::Unknown(frame.request)),
         })
     }
@@ -185,6 +196,30 @@ impl Body {
         }
     }
 
+    /// The front-end may leave out the padding that C puts at the end.
+    fn area(&self) -> Result<AreaSpec, MessageError> {
+        let bytes = self.bytes.len();
+        if bytes != AREA_BYTES && bytes != size_of::<VhostUserInflight>() {
+            return Err(self.length());
+        }
+        let mut area = VhostUserInflight::default();
+        area.as_mut_slice()[..bytes].copy_from_slice(&self.bytes);
+        let VhostUserInflight { mmap_size, mmap_offset, num_queues, queue_size } = area;
+        Ok(AreaSpec {
+            len: mmap_size,
+            offset: mmap_offset,
+            queues: num_queues,
+            entries: queue_size,
+        })
+    }
+
+    fn set_area(mut self) -> Result<Message, MessageError> {
+        match (self.fds.pop(), self.fds.is_empty()) {
+            (Some(file), true) => Ok(Message::SetInflightFd(self.area()?, file.into())),
+            _ => Err(self.descriptors()),
+        }
+    }
+
     fn get_config(&self) -> Result<Message, MessageError> {
         let config: VhostUserConfig = self.beginning()?;
         let VhostUserConfig { offset, size, flags } = config;
@@ -243,6 +278,12 @@ impl Body {
     fn removed_region(&self) -> Result<Message, MessageError> {
         Ok(Message::RemMemReg(spec(&*self.exactly::<VhostUserSingleMemoryRegion>()?)))
     }
+}
+
+/// An area's description as the front-end wants it: as it is in C.
+pub(crate) fn area_answer(spec: AreaSpec) -> Vec<u8> {
+    let AreaSpec { len, offset, queues, entries } = spec;
+    VhostUserInflight::new(len, offset, queues, entries).as_slice().to_vec()
 }
 
 fn spec(region: &VhostUserMemoryRegion) -> RegionSpec {

@@ -13,7 +13,7 @@ use crate::command::{ID_BYTES, Limits, RANGE_BYTES, Status};
 use crate::guest_memory::{GuestMemory, NotThere};
 use crate::parts::part_of;
 use crate::prepare::{Prepared, Work, prepare};
-use crate::ring::{MAX_QUEUE_SIZE, Overrun, Ring, RingMemory};
+use crate::ring::{BadHead, MAX_QUEUE_SIZE, Overrun, Ring, RingMemory};
 
 /// `VIRTIO_BLK_S_OK`
 const DONE: u8 = virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_OK as u8;
@@ -25,6 +25,8 @@ pub(crate) enum Broken {
     Overrun,
     #[error("the driver named a descriptor that its ring does not have")]
     Head,
+    #[error("the driver offered a request again that is still under way")]
+    Twice,
     #[error("the driver sent a request without a place for its status")]
     NoStatus,
     #[error("the guest's memory was taken away")]
@@ -36,6 +38,15 @@ pub(crate) enum Broken {
 impl From<Overrun> for Broken {
     fn from(_: Overrun) -> Self {
         Self::Overrun
+    }
+}
+
+impl From<BadHead> for Broken {
+    fn from(head: BadHead) -> Self {
+        match head {
+            BadHead::Outside => Self::Head,
+            BadHead::Twice => Self::Twice,
+        }
     }
 }
 
@@ -113,6 +124,13 @@ struct Table {
     requests: u32,
 }
 
+/// Where the next chain comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Driver,
+    EarlierFront,
+}
+
 /// A queue whose ring runs.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -170,9 +188,14 @@ impl Queue {
         self.ring.base()
     }
 
-    /// Whether no request is under way.
+    /// Whether no request is under way, nor one that an earlier front left.
     pub(crate) const fn is_idle(&self) -> bool {
-        self.under_way == 0
+        self.under_way == 0 && !self.ring.has_left()
+    }
+
+    /// Leaves to a later front what an earlier one has left.
+    pub(crate) fn pass_on(&mut self) {
+        self.ring.pass_on();
     }
 
     /// Where calls go from now on; gives back the descriptor used until now.
@@ -220,7 +243,18 @@ impl Queue {
         if self.current.is_some() {
             return !self.is_blocked;
         }
-        !drain && self.enabled && !self.free.is_empty() && self.ring.look() != Ok(false)
+        self.may_take(drain) != Ok(None)
+    }
+
+    /// Whether a chain can be taken, and from where. What an earlier front
+    /// left is nothing new: also a ring that drains takes it.
+    fn may_take(&mut self, drain: bool) -> Result<Option<Source>, Overrun> {
+        let (left, open) = (self.ring.has_left(), self.enabled && !drain);
+        Ok(match self.free.is_empty() {
+            true => None,
+            false if left => (open || drain).then_some(Source::EarlierFront),
+            false => (open && self.ring.look()?).then_some(Source::Driver),
+        })
     }
 
     /// Asks for a kick; see [`Ring::announce`].
@@ -245,14 +279,12 @@ impl Queue {
         if let Some(slot) = self.current {
             return self.offer_current(slot, limits);
         }
-        if drain || !self.enabled || self.free.is_empty() || !self.ring.look()? {
-            return Ok(Offer::Nothing);
-        }
+        let Some(from) = self.may_take(drain)? else { return Ok(Offer::Nothing) };
         self.ring.conceal();
-        let head = self.ring.take();
-        if head >= self.ring.memory().size() {
-            return Err(Broken::Head);
-        }
+        let head = match from {
+            Source::Driver => self.ring.take()?,
+            Source::EarlierFront => self.ring.take_left().expect("it was seen"),
+        };
         self.begin(head, limits, id)
     }
 
@@ -435,7 +467,7 @@ impl Queue {
     /// Shows the driver what has ended, and calls it if it wants that.
     pub(crate) fn publish(&mut self) -> Result<(), Broken> {
         let wanted = self.ring.publish();
-        if self.ring.memory().has_failed() {
+        if self.ring.has_failed() {
             return Err(Broken::MemoryLost);
         }
         if wanted {

@@ -10,6 +10,7 @@ use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_U
 use virtio_queue::desc::split::Descriptor;
 
 use crate::guest_memory::GuestMemory;
+use crate::in_flight::{Lie, Record, Recovered, Twice};
 use crate::sys::Span;
 
 /// Largest queue that is served: QEMU's limit.
@@ -46,6 +47,10 @@ pub(crate) enum RingError {
     Alignment(&'static str),
     #[error("a ring's {0} lies outside of the guest's memory")]
     Outside(&'static str),
+    #[error("the in-flight area has no place for a ring of {0} entries")]
+    NoRecord(u16),
+    #[error("the record of what is in flight cannot be believed: {0}; reset the guest")]
+    Record(#[from] Lie),
 }
 
 /// A ring's size, checked.
@@ -135,6 +140,21 @@ const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR_BYTES);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Overrun;
 
+/// The driver made something available that is no chain, or not any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadHead {
+    /// Its table has no such descriptor.
+    Outside,
+    /// The chain is in flight already.
+    Twice,
+}
+
+impl From<Twice> for BadHead {
+    fn from(_: Twice) -> Self {
+        Self::Twice
+    }
+}
+
 /// A running ring and how far both sides have come.
 #[derive(Debug)]
 pub(crate) struct Ring {
@@ -153,14 +173,41 @@ pub(crate) struct Ring {
     announced: bool,
     /// Nothing is known about what the driver was last told: call it once.
     first_call: bool,
+    /// Where what is in flight is written down for a front that comes later.
+    record: Option<Record>,
+    /// What an earlier front took and did not give back, the oldest last.
+    left: Vec<u16>,
+}
+
+/// Whether somebody has served a ring before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// Its driver begins with it.
+    New,
+    /// Its driver may know of requests that were answered.
+    Served,
 }
 
 impl Ring {
     /// A ring that goes on at available entry `base` (`SET_VRING_BASE`); the
     /// used index is in memory.
-    pub(crate) fn start(memory: RingMemory, base: u16, event_index: bool) -> Self {
-        let used = memory.used.load16(INDEX_AT, Ordering::Relaxed);
-        Self {
+    ///
+    /// With a record that was used, `base` means nothing: a front-end whose
+    /// front has died does not know how far that had come. Each entry taken is
+    /// in the used ring or in flight, so that many were taken.
+    ///
+    /// # Errors
+    /// The record cannot be believed.
+    pub(crate) fn start(
+        memory: RingMemory,
+        base: u16,
+        event_index: bool,
+        record: Option<Record>,
+    ) -> Result<(Self, Past), Lie> {
+        let used = memory.used.load16(INDEX_AT, Ordering::Acquire);
+        let available = memory.available.load16(INDEX_AT, Ordering::Acquire);
+        let past = if used == 0 && base == 0 { Past::New } else { Past::Served };
+        let mut ring = Self {
             memory,
             next: base,
             seen: base,
@@ -169,7 +216,25 @@ impl Ring {
             event_index,
             announced: false,
             first_call: true,
+            record: None,
+            left: Vec::new(),
+        };
+        let Some(mut record) = record else { return Ok((ring, past)) };
+        match record.recover(used, available)? {
+            Recovered::Fresh if base == used => record.begin_use(used),
+            // What somebody took before there was a record is in nobody's
+            // hands: counting from the used index would take it for new.
+            Recovered::Fresh => return Ok((ring, past)),
+            Recovered::InFlight(chains) => {
+                ring.next = used.wrapping_add(chains.len() as u16);
+                ring.seen = ring.next;
+                ring.left = chains;
+                ring.record = Some(record);
+                return Ok((ring, Past::Served));
+            }
         }
+        ring.record = Some(record);
+        Ok((ring, past))
     }
 
     /// The same ring after the front-end has changed its memory table.
@@ -198,13 +263,37 @@ impl Ring {
         Ok(self.seen != self.next)
     }
 
-    /// Takes the next available entry: the head of a chain, not yet believed.
-    /// Only after [`Ring::look`] has said that there is one.
-    pub(crate) fn take(&mut self) -> u16 {
+    /// Takes the next available entry: the head of a chain, which is within
+    /// the table, and nothing else is believed of it. Only after
+    /// [`Ring::look`] has said that there is one.
+    pub(crate) fn take(&mut self) -> Result<u16, BadHead> {
         debug_assert_ne!(self.seen, self.next);
         let at = RING_HEADER + self.memory.size.place(self.next) * AVAILABLE_ENTRY;
+        let head = self.memory.available.load16(at, Ordering::Relaxed);
+        if head >= self.memory.size() {
+            return Err(BadHead::Outside);
+        }
+        if let Some(record) = &mut self.record {
+            record.begin(head)?;
+        }
         self.next = self.next.wrapping_add(1);
-        self.memory.available.load16(at, Ordering::Relaxed)
+        Ok(head)
+    }
+
+    /// Whether an earlier front has left chains that were not taken again.
+    pub(crate) const fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Takes the oldest chain that an earlier front has left, in the order in
+    /// which that took them.
+    pub(crate) fn take_left(&mut self) -> Option<u16> {
+        self.left.pop()
+    }
+
+    /// Leaves to a later front what an earlier one has left.
+    pub(crate) fn pass_on(&mut self) {
+        self.left.clear();
     }
 
     /// Puts a chain into the used ring; the driver sees it after
@@ -212,6 +301,9 @@ impl Ring {
     pub(crate) fn give_back(&mut self, head: u16, written: u32) {
         self.memory.put_used(self.used, head, written);
         self.used = self.used.wrapping_add(1);
+        if let Some(record) = &mut self.record {
+            record.end(head);
+        }
     }
 
     /// Shows the driver what was given back and says whether it wants to be
@@ -226,6 +318,9 @@ impl Ring {
         // The index must be visible before we read whether a call is wanted:
         // the driver writes its wish first and then looks at the index.
         fence(Ordering::SeqCst);
+        if let Some(record) = &mut self.record {
+            record.commit(new);
+        }
         let wanted = if self.event_index {
             let event = RING_HEADER + usize::from(self.memory.size()) * AVAILABLE_ENTRY;
             passed(self.memory.available.load16(event, Ordering::Relaxed), new, old)
@@ -234,6 +329,11 @@ impl Ring {
             flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
         };
         std::mem::take(&mut self.first_call) || wanted
+    }
+
+    /// Whether memory was taken away that the ring needs.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.memory.has_failed() || self.record.as_ref().is_some_and(Record::has_failed)
     }
 
     /// Asks the driver to kick at its next entry. The caller puts a full fence

@@ -7,7 +7,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use block_core::Mapping;
 
@@ -89,6 +89,10 @@ impl Span {
     /// Copies `from` to the bytes from `offset` on.
     #[inline]
     pub(crate) fn write(&self, offset: usize, from: &[u8]) {
+        #[cfg(test)]
+        if !life::lasts() {
+            return;
+        }
         let to = self.at(offset, from.len(), 1);
         // SAFETY: as in `read`; the mapping is writable, and nobody here has a
         // reference to its bytes.
@@ -112,23 +116,94 @@ impl Span {
     /// Puts a little-endian number at `offset`.
     #[inline]
     pub(crate) fn store16(&self, offset: usize, value: u16, order: Ordering) {
+        #[cfg(test)]
+        if !life::lasts() {
+            return;
+        }
         self.atomic16(offset).store(value.to_le(), order);
     }
 
     /// Puts a little-endian number at `offset`.
     #[inline]
     pub(crate) fn store32(&self, offset: usize, value: u32) {
+        #[cfg(test)]
+        if !life::lasts() {
+            return;
+        }
         // SAFETY: as in `atomic16`, with four bytes.
         let number = unsafe { AtomicU32::from_ptr(self.at(offset, 4, 4).cast()) };
         number.store(value.to_le(), Ordering::Relaxed);
     }
 
+    #[inline]
+    fn atomic64(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: as in `atomic16`, with eight bytes.
+        unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) }
+    }
+
     /// The little-endian number at `offset`.
     #[inline]
     pub(crate) fn load64(&self, offset: usize) -> u64 {
-        // SAFETY: as in `atomic16`, with eight bytes.
-        let number = unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) };
-        u64::from_le(number.load(Ordering::Relaxed))
+        u64::from_le(self.atomic64(offset).load(Ordering::Relaxed))
+    }
+
+    /// Puts a little-endian number at `offset`.
+    #[inline]
+    pub(crate) fn store64(&self, offset: usize, value: u64, order: Ordering) {
+        #[cfg(test)]
+        if !life::lasts() {
+            return;
+        }
+        self.atomic64(offset).store(value.to_le(), order);
+    }
+
+    #[inline]
+    fn atomic8(&self, offset: usize) -> &AtomicU8 {
+        // SAFETY: as in `atomic16`, with one byte.
+        unsafe { AtomicU8::from_ptr(self.at(offset, 1, 1)) }
+    }
+
+    /// The byte at `offset`.
+    #[inline]
+    pub(crate) fn load8(&self, offset: usize) -> u8 {
+        self.atomic8(offset).load(Ordering::Relaxed)
+    }
+
+    /// Puts a byte at `offset`.
+    #[inline]
+    pub(crate) fn store8(&self, offset: usize, value: u8, order: Ordering) {
+        #[cfg(test)]
+        if !life::lasts() {
+            return;
+        }
+        self.atomic8(offset).store(value, order);
+    }
+}
+
+/// A process that dies between two stores: what it would have stored after
+/// its last one never reaches the memory that others see.
+#[cfg(test)]
+pub(crate) mod life {
+    use std::cell::Cell;
+
+    thread_local! {
+        static STORES_LEFT: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+
+    /// This thread's stores end after so many.
+    pub(crate) fn end_after(stores: u64) {
+        STORES_LEFT.set(stores);
+    }
+
+    /// How many stores there are yet.
+    pub(crate) fn left() -> u64 {
+        STORES_LEFT.get()
+    }
+
+    pub(super) fn lasts() -> bool {
+        let left = STORES_LEFT.get();
+        STORES_LEFT.set(left.saturating_sub(1));
+        left > 0
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::guest_memory::RegionError;
+use crate::in_flight::AreaError;
 use crate::mail::Closed;
 use crate::message::MessageError;
 use crate::ring::RingError;
@@ -18,6 +19,8 @@ pub(crate) enum Refused {
     Message(#[from] MessageError),
     #[error(transparent)]
     Region(#[from] RegionError),
+    #[error(transparent)]
+    Area(#[from] AreaError),
     #[error("queue {queue}: {why}")]
     Ring { queue: usize, why: RingError },
     #[error("queue {0} does not exist; give the device at most {1} queues (num-queues=)")]

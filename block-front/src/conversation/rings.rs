@@ -7,11 +7,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use crate::config_space::{EVENT_INDEX, INDIRECT};
 use crate::front::{unwatch, watch};
 use crate::guest_memory::GuestMemory;
+use crate::in_flight::Record;
 use crate::mail::Mail;
 use crate::message::MessageError;
 use crate::peer;
 use crate::queue::Queue;
-use crate::ring::{Ring, RingAddresses, RingMemory, RingSize};
+use crate::ring::{Ring, RingAddresses, RingError, RingMemory, RingSize};
 
 use super::{Answer, Conversation, Refused, words};
 
@@ -71,7 +72,10 @@ impl Conversation<'_> {
                 return Err(MessageError::NotShared.into());
             }
             let memory = locate(queue, setup, &self.memory)?;
-            let ring = Ring::start(memory, setup.base, self.features & EVENT_INDEX != 0);
+            let record = self.record(queue, setup)?;
+            let events = self.features & EVENT_INDEX != 0;
+            let (ring, _) = Ring::start(memory, setup.base, events, record)
+                .map_err(|lie| Refused::Ring { queue, why: lie.into() })?;
             let indirect = self.features & INDIRECT != 0;
             Some(Queue::new(ring, Arc::clone(&self.memory), None, indirect, setup.enabled))
         };
@@ -88,6 +92,13 @@ impl Conversation<'_> {
             self.place.mailbox.post(Mail::Start { queue, running })?;
         }
         Ok(())
+    }
+
+    /// Where the ring of a queue writes down what is in flight, if it shall.
+    fn record(&self, queue: usize, setup: &Setup) -> Result<Option<Record>, Refused> {
+        let (Some(area), Some(size)) = (&self.in_flight, setup.size) else { return Ok(None) };
+        let why = RingError::NoRecord(size.get());
+        area.record(queue, size).map(Some).ok_or(Refused::Ring { queue, why })
     }
 
     pub(super) fn set_call(&mut self, index: u32, call: Option<OwnedFd>) -> Result<(), Refused> {

@@ -1,7 +1,7 @@
 //! A front-end and driver of our own, which can lie.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use vhost::vhost_user::message::FrontendReq;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -93,6 +96,29 @@ impl FrontEnd {
     pub fn ask(&self, request: FrontendReq, body: &[u8]) -> Vec<u8> {
         self.send(request, 1, body, &[]).expect("sent");
         self.answer().expect("answered")
+    }
+
+    /// Asks for an in-flight area; its description and its memory.
+    pub fn area(&self, queues: u16, entries: u16) -> (Vec<u8>, OwnedFd) {
+        let shape = bytes(&[0, 0, u64::from(queues) | u64::from(entries) << 16]);
+        self.send(FrontendReq::GET_INFLIGHT_FD, 1, &shape, &[]).expect("sent");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut answer = [0; 36];
+        let flags = RecvFlags::WAITALL | RecvFlags::CMSG_CLOEXEC;
+        let received =
+            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut answer)], &mut ancillary, flags);
+        assert_eq!(received.expect("answered").bytes, answer.len());
+        let file = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+            _ => None,
+        });
+        (answer[12..].to_vec(), file.expect("a descriptor"))
+    }
+
+    /// Hands over an in-flight area; whether that was done.
+    pub fn set_area(&self, (body, file): &(Vec<u8>, OwnedFd)) -> bool {
+        self.tell(FrontendReq::SET_INFLIGHT_FD, body, &[file.as_fd()])
     }
 
     pub fn number(&self, request: FrontendReq) -> u64 {
