@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         wall: || 0,
     };
     let worker = Worker::start(engine, owned.collect(), place, Limits::default())?;
-    let mut path = LocalPath::new(worker, FrontId([1; 16]), 128);
+    let mut path = LocalPath::new(worker, FrontId([1; 16]), 1, 128);
     let volume = attach(&mut path, &mailbox)?;
     for (op, name) in [(Op::Write, "write"), (Op::Read, "read")] {
         for depth in [1, 32] {
@@ -92,7 +92,7 @@ fn attach(
         path.turn(Time::ZERO, &mut pages);
     }
     outcome.try_recv()??;
-    match path.attach(AttachRequest { name, access: Access::Write }) {
+    match path.attach(AttachRequest::new(name, Access::Write)) {
         AttachReply::Attached(attached) => Ok(attached.handle),
         other => Err(format!("{other:?}").into()),
     }

@@ -17,20 +17,44 @@ use crate::volume::Volume;
 /// last for half a year of one server run, and a million runs have an epoch.
 const ORDER_BITS: u32 = 44;
 
+/// Who wants a volume, and what for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Who.
+    pub front: FrontId,
+    /// Which start of that front.
+    pub incarnation: u64,
+    /// What for.
+    pub access: Access,
+    /// The verifier under which every change that the front had answered is
+    /// there, as it says; zero if it does not say.
+    pub settled: u64,
+}
+
+/// A volume that was given to a front.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// What its requests need.
+    pub hold: Rc<Hold>,
+    /// The verifier that is stored with the attachment.
+    pub stored_verifier: u64,
+}
+
 impl<D: Device + 'static> Store<D> {
     /// Gives the volume to a front. When this returns, that is stored, and no
     /// request of an earlier hold of the same front runs any more, except for
-    /// `own`, the hold that the asking session has.
+    /// `own`, the hold that the asking session has. The stored verifier stays
+    /// what it was until the front has settled.
     ///
     /// # Errors
     /// Why the front cannot have it.
     pub async fn attach(
         &self,
         volume: &Volume<D>,
-        front: FrontId,
-        access: Access,
+        claim: Claim,
         own: Option<&Rc<Hold>>,
-    ) -> Result<Rc<Hold>, Refused> {
+    ) -> Result<Given, Refused> {
+        let Claim { front, incarnation, access, settled } = claim;
         let _change = volume.change.lock().await;
         let old = self.existing(volume).map_err(|_| Refused::Unknown)?;
         if old.read_only && access == Access::Write {
@@ -39,12 +63,24 @@ impl<D: Device + 'static> Store<D> {
         if old.provenance.coming.is_some() {
             return Err(Refused::Importing);
         }
-        let attachment = Attachment { front, incarnation: 0, verifier: volume.requests.verifier() };
-        let attachments = old.attachments.with(attachment, access)?;
-        if let Some(own) = own.filter(|own| !own.is_revoked() && own.access() == access) {
-            return Ok(Rc::clone(own));
+        let (current, had) = (volume.requests.verifier(), old.attachments.of(front));
+        if had.is_some_and(|(_, had)| had.incarnation > incarnation) {
+            return Err(Refused::Stale);
         }
-        volume.revoke(|hold| hold.front() == front).await;
+        // A writer that has the volume may miss answered changes until it has
+        // sent them again and says so.
+        let verifier = match had {
+            Some((Access::Write, had)) if access == Access::Write && settled != current => {
+                had.verifier
+            }
+            _ => current,
+        };
+        let attachment = Attachment { front, incarnation, verifier };
+        let attachments = old.attachments.with(attachment, access)?;
+        let own = own.filter(|own| !own.is_revoked() && own.access() == access);
+        if own.is_none() {
+            volume.revoke(|hold| hold.front() == front).await;
+        }
         if old.attachments != attachments || !volume.has_epoch.get() {
             let order_epoch = old.order_epoch + u32::from(!volume.has_epoch.get());
             let record = VolumeRecord { attachments, order_epoch, ..old };
@@ -55,9 +91,12 @@ impl<D: Device + 'static> Store<D> {
             volume.requests.raise_order(u64::from(order_epoch) << ORDER_BITS);
             volume.has_epoch.set(true);
         }
-        let hold = Hold::new(front, access);
-        volume.holds.borrow_mut().push(Rc::clone(&hold));
-        Ok(hold)
+        let hold = own.cloned().unwrap_or_else(|| {
+            let hold = Hold::new(front, access);
+            volume.holds.borrow_mut().push(Rc::clone(&hold));
+            hold
+        });
+        Ok(Given { hold, stored_verifier: verifier })
     }
 
     /// Takes the volume back from a front that is done with it, after the

@@ -14,9 +14,10 @@ pub const MAX_FRONTS: usize = 64;
 pub struct Attachment {
     /// Who.
     pub front: FrontId,
-    /// Which start of that front; zero until fronts tell.
+    /// Which start of that front.
     pub incarnation: u64,
-    /// The volume's verifier when the front got it.
+    /// The volume's verifier under which every change that the front had
+    /// answered was there.
     pub verifier: u64,
 }
 
@@ -55,10 +56,17 @@ impl Attachments {
         self.count() == 0
     }
 
+    /// How `front` has it, and what is stored about that.
+    #[must_use]
+    pub fn of(&self, front: FrontId) -> Option<(Access, Attachment)> {
+        let found = self.iter().find(|(_, attachment)| attachment.front == front);
+        found.map(|(access, attachment)| (access, *attachment))
+    }
+
     /// Whether `front` has it.
     #[must_use]
     pub fn has(&self, front: FrontId) -> bool {
-        self.iter().any(|(_, attachment)| attachment.front == front)
+        self.of(front).is_some()
     }
 
     /// Who has it when `new` gets `access`. A front that has the volume gets

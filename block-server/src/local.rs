@@ -41,12 +41,12 @@ struct Running {
 }
 
 impl<E: Engine> LocalPath<E> {
-    /// The path of `front` into a worker, with room for so many parts at a
-    /// time.
+    /// The path of a front's `incarnation`th start into a worker, with room
+    /// for so many parts at a time.
     #[must_use]
-    pub fn new(mut worker: Worker<E>, front: FrontId, parts: u16) -> Self {
+    pub fn new(mut worker: Worker<E>, front: FrontId, incarnation: u64, parts: u16) -> Self {
         let slots = parts.saturating_add(1);
-        worker.opened(SESSION, front, slots);
+        worker.opened(SESSION, front, incarnation, slots);
         Self {
             worker,
             parts: vec![None; usize::from(slots)],
@@ -61,6 +61,19 @@ impl<E: Engine> LocalPath<E> {
     pub fn attach(&mut self, request: AttachRequest) -> AttachReply {
         let reply = self.ask(Work::Attach(request));
         reply.attach.expect("an attach is answered with an attach answer")
+    }
+
+    /// Gets a volume whatever may be missing of what this front had answered
+    /// before its start.
+    pub fn settle(&mut self, mut request: AttachRequest) -> AttachReply {
+        let reply = self.attach(request.clone());
+        match reply {
+            AttachReply::Attached(now) if now.stored_verifier != now.verifier => {
+                request.settled = now.verifier;
+                self.attach(request)
+            }
+            _ => reply,
+        }
     }
 
     /// Gives a volume back, and turns the worker until that is stored.
@@ -127,8 +140,13 @@ impl<E: Engine> LocalPath<E> {
 impl LocalPath<NvmeEngine> {
     /// [`LocalPath::new`], compiled here and not again in each program.
     #[must_use]
-    pub fn over_nvme(worker: Worker<NvmeEngine>, front: FrontId, parts: u16) -> Self {
-        Self::new(worker, front, parts)
+    pub fn over_nvme(
+        worker: Worker<NvmeEngine>,
+        front: FrontId,
+        incarnation: u64,
+        parts: u16,
+    ) -> Self {
+        Self::new(worker, front, incarnation, parts)
     }
 }
 

@@ -13,6 +13,7 @@ use link::{
 };
 use tracing::warn;
 
+use crate::attach::{Claim, Given};
 use crate::hold::{Hold, Running};
 use crate::room::{Located, Room};
 use crate::volume::Volume;
@@ -54,6 +55,7 @@ impl Slot {
 /// A front's session with this worker.
 pub struct Session<D> {
     front: FrontId,
+    incarnation: u64,
     slots: u16,
     handles: RefCell<Vec<Option<Handle<D>>>>,
     /// One attach or detach at a time: a repeated attach must find what the
@@ -102,11 +104,11 @@ impl<D: Device + 'static> Handle<D> {
 }
 
 impl<D: Device + 'static> Session<D> {
-    /// A session of `front` without volumes.
+    /// A session of a front's `incarnation`th start, without volumes.
     #[must_use]
-    pub fn new(front: FrontId, slots: u16) -> Self {
+    pub fn new(front: FrontId, incarnation: u64, slots: u16) -> Self {
         let (handles, changing) = (RefCell::default(), tokio::sync::Mutex::new(()));
-        Self { front, slots, handles, changing, closed: Cell::new(false) }
+        Self { front, incarnation, slots, handles, changing, closed: Cell::new(false) }
     }
 
     /// Gives up what the session holds, so that nothing begins any more. The
@@ -157,16 +159,19 @@ impl<D: Device + 'static> Session<D> {
             return AttachReply::Refused(Refused::Full);
         };
         let own = own.map(|(_, handle)| handle.hold);
-        match store.attach(&volume, self.front, request.access, own.as_ref()).await {
+        let AttachRequest { access, settled, .. } = request;
+        let Self { front, incarnation, .. } = *self;
+        let claim = Claim { front, incarnation, access, settled };
+        match store.attach(&volume, claim, own.as_ref()).await {
             // Nobody would ever give it back.
-            Ok(hold) if self.closed.get() => {
-                volume.forget(&hold);
+            Ok(given) if self.closed.get() => {
+                volume.forget(&given.hold);
                 AttachReply::Refused(Refused::Failed)
             }
-            Ok(hold) => {
+            Ok(given) => {
                 volume.requests.reserve(usize::from(self.slots));
-                let same = own.is_some_and(|own| Rc::ptr_eq(&own, &hold));
-                self.attached(if same { Some(place) } else { None }, volume, hold)
+                let same = own.is_some_and(|own| Rc::ptr_eq(&own, &given.hold));
+                self.attached(if same { Some(place) } else { None }, volume, given)
             }
             Err(refused) => AttachReply::Refused(refused),
         }
@@ -175,7 +180,8 @@ impl<D: Device + 'static> Session<D> {
     /// The answer to an attach that worked. A new hold gets a number that has
     /// named no other volume, unless the front gave that one back: what it
     /// sent for a volume that was taken away must not reach another one.
-    fn attached(&self, place: Option<usize>, volume: Rc<Volume<D>>, hold: Rc<Hold>) -> AttachReply {
+    fn attached(&self, place: Option<usize>, volume: Rc<Volume<D>>, given: Given) -> AttachReply {
+        let Given { hold, stored_verifier } = given;
         let Some(place) = place.or_else(|| self.free_place()) else {
             volume.forget(&hold);
             return AttachReply::Refused(Refused::Full);
@@ -186,6 +192,7 @@ impl<D: Device + 'static> Session<D> {
             volume_id: record.id.0,
             generation: record.generation,
             verifier: volume.requests.verifier(),
+            stored_verifier,
             sectors: record.blocks.sectors(),
             read_only: record.read_only || hold.access() == Access::Read,
         });

@@ -79,7 +79,8 @@ impl<D: Device + 'static> Volume<D> {
     ) -> Self {
         Self {
             hooks: Hooks::new(hooked::limits(&record), Time::ZERO),
-            requests: Ordered::new(backing, Rc::clone(scratch), verifier),
+            // Zero is what says nothing on the wire.
+            requests: Ordered::new(backing, Rc::clone(scratch), verifier.max(1)),
             domain,
             record: RefCell::new(record),
             change: tokio::sync::Mutex::new(()),

@@ -403,9 +403,9 @@ impl<E: Engine> Host for Worker<E> {
         small.or_else(|| share(&self.large))
     }
 
-    fn opened(&mut self, session: SessionIndex, front: FrontId, slots: u16) {
+    fn opened(&mut self, session: SessionIndex, front: FrontId, incarnation: u64, slots: u16) {
         self.closed(session);
-        let state = Rc::new(Session::new(front, slots));
+        let state = Rc::new(Session::new(front, incarnation, slots));
         let mut seat = Seat { session: Rc::clone(&state), slots: Vec::new() };
         for number in 0..slots {
             let (slot, at) = (Rc::new(Slot::default()), SlotRef { session, slot: number });

@@ -106,7 +106,7 @@ fn serve(path: &mut SoftPath, volume: VolumeHandle, guest: &mut Counter, request
 #[test]
 fn no_request_allocates_at_steady_state() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::over_nvme(worker, front(1), DEPTH as u16);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, DEPTH as u16);
     let turn = || {
         path.turn(Time::ZERO, &mut VecGuest::default());
     };

@@ -48,12 +48,12 @@ impl Server {
             let place = place(0, &shared);
             told.send(Arc::clone(&place.mailbox)).expect("somebody waits");
             let memory = SoftNamespace::memory(DEVICE_BYTES, LbaSize::B4096).expect("memory");
-            let mut path = LocalPath::over_nvme(worker_over(memory, place), front(1), 8);
+            let mut path = LocalPath::over_nvme(worker_over(memory, place), front(1), 1, 8);
             while !path.worker().is_stopped() {
                 use link::Path;
                 path.turn(block_core::Time::ZERO, &mut support::VecGuest::default());
                 if let Ok((volume, reply)) = wanted.try_recv() {
-                    let request = AttachRequest { name: name(volume), access: Access::Write };
+                    let request = AttachRequest::new(name(volume), Access::Write);
                     reply.send(path.attach(request)).expect("somebody waits");
                 }
                 std::thread::yield_now();

@@ -25,7 +25,7 @@ fn data_and_the_attachment_are_there_after_a_restart() {
     let file = folder.path().join("disk");
     let first = {
         let (worker, mailbox) = file_worker(&file);
-        let mut path = LocalPath::over_nvme(worker, front(1), 8);
+        let mut path = LocalPath::over_nvme(worker, front(1), 1, 8);
         create(&mailbox, turned(&mut path), "vm", 8 << 20).expect("created");
         let attached = attach(&mut path, "vm", Access::Write).expect("free");
         assert_eq!(attached.sectors, 16_384);
@@ -35,12 +35,12 @@ fn data_and_the_attachment_are_there_after_a_restart() {
     {
         // The writer was killed: it has the volume until it says otherwise.
         let (worker, _) = file_worker(&file);
-        let mut path = LocalPath::over_nvme(worker, front(2), 8);
+        let mut path = LocalPath::over_nvme(worker, front(2), 1, 8);
         let refused = attach(&mut path, "vm", Access::Read);
         assert_eq!(refused, Err(Refused::HasWriter(front(1))));
     }
     let (worker, _) = file_worker(&file);
-    let mut path = LocalPath::over_nvme(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, 8);
     let again = attach(&mut path, "vm", Access::Write).expect("its own");
     assert_eq!(again.volume_id, first.volume_id);
     assert_eq!(again.generation, first.generation);
@@ -52,14 +52,72 @@ fn data_and_the_attachment_are_there_after_a_restart() {
     path.detach(again.handle).expect("stored");
     drop(path);
     let (worker, _) = file_worker(&file);
-    let mut path = LocalPath::over_nvme(worker, front(2), 8);
+    let mut path = LocalPath::over_nvme(worker, front(2), 1, 8);
     attach(&mut path, "vm", Access::Write).expect("it was given back");
+}
+
+/// A front's answered writes may be gone with the server's memory. The server
+/// remembers under which verifier they were all there, whoever dies and
+/// however often, until the front says that they are there again.
+#[test]
+fn what_a_front_may_miss_is_remembered_until_it_has_settled() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("disk");
+    let start = |incarnation| {
+        let (worker, mailbox) = file_worker(&file);
+        (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
+    };
+    let first = {
+        let (mut path, mailbox) = start(1);
+        create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+        let first = attach(&mut path, "vm", Access::Write).expect("free");
+        assert_eq!(first.stored_verifier, first.verifier, "it has answered nothing yet");
+        first.verifier
+    };
+    for incarnation in [2, 2, 3] {
+        let (mut path, _mailbox) = start(incarnation);
+        for _ in 0..2 {
+            let again = attach(&mut path, "vm", Access::Write).expect("its own");
+            assert_eq!(again.stored_verifier, first);
+            assert_ne!(again.verifier, first);
+        }
+    }
+    let settled = {
+        let (mut path, _mailbox) = start(3);
+        let AttachReply::Attached(now) = path.settle(AttachRequest::new(name("vm"), Access::Write))
+        else {
+            panic!("its own")
+        };
+        assert_eq!(now.stored_verifier, now.verifier);
+        now.verifier
+    };
+    let (mut path, _mailbox) = start(4);
+    let again = attach(&mut path, "vm", Access::Write).expect("its own");
+    assert_eq!(again.stored_verifier, settled);
+    path.detach(again.handle).expect("stored");
+    let anew = attach(&mut path, "vm", Access::Write).expect("free");
+    assert_eq!(anew.stored_verifier, anew.verifier, "who gave it back misses nothing");
+}
+
+/// The state directory of a front was copied and the server restarted: the
+/// copy that started earlier must not take the volume from the one that runs.
+#[test]
+fn an_earlier_start_of_a_front_does_not_get_what_a_later_one_had() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("disk");
+    for (incarnation, refused) in [(7, None), (6, Some(Refused::Stale)), (7, None), (8, None)] {
+        let (worker, mailbox) = file_worker(&file);
+        let mut path = LocalPath::over_nvme(worker, front(1), incarnation, 8);
+        // It is there from the second time on.
+        let _ = create(&mailbox, turned(&mut path), "vm", 1 << 20);
+        assert_eq!(attach(&mut path, "vm", Access::Write).err(), refused, "{incarnation}");
+    }
 }
 
 #[test]
 fn a_reader_reads_and_changes_nothing() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::over_nvme(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, 8);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     let reader = attach(&mut path, "vm", Access::Read).expect("free");
     assert!(reader.read_only);
@@ -77,7 +135,7 @@ fn a_reader_reads_and_changes_nothing() {
 #[test]
 fn a_volume_taken_away_by_force_is_gone_for_the_front_that_had_it() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::over_nvme(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, 8);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     create(&mailbox, turned(&mut path), "other", 1 << 20).expect("created");
     let had = attach(&mut path, "vm", Access::Write).expect("free");
@@ -99,14 +157,14 @@ fn a_volume_taken_away_by_force_is_gone_for_the_front_that_had_it() {
     assert_eq!(write(&mut path), Err(BlockError::NotAttached));
     assert_eq!(io(&mut path, other.handle, Op::Read, 0, vec![1; 512]), Ok(vec![0; 512]));
     errand(&mailbox, turned(&mut path), delete).expect("nobody has it now");
-    let gone = path.attach(AttachRequest { name: name("vm"), access: Access::Write });
+    let gone = path.attach(AttachRequest::new(name("vm"), Access::Write));
     assert_eq!(gone, AttachReply::Refused(Refused::Unknown));
 }
 
 #[test]
 fn a_deleted_volumes_data_is_not_in_the_next_one() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::over_nvme(worker, front(1), 8);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, 8);
     let whole = 48 << 20;
     create(&mailbox, turned(&mut path), "first", whole).expect("created");
     let first = attach(&mut path, "first", Access::Write).expect("free");
@@ -127,7 +185,7 @@ fn a_deleted_volumes_data_is_not_in_the_next_one() {
 #[test]
 fn an_abandoned_part_ends_once_and_its_slot_serves_again() {
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::over_nvme(worker, front(1), 2);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, 2);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     let volume = attach(&mut path, "vm", Access::Write).expect("free").handle;
     let mut guest = VecGuest { data: vec![vec![3; 4096]; 3], ended: Vec::new() };
@@ -163,7 +221,7 @@ fn a_worker_sends_a_front_to_the_worker_that_has_the_volume() {
         let memory = SoftNamespace::memory(DEVICE_BYTES, LbaSize::B4096).expect("memory");
         let place = place(worker, &directory);
         let mailbox = Arc::clone(&place.mailbox);
-        let mut path = LocalPath::over_nvme(worker_over(memory, place), front(1), 8);
+        let mut path = LocalPath::over_nvme(worker_over(memory, place), front(1), 1, 8);
         directory.listens(WorkerIndex(worker), 7700 + worker as u16);
         create(&mailbox, turned(&mut path), &format!("vm{worker}"), 1 << 20).expect("created");
         let taken = create(&mailbox, turned(&mut path), "vm0", 1 << 20);
@@ -171,7 +229,7 @@ fn a_worker_sends_a_front_to_the_worker_that_has_the_volume() {
         paths.push(path);
     }
     let ask = |path: &mut SoftPath, volume: &str| {
-        path.attach(AttachRequest { name: name(volume), access: Access::Write })
+        path.attach(AttachRequest::new(name(volume), Access::Write))
     };
     assert_eq!(ask(&mut paths[0], "vm1"), AttachReply::Elsewhere { port: 7701 });
     assert_eq!(ask(&mut paths[1], "vm0"), AttachReply::Elsewhere { port: 7700 });
@@ -194,7 +252,7 @@ fn a_part_whose_data_cannot_be_fetched_takes_nothing() {
         }
     }
     let (worker, mailbox) = memory_worker();
-    let mut path = LocalPath::over_nvme(worker, front(1), 2);
+    let mut path = LocalPath::over_nvme(worker, front(1), 1, 2);
     create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
     let volume = attach(&mut path, "vm", Access::Write).expect("free").handle;
     let range = block_core::SectorRange::new(0, 8);

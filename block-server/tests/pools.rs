@@ -14,7 +14,7 @@ use block_server::catalog::Formatting;
 use block_server::errand::{Failed, KeyErrand, PoolErrand, SnapshotErrand};
 use block_server::unlock::Unlock;
 use block_server::{Errand, LocalPath, Mailbox, Owned, Size};
-use link::{Access, Refused, VolumeHandle};
+use link::{Access, AttachReply, AttachRequest, Refused, VolumeHandle};
 use support::{SoftPath, VecGuest, attach, errand, file_worker_of, front, io, name};
 
 struct Rig {
@@ -42,7 +42,7 @@ impl Place {
         let unlock = key.map(|key| Unlock::KeyFile(self.file(key)));
         let owned = |device| Owned { unlock, ..Owned::raw("disk", device, Formatting::IfBlank) };
         let (worker, mailbox) = file_worker_of(&self.file("disk"), owned);
-        Rig { path: LocalPath::over_nvme(worker, front(1), 8), mailbox }
+        Rig { path: LocalPath::over_nvme(worker, front(1), 1, 8), mailbox }
     }
 }
 
@@ -182,6 +182,12 @@ fn after_a_restart_a_pool_has_what_was_flushed_and_who_has_it() {
     assert_eq!((again.volume_id, again.generation), (before.volume_id, before.generation));
     assert_ne!(again.verifier, before.verifier);
     assert_eq!(rig.read(again.handle, 16), 4);
+    assert_eq!((again.stored_verifier, rig.read(again.handle, 16)), (before.verifier, 4));
+    let refused = rig.snapshot(&["vm", "other"], false).expect_err("it still sends it again");
+    assert!(refused.contains("--as-is"), "{refused}");
+    let request = AttachRequest::new(name("vm"), Access::Write);
+    let AttachReply::Attached(settled) = rig.path.settle(request) else { panic!("its own") };
+    assert_eq!((settled.handle, settled.stored_verifier), (again.handle, again.verifier));
     assert_eq!(rig.snapshot(&["vm", "other"], false), Ok(2), "it has come back");
     rig.path.detach(again.handle).expect("stored");
     let delete = |snapshots| move |answer| Errand::Delete { name: name("vm"), snapshots, answer };

@@ -81,7 +81,9 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         state: config.state.clone(),
         accept_rollback: args.accept_rollback.clone(),
     };
-    let mut path = LocalPath::over_nvme(start(seat, limits())?, identity.front, SLOTS - 1);
+    let Identity { front, incarnation, .. } = identity;
+    let worker = start(seat, limits())?;
+    let mut path = LocalPath::over_nvme(worker, front, incarnation, SLOTS - 1);
     if let Some(size) = args.create {
         create_missing(&mut path, &mailbox, &config.devices, &disks, size)?;
     }
@@ -173,8 +175,8 @@ fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: &[Disk]) -> anyhow
     let mut specs = Vec::with_capacity(disks.len());
     for disk in disks {
         let access = if disk.read_only { Access::Read } else { Access::Write };
-        let request = AttachRequest { name: disk.volume.clone(), access };
-        match station.path.attach(request.clone()) {
+        let request = AttachRequest::new(disk.volume.clone(), access);
+        match station.path.settle(request.clone()) {
             AttachReply::Attached(attached) => {
                 station.volumes.push((request, attached.handle));
                 specs.push(disk_spec(disk, attached.handle, &attached)?);

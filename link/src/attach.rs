@@ -99,6 +99,10 @@ pub struct AttachRequest {
     pub name: VolumeName,
     /// What for.
     pub access: Access,
+    /// The verifier under which every change that the front had answered is
+    /// there: it has sent again what may have been lost before. Zero when it
+    /// cannot say so.
+    pub settled: u64,
 }
 
 /// What the front learns about a volume that it got.
@@ -110,8 +114,12 @@ pub struct Attached {
     pub volume_id: [u8; 16],
     /// Raised by restore, import and forced detach.
     pub generation: u64,
-    /// Changes when answered, unflushed writes may have been lost.
+    /// Changes when answered, unflushed writes may have been lost. Never zero.
     pub verifier: u64,
+    /// The verifier under which this front's answered changes were all there,
+    /// as it was stored before this attach. If it is another than `verifier`,
+    /// what the front had answered and not flushed may have been lost since.
+    pub stored_verifier: u64,
     /// The size.
     pub sectors: u64,
     /// Whether changes are refused.
@@ -147,6 +155,12 @@ pub enum Refused {
         "the volume is being imported; attach it when `vrio snapshot import` has come to its end"
     )]
     Importing,
+    /// A later start of the same front has had it.
+    #[error(
+        "a later start of this front has had the volume: its state directory is a copy or was \
+         set back; give each front a state directory of its own"
+    )]
+    Stale,
 }
 
 impl Refused {
@@ -176,7 +190,14 @@ pub enum AttachReply {
 pub const BODY_BYTES: usize = 80;
 
 impl AttachRequest {
-    /// `access u8 | name length u8 | name 63 | zero` in 80 bytes.
+    /// A first request for a volume.
+    #[must_use]
+    pub const fn new(name: VolumeName, access: Access) -> Self {
+        Self { name, access, settled: 0 }
+    }
+
+    /// `access u8 | name length u8 | name 63 | zero 7 | settled u64` in 80
+    /// bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; BODY_BYTES] {
         let mut body = [0; BODY_BYTES];
@@ -184,6 +205,7 @@ impl AttachRequest {
         body[0] = self.access as u8;
         body[1] = name.len() as u8;
         body[2..2 + name.len()].copy_from_slice(name);
+        body[72..80].copy_from_slice(&self.settled.to_le_bytes());
         body
     }
 
@@ -198,7 +220,8 @@ impl AttachRequest {
         };
         let name = body.get(2..2 + usize::from(body[1]))?;
         let name = VolumeName::new(std::str::from_utf8(name).ok()?).ok()?;
-        Some(Self { name, access })
+        let settled = u64::from_le_bytes(*body[72..].first_chunk()?);
+        Some(Self { name, access, settled })
     }
 }
 
@@ -208,7 +231,8 @@ const REFUSED: u8 = 3;
 
 impl AttachReply {
     /// `tag u8 | code u8 | handle or port u16 | count u32 | generation u64 |
-    /// verifier u64 | sectors u64 | id 16 | zero` in 80 bytes.
+    /// verifier u64 | sectors u64 | id 16 | stored verifier u64 | zero` in 80
+    /// bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; BODY_BYTES] {
         let mut body = [0; BODY_BYTES];
@@ -221,6 +245,7 @@ impl AttachReply {
                 body[16..24].copy_from_slice(&attached.verifier.to_le_bytes());
                 body[24..32].copy_from_slice(&attached.sectors.to_le_bytes());
                 body[32..48].copy_from_slice(&attached.volume_id);
+                body[48..56].copy_from_slice(&attached.stored_verifier.to_le_bytes());
             }
             Self::Elsewhere { port } => {
                 body[0] = ELSEWHERE;
@@ -242,6 +267,7 @@ impl AttachReply {
                     Refused::Full => 5,
                     Refused::Failed => 6,
                     Refused::Importing => 7,
+                    Refused::Stale => 8,
                 };
             }
         }
@@ -261,6 +287,7 @@ impl AttachReply {
                 volume_id: id,
                 generation: word(8)?,
                 verifier: word(16)?,
+                stored_verifier: word(48)?,
                 sectors: word(24)?,
                 read_only: read_only == 1,
             }),
@@ -274,6 +301,7 @@ impl AttachReply {
             (REFUSED, 5) => Self::Refused(Refused::Full),
             (REFUSED, 6) => Self::Refused(Refused::Failed),
             (REFUSED, 7) => Self::Refused(Refused::Importing),
+            (REFUSED, 8) => Self::Refused(Refused::Stale),
             _ => return None,
         })
     }
@@ -300,7 +328,8 @@ mod tests {
     #[test]
     fn requests_and_answers_survive_the_wire() {
         for access in [Access::Read, Access::Write] {
-            let request = AttachRequest { name: name(&"x".repeat(63)), access };
+            let settled = u64::MAX - 1;
+            let request = AttachRequest { name: name(&"x".repeat(63)), access, settled };
             assert_eq!(AttachRequest::parse(&request.encode()), Some(request));
         }
         let attached = Attached {
@@ -308,6 +337,7 @@ mod tests {
             volume_id: [9; 16],
             generation: 3,
             verifier: u64::MAX,
+            stored_verifier: 77,
             sectors: 1 << 40,
             read_only: true,
         };
@@ -321,6 +351,7 @@ mod tests {
             AttachReply::Refused(Refused::Full),
             AttachReply::Refused(Refused::Failed),
             AttachReply::Refused(Refused::Importing),
+            AttachReply::Refused(Refused::Stale),
         ] {
             assert_eq!(AttachReply::parse(&reply.encode()), Some(reply));
         }
@@ -328,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_body_that_lies_about_its_name_is_refused() {
-        let mut body = AttachRequest { name: name("a"), access: Access::Read }.encode();
+        let mut body = AttachRequest::new(name("a"), Access::Read).encode();
         body[1] = 200;
         assert_eq!(AttachRequest::parse(&body), None);
         assert_eq!(AttachRequest::parse(&body[..79]), None);

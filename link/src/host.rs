@@ -69,8 +69,9 @@ pub trait Host {
     /// asks again after some reply has given one back.
     fn buffer(&mut self, bytes: usize, held: usize) -> Option<Buffer>;
 
-    /// A front's session has begun, with `slots` slots.
-    fn opened(&mut self, session: SessionIndex, front: FrontId, slots: u16);
+    /// A session of a front's `incarnation`th start has begun, with `slots`
+    /// slots.
+    fn opened(&mut self, session: SessionIndex, front: FrontId, incarnation: u64, slots: u16);
 
     /// Start this; it is answered later with a [`Reply`], never from inside
     /// this call.

@@ -48,7 +48,7 @@ impl Host for Instant {
         self.pool.take()
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let mut reply = Reply::plain(Ok(()), 0);
@@ -58,7 +58,8 @@ impl Host for Instant {
                     handle: VolumeHandle(0),
                     volume_id: [0; 16],
                     generation: 0,
-                    verifier: 0,
+                    verifier: 1,
+                    stored_verifier: 1,
                     sectors: 1 << 20,
                     read_only: false,
                 }));

@@ -56,7 +56,7 @@ impl Host for Disk {
         if bytes <= self.small.buffer_bytes() { self.small.take() } else { self.large.take() }
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let busy = self.running.iter().any(|(_, other, _)| *other == at);
@@ -84,6 +84,7 @@ impl Disk {
                     volume_id: [1; 16],
                     generation: 1,
                     verifier: 1,
+                    stored_verifier: 1,
                     sectors: SECTORS,
                     read_only: false,
                 };

@@ -55,7 +55,7 @@ impl Host for Sevens {
         self.pool.take()
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let mut reply = Reply::plain(Ok(()), 0);
@@ -71,7 +71,8 @@ impl Host for Sevens {
                         handle: VolumeHandle(3),
                         volume_id: [0; 16],
                         generation: self.generation,
-                        verifier: 0,
+                        verifier: 1,
+                        stored_verifier: 1,
                         sectors: self.sectors,
                         read_only: false,
                     })

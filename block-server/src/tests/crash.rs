@@ -12,6 +12,7 @@ use block_core::{Op, Pool, Request};
 use link::{Access, FrontId, VolumeName};
 
 use super::disk::{Medium, SimDisk};
+use crate::attach::Claim;
 use crate::attachments::Attachments;
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
 use crate::config::PoolConfig;
@@ -161,8 +162,8 @@ impl History {
         let a = self.store.volume(&name("a")).expect("there");
         let hold = RefCell::new(None);
         self.change(async {
-            let attached = self.store.attach(&a, front(1), Access::Write, None).await;
-            *hold.borrow_mut() = Some(attached.expect("free"));
+            let attached = self.store.attach(&a, claim(1), None).await;
+            *hold.borrow_mut() = Some(attached.expect("free").hold);
             Ok(())
         })
         .await;
@@ -173,7 +174,7 @@ impl History {
         self.create("c", 2).await;
         self.fill("c").await;
         self.change(async {
-            self.store.attach(&a, front(2), Access::Write, None).await.expect("free");
+            self.store.attach(&a, claim(2), None).await.expect("free");
             Ok(())
         })
         .await;
@@ -279,6 +280,10 @@ fn a_power_cut_while_the_catalog_is_put_right_changes_nothing() {
             break;
         }
     }
+}
+
+fn claim(number: u8) -> Claim {
+    Claim { front: front(number), incarnation: 1, access: Access::Write, settled: 0 }
 }
 
 fn opened(medium: Medium, blocks: u64, formatting: Formatting) -> Result<SimStore, OpenError> {

@@ -154,7 +154,7 @@ impl Guest for VecGuest {
 }
 
 pub fn attach(path: &mut SoftPath, volume: &str, access: Access) -> Result<Attached, Refused> {
-    match path.attach(AttachRequest { name: name(volume), access }) {
+    match path.attach(AttachRequest::new(name(volume), access)) {
         AttachReply::Attached(attached) => Ok(attached),
         AttachReply::Refused(refused) => Err(refused),
         AttachReply::Elsewhere { .. } => panic!("there is one worker"),

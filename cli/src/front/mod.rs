@@ -66,6 +66,8 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let patience = config.connect_timeout;
     let (client, specs) = attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
     let volumes: Vec<VolumeHandle> = specs.iter().map(DiskSpec::volume).collect();
+    let mut client = client;
+    volumes.iter().for_each(|&volume| client.settle(volume));
     let (mut client, served) = serve(&turns, client, specs, &config, &stop);
     attaching::give_back(&turns, &mut client, &volumes)?;
     tracing::info!("stopped");

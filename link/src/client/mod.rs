@@ -86,6 +86,10 @@ struct Volume {
     known: Option<Attached>,
     /// Slots that its parts have.
     in_use: usize,
+    /// The front answers for what it had answered: see [`Client::settle`].
+    settles: bool,
+    /// The verifier that the server was told is settled, in this session.
+    told: u64,
 }
 
 /// All sessions of one front, over one wire.
@@ -145,6 +149,8 @@ impl<W: Wire> Client<W> {
             has_news: false,
             known: None,
             in_use: 0,
+            settles: false,
+            told: 0,
         });
         Ok(VolumeHandle(handle))
     }
@@ -170,6 +176,15 @@ impl<W: Wire> Client<W> {
             }
             state => state,
         }
+    }
+
+    /// Says that what an earlier start of this front had answered and the
+    /// volume may have lost
+    /// ([`stored_verifier`](Attached::stored_verifier)) is not missed: the
+    /// guest starts anew, or somebody has accepted the loss. From then on the
+    /// client answers for the volume itself.
+    pub fn settle(&mut self, volume: VolumeHandle) {
+        self.volumes[usize::from(volume.0)].settles = true;
     }
 
     /// Why the server of a volume gives no session, if it said so.
@@ -339,6 +354,26 @@ impl<W: Wire> Path for Client<W> {
         for (part, _) in self.moving.extract_if(.., |(part, _)| part.volume == volume) {
             guest.complete(part.token, Err(error));
         }
+    }
+}
+
+impl Volume {
+    fn lose_session(&mut self) {
+        self.told = 0;
+        if matches!(self.state, VolumeState::Attached(_)) {
+            self.state = VolumeState::Waiting;
+        }
+    }
+
+    /// The verifier to tell the server, under which all that was answered is
+    /// there, if it does not know.
+    fn unsaid(&self) -> Option<u64> {
+        let VolumeState::Attached(now) = self.state else { return None };
+        let due = self.settles
+            && self.access == Access::Write
+            && now.stored_verifier != now.verifier
+            && self.told != now.verifier;
+        due.then_some(now.verifier)
     }
 }
 

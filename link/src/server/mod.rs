@@ -211,7 +211,7 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         old.into_iter().for_each(|old| self.close(old, host));
         let Some(place) = self.sessions.iter().position(Option::is_none) else { return false };
         let index = SessionIndex(place as u16);
-        host.opened(index, offer.front, self.settings.slots);
+        host.opened(index, offer.front, offer.incarnation, self.settings.slots);
         tracing::info!(front = %offer.front, peer = ?from, segment = segments.size(), "session");
         let slots = self.settings.slots;
         self.sessions[place] = Some(Session::new(now, index, offer, segments, slots));

@@ -275,7 +275,9 @@ impl<P: Peer> Session<P> {
                 && volume.retry_at.is_none_or(|at| now >= at)
                 && match volume.state {
                     VolumeState::Waiting => true,
-                    VolumeState::Attached(_) => volume.has_news || volume.leaving,
+                    VolumeState::Attached(_) => {
+                        volume.has_news || volume.leaving || volume.unsaid().is_some()
+                    }
                     _ => false,
                 }
         };
@@ -289,7 +291,10 @@ impl<P: Peer> Session<P> {
         } else {
             volume.has_news = false;
             volume.asked = true;
-            let request = AttachRequest { name: volume.name.clone(), access: volume.access };
+            let settled = volume.unsaid().unwrap_or(0);
+            volume.told = settled;
+            let (name, access) = (volume.name.clone(), volume.access);
+            let request = AttachRequest { name, access, settled };
             slot.body = Some(request.encode());
             slot.purpose = Use::Attach(index);
             slot.bytes = BODY_BYTES;
@@ -374,14 +379,6 @@ impl<P: Peer> Session<P> {
 impl Slot {
     fn is_part_of(&self, volume: usize) -> bool {
         matches!(self.purpose, Use::Part(part) if usize::from(part.volume.0) == volume)
-    }
-}
-
-impl Volume {
-    fn lose_session(&mut self) {
-        if matches!(self.state, VolumeState::Attached(_)) {
-            self.state = VolumeState::Waiting;
-        }
     }
 }
 
