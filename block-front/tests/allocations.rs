@@ -49,6 +49,7 @@ fn exercise(world: &World, features: u64) {
     let guest = Guest::new();
     let front_end = FrontEnd::connect(&world.sockets[0]);
     front_end.agree(features);
+    assert!(front_end.set_area(&front_end.area(1, SIZE)));
     front_end.share(&guest);
     let mut ring = Ring::new(&guest, 0);
     ring.start(&front_end);

@@ -187,6 +187,12 @@ impl Stand {
         self.socket(front)
     }
 
+    /// Starts a front again that was killed, and waits for nothing.
+    pub(crate) fn restart_front(&mut self, front: &str, config: &Path) {
+        let process = self.spawn_front(front, config);
+        *self.front_process(front) = process;
+    }
+
     pub(crate) fn spawn_front(&self, front: &str, config: &Path) -> Process {
         let mut command = vrio();
         command.arg("front").arg("--config").arg(config);

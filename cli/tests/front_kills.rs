@@ -1,0 +1,313 @@
+//! `vrio front` is killed again and again under a driver that checks what it
+//! reads. The driver keeps what QEMU keeps: its rings, and the in-flight area.
+
+#[allow(dead_code, unreachable_pub)] // the front's own tests use the rest
+#[path = "../../block-front/tests/world/front_end.rs"]
+mod front_end;
+mod stand;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use front_end::{ALL, DATA, EVENT_IDX, FrontEnd, Guest, IN, MEMORY, OUT, Ring, SIZE, USER};
+use front_end::{bytes, state};
+use stand::Stand;
+use vhost::vhost_user::message::FrontendReq as Req;
+
+const FLUSH: u32 = 4;
+
+/// Requests under way at once; each place has blocks of its own.
+const DEPTH: u16 = 32;
+const BLOCKS: u64 = 4096;
+const BLOCK: usize = 4096;
+
+/// How often the front is killed: `VRIO_FRONT_KILLS`.
+fn kills() -> u64 {
+    match std::env::var("VRIO_FRONT_KILLS") {
+        Ok(count) => count.parse().expect("VRIO_FRONT_KILLS is a number"),
+        Err(_) => 10,
+    }
+}
+
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, count: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % count
+    }
+}
+
+/// What the two threads tell each other.
+#[derive(Default)]
+struct Shared {
+    /// Requests that came back.
+    ended: AtomicU64,
+    stop: AtomicBool,
+    failed: AtomicBool,
+}
+
+/// What a place has under way.
+#[derive(Clone, Copy)]
+enum Doing {
+    Nothing,
+    Read(u64),
+    Write(u64, u64),
+    Flush,
+}
+
+/// A driver, and what it knows of the disk.
+struct Driver<'a> {
+    guest: &'a Guest,
+    ring: Ring<'a>,
+    area: Option<(Vec<u8>, OwnedFd)>,
+    doing: [Doing; DEPTH as usize],
+    /// The stamp of each block's last write.
+    written: Vec<u64>,
+    stamp: u64,
+    chance: Chance,
+}
+
+/// A block's content after a write.
+fn content(block: u64, stamp: u64) -> Vec<u8> {
+    if stamp == 0 {
+        return vec![0; BLOCK];
+    }
+    let words = (0..BLOCK as u64 / 8).map(|word| block << 40 ^ stamp << 12 ^ word);
+    words.flat_map(u64::to_ne_bytes).collect()
+}
+
+impl<'a> Driver<'a> {
+    fn new(guest: &'a Guest) -> Self {
+        Self {
+            guest,
+            ring: Ring::new(guest, 0),
+            area: None,
+            doing: [Doing::Nothing; DEPTH as usize],
+            written: vec![0; BLOCKS as usize],
+            stamp: 0,
+            chance: Chance(0x9e37_79b9_7f4a_7c15),
+        }
+    }
+
+    /// Connects as QEMU does. Any answer may be missing: then the front was
+    /// killed, and there will be another.
+    fn connect(&mut self, socket: &Path) -> io::Result<FrontEnd> {
+        let front_end = FrontEnd { socket: UnixStream::connect(socket)? };
+        front_end.socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let ask = |request| {
+            front_end.send(request, 1, &[], &[])?;
+            front_end.answer()
+        };
+        let tell = |request, body: &[u8], fds: &[BorrowedFd<'_>]| {
+            front_end.send(request, 0b1001, body, fds)?;
+            let answer = front_end.answer()?;
+            assert_eq!(answer, bytes(&[0]), "{request:?} was refused");
+            Ok::<(), io::Error>(())
+        };
+        ask(Req::GET_FEATURES)?;
+        let protocol = ask(Req::GET_PROTOCOL_FEATURES)?;
+        front_end.send(Req::SET_PROTOCOL_FEATURES, 1, &protocol, &[])?;
+        tell(Req::SET_FEATURES, &bytes(&[ALL | EVENT_IDX]), &[])?;
+        let (body, file) = self.area.get_or_insert_with(|| front_end.area(1, SIZE));
+        tell(Req::SET_INFLIGHT_FD, body, &[file.as_fd()])?;
+        let table = bytes(&[1, 0, MEMORY as u64, USER, 0]);
+        tell(Req::SET_MEM_TABLE, &table, &[self.guest.file.as_fd()])?;
+        tell(Req::SET_VRING_NUM, &state(0, SIZE.into()), &[])?;
+        tell(Req::SET_VRING_BASE, &state(0, self.ring.used_index().into()), &[])?;
+        tell(Req::SET_VRING_ADDR, &self.ring.addresses(), &[])?;
+        tell(Req::SET_VRING_CALL, &bytes(&[0]), &[self.ring.call.as_fd()])?;
+        tell(Req::SET_VRING_KICK, &bytes(&[0]), &[self.ring.kick.as_fd()])?;
+        tell(Req::SET_VRING_ENABLE, &state(0, 1), &[])?;
+        Ok(front_end)
+    }
+
+    /// Takes what has come back; a wrong answer ends the test.
+    fn reap(&mut self) -> u64 {
+        let mut ended = 0;
+        while let Some((head, _)) = self.ring.take_used() {
+            let place = head as usize / 3;
+            let doing = std::mem::replace(&mut self.doing[place], Doing::Nothing);
+            assert_eq!(self.guest.status(place as u64), 0, "no request fails");
+            match doing {
+                Doing::Nothing => panic!("{head} came back twice"),
+                Doing::Read(block) => {
+                    let expected = content(block, self.written[block as usize]);
+                    let found = self.guest.get(DATA + 0x1000 * place as u64, BLOCK);
+                    assert!(found == expected, "block {block} is not what was written");
+                }
+                Doing::Write(block, stamp) => self.written[block as usize] = stamp,
+                Doing::Flush => {}
+            }
+            ended += 1;
+        }
+        ended
+    }
+
+    /// Gives each place that has nothing to do something.
+    fn ask(&mut self) {
+        for place in 0..DEPTH {
+            if !matches!(self.doing[usize::from(place)], Doing::Nothing) {
+                continue;
+            }
+            let block = u64::from(place) + u64::from(DEPTH) * self.chance.below(BLOCKS / 32);
+            match self.chance.below(20) {
+                0 => self.request(place, FLUSH, block, Doing::Flush),
+                1..8 => self.request(place, IN, block, Doing::Read(block)),
+                _ => {
+                    self.stamp += 1;
+                    let doing = Doing::Write(block, self.stamp);
+                    self.request(place, OUT, block, doing);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, place: u16, kind: u32, block: u64, doing: Doing) {
+        let head = self.ring.prepare(place, kind, block * 8, BLOCK as u32);
+        let data = DATA + 0x1000 * u64::from(place);
+        match doing {
+            Doing::Write(block, stamp) => self.guest.put(data, &content(block, stamp)),
+            _ => self.guest.put(data, &[0xee; BLOCK]),
+        }
+        self.doing[usize::from(place)] = doing;
+        self.ring.offer(head);
+    }
+
+    /// Drives the disk until told to stop, whatever becomes of the front.
+    fn drive(&mut self, socket: &Path, shared: &Shared) -> FrontEnd {
+        let mut connection = None;
+        let mut moved = Instant::now();
+        while !shared.stop.load(Ordering::Acquire) {
+            let ended = self.reap();
+            shared.ended.fetch_add(ended, Ordering::Release);
+            self.ask();
+            if ended > 0 {
+                moved = Instant::now();
+                continue;
+            }
+            assert!(moved.elapsed() < Duration::from_secs(30), "the disk has stopped");
+            match &connection {
+                Some(front_end) if !is_gone(front_end) => std::thread::yield_now(),
+                _ => {
+                    connection = self.connect(socket).ok();
+                    std::thread::sleep(Duration::from_micros(500));
+                }
+            }
+        }
+        connection.unwrap_or_else(|| self.connect(socket).expect("a front"))
+    }
+
+    /// Waits for what is under way and reads all blocks that were written.
+    fn read_back(&mut self) -> u64 {
+        let blocks: Vec<u64> = (0..BLOCKS).filter(|&b| self.written[b as usize] > 0).collect();
+        self.settle();
+        for &block in &blocks {
+            self.request((block % u64::from(DEPTH)) as u16, IN, block, Doing::Read(block));
+            self.settle();
+        }
+        blocks.len() as u64
+    }
+
+    fn settle(&mut self) {
+        let begin = Instant::now();
+        while self.doing.iter().any(|doing| !matches!(doing, Doing::Nothing)) {
+            self.reap();
+            assert!(begin.elapsed() < Duration::from_secs(30), "a request does not come back");
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Whether the front has hung up.
+fn is_gone(front_end: &FrontEnd) -> bool {
+    let mut byte = [0];
+    front_end.socket.set_nonblocking(true).expect("set");
+    let outcome = io::Read::read(&mut &front_end.socket, &mut byte);
+    front_end.socket.set_nonblocking(false).expect("set");
+    !matches!(outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Kills the front and starts it again; how long the driver got no answer.
+fn kill_again_and_again(stand: &mut Stand, count: u64, shared: &Shared) -> Vec<Duration> {
+    let mut chance = Chance(0x1234_5678_9abc_def1);
+    let mut stalls = Vec::new();
+    let config = stand.path("front.toml");
+    let served = |since: u64| {
+        let begin = Instant::now();
+        while shared.ended.load(Ordering::Acquire) == since {
+            assert!(!shared.failed.load(Ordering::Acquire), "the driver has failed");
+            assert!(begin.elapsed() < Duration::from_secs(30), "the disk has stopped");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    };
+    served(0);
+    for kill in 0..count {
+        std::thread::sleep(Duration::from_micros(chance.below(30_000)));
+        stand.front_process("front").kill();
+        let since = shared.ended.load(Ordering::Acquire);
+        let killed = Instant::now();
+        stand.restart_front("front", &config);
+        if kill % 4 == 3 {
+            // Somewhere in its start; the next kill is measured.
+            std::thread::sleep(Duration::from_micros(chance.below(40_000)));
+            continue;
+        }
+        served(since);
+        stalls.push(killed.elapsed());
+    }
+    served(shared.ended.load(Ordering::Acquire));
+    stalls.sort_unstable();
+    stalls
+}
+
+/// A guest with requests under way must not notice that its front was killed
+/// at any moment: each comes back once, without an error, and the disk holds
+/// what was answered.
+#[test]
+fn a_killed_front_is_a_short_pause() {
+    let mut stand = Stand::start(64);
+    stand.create("disk", "16M");
+    let socket = stand.front("front", "disk", "queues = 1");
+    let guest = Guest::new();
+    let shared = Shared::default();
+    let known = Mutex::new(0);
+    let stalls = std::thread::scope(|scope| {
+        let driver = scope.spawn(|| {
+            let _flag = FlagOnPanic(&shared.failed);
+            let mut driver = Driver::new(&guest);
+            let _connection = driver.drive(&socket, &shared);
+            *known.lock().expect("known") = driver.read_back();
+        });
+        let stalls = kill_again_and_again(&mut stand, kills(), &shared);
+        shared.stop.store(true, Ordering::Release);
+        driver.join().expect("the driver found no fault");
+        stalls
+    });
+    let at = |part: usize| stalls[(stalls.len() * part / 100).min(stalls.len() - 1)];
+    println!(
+        "{} kills, {} requests, {} blocks read back; the driver waited: p50 {:?}, p99 {:?}, most {:?}",
+        kills(),
+        shared.ended.load(Ordering::Relaxed),
+        known.lock().expect("known"),
+        at(50),
+        at(99),
+        at(100),
+    );
+}
+
+/// Tells the other thread that this one has panicked.
+struct FlagOnPanic<'a>(&'a AtomicBool);
+
+impl Drop for FlagOnPanic<'_> {
+    fn drop(&mut self) {
+        self.0.store(std::thread::panicking(), Ordering::Release);
+    }
+}
