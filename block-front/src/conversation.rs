@@ -48,6 +48,9 @@ pub(crate) struct Place {
     /// Whether the guest may have a write cache. QEMU does not repeat the
     /// setting when it connects again.
     pub(crate) writeback: AtomicBool,
+    /// Which queues this process has served: what they go on with are its own
+    /// answers.
+    pub(crate) served: Box<[AtomicBool]>,
 }
 
 /// The state of a conversation.

@@ -35,6 +35,11 @@ pub struct DiskOptions {
     pub serial: String,
     /// Number of queues, at most [`MAX_QUEUES`].
     pub queues: u16,
+    /// Whether answers that earlier fronts gave may not hold any more: then
+    /// only a guest that starts anew is served; see [`Front::take_begun`].
+    ///
+    /// [`Front::take_begun`]: crate::Front::take_begun
+    pub has_lost_writes: bool,
 }
 
 impl DiskOptions {
@@ -57,6 +62,7 @@ impl DiskOptions {
             read_only: false,
             logical_block_size: SECTOR_SIZE as u32,
             queues: MAX_QUEUES,
+            has_lost_writes: false,
         }
     }
 
@@ -133,6 +139,12 @@ impl DiskSpec {
     #[must_use]
     pub const fn queues(&self) -> u16 {
         self.0.queues
+    }
+
+    /// Whether answers that earlier fronts gave may not hold any more.
+    #[must_use]
+    pub const fn has_lost_writes(&self) -> bool {
+        self.0.has_lost_writes
     }
 
     /// The serial number, padded with NUL.

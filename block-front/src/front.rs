@@ -52,6 +52,7 @@ impl Front {
                 has_blocked: false,
                 stopping: 0,
                 quiescing: false,
+                begun: Vec::new(),
             },
             mailbox,
             epoll,
@@ -89,6 +90,7 @@ impl Front {
                 read_only: spec.is_read_only(),
                 write_through: false,
             },
+            has_lost_writes: spec.has_lost_writes(),
             spec,
             socket: None,
             broken: false,
@@ -176,6 +178,16 @@ impl Front {
         {
             keeper.resized(sectors);
         }
+    }
+
+    /// The volume of a disk that has lost writes
+    /// ([`DiskOptions::has_lost_writes`]) and whose guest has begun anew: it
+    /// misses nothing. Each is told once.
+    ///
+    /// [`DiskOptions::has_lost_writes`]: crate::DiskOptions::has_lost_writes
+    pub fn take_begun(&mut self) -> Option<VolumeHandle> {
+        let disk = self.disks.begun.pop()?;
+        Some(self.disks.disks[disk].spec.volume())
     }
 
     /// Takes nothing new from any ring from now on. What guests add stays in

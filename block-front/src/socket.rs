@@ -103,7 +103,8 @@ impl Doorkeeper {
         });
         let path = spec.socket().to_owned();
         let writeback = AtomicBool::new(true);
-        let place = Place { spec, disk, first_queue, mailbox, epoll, writeback };
+        let served = (0..spec.queues()).map(|_| AtomicBool::new(false)).collect();
+        let place = Place { spec, disk, first_queue, mailbox, epoll, writeback, served };
         let door = Door { place, listener, shared: Arc::clone(&shared) };
         let mut keeper = Self { shared, thread: None, path };
         let name = format!("front-{disk}");

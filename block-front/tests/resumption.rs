@@ -145,3 +145,46 @@ fn areas_that_lie_cut_off_their_own_disk() {
     assert!(!front_end.tell(Req::SET_INFLIGHT_FD, &area.0, &[]));
     ring.start(&front_end);
 }
+
+/// The server has lost what an earlier front had answered: a guest that goes
+/// on would find older data than it was told of. One that starts anew would
+/// not, and from then on the front answers for what it answers itself.
+#[test]
+fn after_a_loss_only_a_guest_that_starts_anew_is_served() {
+    let guest = Guest::new();
+    let (ring, area) = {
+        let first = one_disk();
+        let (_front_end, mut ring, area) = begin(&first, &guest);
+        ring.offer(ring.prepare(0, OUT, 0, 512));
+        ring.wait_used();
+        (ring, area)
+    };
+    let second = World::new(1, 4096, SWIFT, Idle::Sleep, |disk| disk.has_lost_writes = true);
+    let begun = || {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        second.ask(move |front| sender.send(front.take_begun()).expect("awaited"));
+        receiver.recv().expect("the thread lives")
+    };
+    for with_area in [true, false] {
+        let front_end = FrontEnd::connect(&second.sockets[0]);
+        front_end.agree(ALL);
+        assert!(!with_area || front_end.set_area(&area));
+        front_end.share(&guest);
+        ring.describe(&front_end);
+        let index = bytes(&[0]);
+        assert!(!front_end.tell(Req::SET_VRING_KICK, &index, &[ring.kick.as_fd()]));
+    }
+    assert_eq!(begun(), None);
+
+    let guest = Guest::new();
+    let (front_end, mut ring, area) = begin(&second, &guest);
+    assert_eq!(begun(), None, "nothing was asked for yet");
+    ring.offer(ring.prepare(0, OUT, 0, 512));
+    ring.wait_used();
+    assert_eq!(begun(), Some(link::VolumeHandle(0)));
+    assert_eq!(begun(), None);
+    drop(front_end);
+    let (_front_end, mut ring) = resume(&second, &guest, &area, &ring);
+    ring.offer(ring.prepare(0, OUT, 0, 512));
+    ring.wait_used();
+}

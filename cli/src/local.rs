@@ -20,7 +20,7 @@ use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
 use tokio::sync::oneshot::error::TryRecvError;
 use turn::{Loop, Poller, Station};
 
-use crate::front::{Disk, Identity, NoGuest, disk_spec};
+use crate::front::{Disk, Identity, NoGuest, accept_losses, disk_spec};
 use crate::server::{DEFAULT_CONFIG, SLOTS, Seat, limits, start};
 use crate::stop::Stop;
 
@@ -43,6 +43,9 @@ pub(crate) struct LocalArgs {
     /// Make a volume that does not exist, with this size
     #[arg(long, value_name = "SIZE")]
     create: Option<Size>,
+    /// Let this volume's guest go on although writes may be missing; see `vrio front --help`
+    #[arg(long, value_name = "VOLUME")]
+    accept_loss: Vec<String>,
     /// Number of queues of each disk
     #[arg(long, value_name = "N")]
     queues: Option<u16>,
@@ -63,7 +66,8 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
     let [settings] = &config.workers[..] else {
         bail!("front and worker share one thread here: the configuration must say `workers = 1`");
     };
-    let disks = args.disks()?;
+    let mut disks = args.disks()?;
+    accept_losses(&mut disks, &args.accept_loss)?;
     let stop = Stop::listen()?;
     if let Some(cpu) = settings.cpu {
         crate::thread::pin(cpu)?;
@@ -133,6 +137,7 @@ impl LocalArgs {
             logical_block_size: self.logical_block_size,
             serial: None,
             queues: self.queues,
+            accept_loss: false,
         };
         let disks: Vec<Disk> = self.disks.iter().map(disk).collect();
         crate::front::check_distinct(&disks)?;
@@ -176,10 +181,14 @@ fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: &[Disk]) -> anyhow
     for disk in disks {
         let access = if disk.read_only { Access::Read } else { Access::Write };
         let request = AttachRequest::new(disk.volume.clone(), access);
-        match station.path.settle(request.clone()) {
+        match station.path.attach(request.clone()) {
             AttachReply::Attached(attached) => {
+                let spec = disk_spec(disk, attached.handle, &attached)?;
+                if !spec.has_lost_writes() {
+                    station.path.settle(request.clone());
+                }
                 station.volumes.push((request, attached.handle));
-                specs.push(disk_spec(disk, attached.handle, &attached)?);
+                specs.push(spec);
             }
             AttachReply::Refused(refused) => bail!("volume {}: {refused}", disk.volume),
             AttachReply::Elsewhere { .. } => bail!("volume {} has another worker", disk.volume),
@@ -232,6 +241,11 @@ impl Station for LocalStation<'_> {
             Some((until, over)) => *over = now >= *until,
         }
         let moved = front.turn(now, &mut self.path);
+        while let Some(volume) = front.take_begun() {
+            for (request, _) in self.volumes.iter().filter(|(_, handle)| *handle == volume) {
+                self.path.settle(request.clone());
+            }
+        }
         if self.path.take_news() {
             for (disk, (request, _)) in self.volumes.iter().enumerate() {
                 if let AttachReply::Attached(attached) = self.path.attach(request.clone()) {

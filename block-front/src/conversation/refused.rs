@@ -21,6 +21,12 @@ pub(crate) enum Refused {
     Region(#[from] RegionError),
     #[error(transparent)]
     Area(#[from] AreaError),
+    #[error(
+        "the guest runs on, and the server has lost writes that an earlier start of this front had \
+         answered and the guest had not flushed: reset the guest, or start `vrio front` with \
+         --accept-loss {0} if it can live without them"
+    )]
+    LostWrites(String),
     #[error("queue {queue}: {why}")]
     Ring { queue: usize, why: RingError },
     #[error("queue {0} does not exist; give the device at most {1} queues (num-queues=)")]

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::config_space::{EVENT_INDEX, INDIRECT};
@@ -12,7 +13,7 @@ use crate::mail::Mail;
 use crate::message::MessageError;
 use crate::peer;
 use crate::queue::Queue;
-use crate::ring::{Ring, RingAddresses, RingError, RingMemory, RingSize};
+use crate::ring::{Past, Ring, RingAddresses, RingError, RingMemory, RingSize};
 
 use super::{Answer, Conversation, Refused, words};
 
@@ -74,8 +75,9 @@ impl Conversation<'_> {
             let memory = locate(queue, setup, &self.memory)?;
             let record = self.record(queue, setup)?;
             let events = self.features & EVENT_INDEX != 0;
-            let (ring, _) = Ring::start(memory, setup.base, events, record)
+            let (ring, past) = Ring::start(memory, setup.base, events, record)
                 .map_err(|lie| Refused::Ring { queue, why: lie.into() })?;
+            self.check_past(queue, past)?;
             let indirect = self.features & INDIRECT != 0;
             Some(Queue::new(ring, Arc::clone(&self.memory), None, indirect, setup.enabled))
         };
@@ -91,6 +93,18 @@ impl Conversation<'_> {
             let queue = self.place.first_queue + queue;
             self.place.mailbox.post(Mail::Start { queue, running })?;
         }
+        Ok(())
+    }
+
+    /// A guest that goes on believes in answers that it got before; one that
+    /// starts anew reads what is there.
+    fn check_past(&self, queue: usize, past: Past) -> Result<(), Refused> {
+        let spec = &self.place.spec;
+        let own = self.place.served[queue].load(Ordering::Relaxed);
+        if spec.has_lost_writes() && past == Past::Served && !own {
+            return Err(Refused::LostWrites(spec.name().to_owned()));
+        }
+        self.place.served[queue].store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use block_core::time::Clock;
 use block_core::{BlockError, Time};
-use block_front::DiskSpec;
 use link::wire::Wire;
 use link::wire::udp::Udp;
 use link::{Access, Client, Guest, Path, Token, VolumeHandle, VolumeState};
@@ -14,7 +13,7 @@ use turn::{Loop, Station};
 use super::config::Disk;
 use crate::stop::Stop;
 
-/// Attaches the volumes of all disks and tells what they are.
+/// Attaches the volumes of all disks.
 ///
 /// # Errors
 /// A sentence, when a server refuses, or does not answer for `patience`.
@@ -25,7 +24,7 @@ pub(super) fn attach(
     disks: &[Disk],
     patience: Option<Duration>,
     stop: &Stop,
-) -> anyhow::Result<(Client<Udp>, Vec<DiskSpec>)> {
+) -> anyhow::Result<(Client<Udp>, Vec<VolumeHandle>)> {
     let start = clock.now();
     let volumes = disks
         .iter()
@@ -38,12 +37,12 @@ pub(super) fn attach(
     let until = patience.map(|patience| start + patience);
     let mut attaching = Attaching { client, volumes, until, late: false, stop };
     turns.run(&mut attaching).context("the front cannot wait for its servers")?;
-    let specs = attaching.specs(disks);
+    let outcome = attaching.outcome(disks);
     let Attaching { mut client, volumes, .. } = attaching;
-    if specs.is_err() {
+    if outcome.is_err() {
         give_back(turns, &mut client, &volumes)?;
     }
-    Ok((client, specs?))
+    outcome.map(|()| (client, volumes))
 }
 
 /// A client whose volumes are not all decided.
@@ -56,15 +55,15 @@ struct Attaching<'a> {
 }
 
 impl Attaching<'_> {
-    fn specs(&self, disks: &[Disk]) -> anyhow::Result<Vec<DiskSpec>> {
-        let pairs = disks.iter().zip(&self.volumes);
-        pairs.map(|(disk, &volume)| self.spec(disk, volume)).collect()
+    fn outcome(&self, disks: &[Disk]) -> anyhow::Result<()> {
+        let mut pairs = disks.iter().zip(&self.volumes);
+        pairs.try_for_each(|(disk, &volume)| self.outcome_of(disk, volume))
     }
 
-    fn spec(&self, disk: &Disk, volume: VolumeHandle) -> anyhow::Result<DiskSpec> {
+    fn outcome_of(&self, disk: &Disk, volume: VolumeHandle) -> anyhow::Result<()> {
         let Disk { volume: name, server, .. } = disk;
         match self.client.state(volume) {
-            VolumeState::Attached(attached) => super::disk_spec(disk, volume, &attached),
+            VolumeState::Attached(_) => Ok(()),
             VolumeState::Refused(refused) => {
                 Err(anyhow!("volume {name} at udp://{server}: {refused}"))
             }

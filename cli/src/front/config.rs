@@ -46,6 +46,8 @@ struct RawDisk {
     logical_block_size: Option<u32>,
     serial: Option<String>,
     queues: Option<u16>,
+    #[serde(default)]
+    accept_loss: bool,
 }
 
 /// The configuration of `vrio front`.
@@ -71,6 +73,8 @@ pub(crate) struct Disk {
     pub(crate) logical_block_size: u32,
     pub(crate) serial: Option<String>,
     pub(crate) queues: Option<u16>,
+    /// Whether a guest may go on although answered writes may be missing.
+    pub(crate) accept_loss: bool,
 }
 
 impl FrontConfig {
@@ -132,6 +136,7 @@ impl RawDisk {
             logical_block_size: self.logical_block_size.unwrap_or(512),
             serial: self.serial,
             queues: self.queues,
+            accept_loss: self.accept_loss,
         })
     }
 }

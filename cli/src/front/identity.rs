@@ -48,7 +48,7 @@ impl Identity {
         let (front, last) = parse(&text).with_context(|| {
             format!("{} is damaged; remove it to become a new front", path.display())
         })?;
-        let incarnation = last + 1;
+        let incarnation = last.checked_add(1).context("the front has started too often")?;
         store(&mut file, front, incarnation)
             .and_then(|()| File::open(state_dir)?.sync_all())
             .with_context(|| format!("cannot write {}", path.display()))?;
@@ -56,16 +56,22 @@ impl Identity {
     }
 }
 
+/// Bytes of the file: a UUID, a blank, twenty digits, the line's end.
+const BYTES: usize = 36 + 1 + 20 + 1;
+
 fn parse(text: &str) -> anyhow::Result<(Uuid, u64)> {
     if text.is_empty() {
         return Ok((Uuid::new_v4(), 0));
+    }
+    if text.len() != BYTES {
+        bail!("it has {} bytes and not {BYTES}", text.len());
     }
     let (front, incarnation) = text.trim_end().split_once(' ').context("it lacks a part")?;
     Ok((front.parse()?, incarnation.parse()?))
 }
 
-/// One sector, written whole: it is old or new after a crash. The count has a
-/// fixed width, so nothing of an older, longer one can be left.
+/// One sector, written whole and in place: it is old or new after a crash. The
+/// count has a fixed width, so nothing of an older, longer one can be left.
 fn store(file: &mut File, front: Uuid, incarnation: u64) -> io::Result<()> {
     file.seek(SeekFrom::Start(0))?;
     file.write_all(format!("{front} {incarnation:020}\n").as_bytes())?;
@@ -86,6 +92,22 @@ mod tests {
         drop(first);
         let again = Identity::open(dir.path()).expect("open");
         assert_eq!((again.front, again.incarnation), (front, incarnation + 1));
+    }
+
+    /// A count with its end cut off would be a lower one.
+    #[test]
+    fn a_part_of_an_identity_is_damage() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(Identity::open(dir.path()).expect("open"));
+        let whole = fs::read_to_string(dir.path().join(FILE)).expect("read");
+        for end in 1..whole.len() {
+            assert!(parse(&whole[..end]).is_err(), "{end}");
+        }
+        assert_eq!(parse(&whole).expect("whole").1, 1);
+        let last = whole.replace("00000000000000000001", "18446744073709551615");
+        fs::write(dir.path().join(FILE), last).expect("write");
+        let error = Identity::open(dir.path()).expect_err("no number is left");
+        assert!(format!("{error:#}").contains("too often"), "{error:#}");
     }
 
     #[test]

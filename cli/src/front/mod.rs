@@ -4,6 +4,7 @@
 mod attaching;
 mod config;
 mod identity;
+mod settling;
 mod station;
 
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use block_core::time::Clock;
 use block_front::{DiskSpec, Front};
 use clap::Args;
 use link::wire::udp::Udp;
-use link::{Client, ClientSettings, VolumeHandle};
+use link::{Client, ClientSettings};
 use turn::{Loop, Poller};
 
 use crate::stop::Stop;
@@ -37,11 +38,20 @@ pub(crate) struct FrontArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
+    /// Let this volume's guest go on although writes may be missing
+    ///
+    /// When a server has lost writes that an earlier start of this front had
+    /// answered and the guest had not flushed, a guest that goes on is
+    /// stopped, and the log says so. This lets it go on; may be given several
+    /// times.
+    #[arg(long, value_name = "VOLUME")]
+    accept_loss: Vec<String>,
 }
 
 /// Runs the front until it is told to stop.
 pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
-    let config = FrontConfig::read(&args.config)?;
+    let mut config = FrontConfig::read(&args.config)?;
+    accept_losses(&mut config.disks, &args.accept_loss)?;
     let stop = Stop::listen()?;
     if let Some(cpu) = config.cpu {
         crate::thread::pin(cpu)?;
@@ -64,10 +74,15 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
 
     let turns = Loop::new(poller, config.idle, clock);
     let patience = config.connect_timeout;
-    let (client, specs) = attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
-    let volumes: Vec<VolumeHandle> = specs.iter().map(DiskSpec::volume).collect();
-    let mut client = client;
-    volumes.iter().for_each(|&volume| client.settle(volume));
+    let (mut client, volumes) =
+        attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
+    let specs = match settling::settle(&turns, &mut client, &config.disks, &volumes, &stop) {
+        Ok(specs) => specs,
+        Err(error) => {
+            attaching::give_back(&turns, &mut client, &volumes)?;
+            return Err(error);
+        }
+    };
     let (mut client, served) = serve(&turns, client, specs, &config, &stop);
     attaching::give_back(&turns, &mut client, &volumes)?;
     tracing::info!("stopped");
@@ -107,6 +122,18 @@ fn bind(disks: &[Disk]) -> anyhow::Result<Udp> {
     Udp::bind(any).context("cannot make a UDP socket")
 }
 
+/// Marks the disks whose volumes are named.
+pub(crate) fn accept_losses(disks: &mut [Disk], volumes: &[String]) -> anyhow::Result<()> {
+    for volume in volumes {
+        let mut found = disks.iter_mut().filter(|disk| disk.volume.as_str() == volume).peekable();
+        if found.peek().is_none() {
+            bail!("--accept-loss {volume}: no disk has that volume");
+        }
+        found.for_each(|disk| disk.accept_loss = true);
+    }
+    Ok(())
+}
+
 /// What a disk's volume turned out to be.
 pub(crate) fn disk_spec(
     disk: &Disk,
@@ -117,6 +144,17 @@ pub(crate) fn disk_spec(
     let mut options = block_front::DiskOptions::new(name, &disk.socket, volume, attached.sectors);
     options.read_only = attached.read_only || disk.read_only;
     options.logical_block_size = disk.logical_block_size;
+    let lost = attached.stored_verifier != attached.verifier;
+    if lost && disk.accept_loss {
+        tracing::warn!(volume = %name, "writes that were answered may be missing; that is accepted");
+    } else if lost {
+        tracing::warn!(
+            volume = %name,
+            "writes that an earlier start had answered and no guest had flushed may be missing: \
+             only a guest that starts anew is served (or use --accept-loss {name})"
+        );
+    }
+    options.has_lost_writes = lost && !disk.accept_loss;
     if let Some(serial) = &disk.serial {
         options.serial.clone_from(serial);
     }

@@ -53,6 +53,9 @@ impl Station for FrontStation<'_> {
             self.until = Some(now + DRAIN);
         }
         let moved = self.front.turn(now, &mut self.client);
+        while let Some(volume) = self.front.take_begun() {
+            self.client.settle(volume);
+        }
         if self.client.take_resized() {
             self.tell_sizes();
         }
