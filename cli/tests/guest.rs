@@ -4,8 +4,9 @@
 mod stand;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use stand::Stand;
 
@@ -33,13 +34,23 @@ fn image(test: &str) -> Option<PathBuf> {
 
 /// Boots the guest once; what it said.
 fn boot(stand: &Stand, image: &Path, disks: &[String], script: &str, more: &[&str]) -> String {
+    let mut command = boot_command(stand, image, disks, script);
+    let output = command.args(more).output().expect("demo/boot runs");
+    check(stand, script, &output)
+}
+
+fn boot_command(stand: &Stand, image: &Path, disks: &[String], script: &str) -> Command {
     let mut command = Command::new(repository().join("demo/boot"));
     command.arg("--image").arg(image).args(["--script", script, "--timeout", "900"]);
     command.arg("--log").arg(stand.path("console.log"));
     for disk in disks {
         command.args(["--disk", disk]);
     }
-    let output = command.args(more).output().expect("demo/boot runs");
+    command
+}
+
+/// What a guest said, which must have found no fault.
+fn check(stand: &Stand, script: &str, output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{script}:\n{said}\n{}", stand.logs());
     assert!(said.contains("VRIO dmesg clean"), "{said}");
@@ -97,6 +108,42 @@ fn files_survive_reboots_of_everything() {
     stand.start_server();
     let socket = stand.front("again", "disk", "");
     boot(&stand, &image, &[format!("{}", socket.display())], "check-files", &[]);
+}
+
+/// The front is killed and started again while fio writes and verifies. QEMU
+/// connects again, and the guest sees a disk that is slow for a moment: no
+/// error in its log, and every block as it was written.
+#[test]
+fn a_guest_does_not_notice_that_its_front_is_killed() {
+    let Some(image) = image("a_guest_does_not_notice_that_its_front_is_killed") else { return };
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut stand = Stand::start(512);
+    stand.create("disk", "256M");
+    let socket = stand.front("front", "disk", "");
+    let disks = [format!("{},queues=2,reconnect=1", socket.display())];
+    let mut command = boot_command(&stand, &image, &disks, "stress");
+    command.args(["--args", "depths"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut guest = command.spawn().expect("demo/boot runs");
+    let (console, config) = (stand.path("console.log"), stand.path("front.toml"));
+    let mut kills = 0;
+    let mut next = None;
+    while guest.try_wait().expect("wait").is_none() {
+        std::thread::sleep(Duration::from_millis(20));
+        let works = || std::fs::read_to_string(&console).is_ok_and(|it| it.contains("VRIO script"));
+        let due = next.map_or_else(works, |next| Instant::now() >= next);
+        if due {
+            stand.front_process("front").kill();
+            stand.restart_front("front", &config);
+            kills += 1;
+            // QEMU looks once a second: there is work in between.
+            next = Some(Instant::now() + Duration::from_millis(1300 + kills * 97 % 800));
+        }
+    }
+    let output = guest.wait_with_output().expect("demo/boot ran");
+    let said = check(&stand, "stress depths", &output);
+    assert!(said.contains("VRIO step verify-two-cpus-vda ok"), "{said}");
+    assert!(kills >= 3, "{kills} kills in this time say nothing");
+    println!("{kills} kills");
 }
 
 /// A guest whose memory is not shared cannot be served: the front says which
