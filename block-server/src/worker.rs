@@ -254,6 +254,11 @@ impl<E: Engine> Worker<E> {
         })
     }
 
+    /// Lets chance choose the order of tasks that can go on: for simulations.
+    pub fn draw_order(&mut self, chance: Chance) {
+        self.executor.draw_order(chance);
+    }
+
     /// One turn of everything below the wire: takes errands, takes what the
     /// devices have answered, runs who can go on, hands commands down, and
     /// takes what was answered at once. Returns whether anything moved.

@@ -294,10 +294,17 @@ impl Core {
     }
 }
 
+impl Core {
+    /// Whether somebody else has stopped the controller (its power failed):
+    /// then it has forgotten its queues and touches no memory.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.port.bus.read32(CSTS) & (CSTS_READY | CSTS_FATAL) == 0
+    }
+}
+
 impl Drop for Core {
     fn drop(&mut self) {
-        let stopped = self.port.bus.read32(CSTS) & (CSTS_READY | CSTS_FATAL) == 0;
-        if stopped {
+        if self.is_stopped() {
             return;
         }
         if let Err(error) = self.shut_down() {

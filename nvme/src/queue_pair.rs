@@ -409,9 +409,9 @@ impl Drop for Submission<'_> {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        let stale = self.is_stale();
+        let forgotten = self.is_stale() || self.core.is_stopped();
         let Some(state) = self.state.borrow_mut().take() else { return };
-        if stale {
+        if forgotten {
             return; // The controller forgot the queues when it was stopped.
         }
         if let Err(error) = delete_queues(&self.core, state.id) {

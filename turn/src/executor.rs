@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use block_core::Chance;
+
 /// Times that one task may run in one turn. A task that yields to be fair
 /// (between batches of hashing, say) waits for the next turn after so many.
 const RUNS_PER_TURN: usize = 4;
@@ -72,13 +74,22 @@ struct Task {
 pub struct Executor {
     tasks: Vec<Option<Task>>,
     ready: Arc<Ready>,
+    /// Chooses who is next; without it the order rotates.
+    chance: Option<Chance>,
 }
 
 impl Executor {
     /// An executor with room for `capacity` tasks.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { tasks: Vec::with_capacity(capacity), ready: Arc::new(Ready::new(capacity)) }
+        let ready = Arc::new(Ready::new(capacity));
+        Self { tasks: Vec::with_capacity(capacity), ready, chance: None }
+    }
+
+    /// Lets chance choose the order of ready tasks from now on: a simulation
+    /// finds the orders that no load would.
+    pub fn draw_order(&mut self, chance: Chance) {
+        self.chance = Some(chance);
     }
 
     /// Adds a task, which runs in the next [`Executor::run`]. `None` when all
@@ -120,10 +131,11 @@ impl Executor {
     /// Returns how often a task ran.
     pub fn run(&mut self, start: usize) -> usize {
         let (words, groups) = (self.ready.words.len(), self.ready.groups.len());
-        let first = start.checked_rem(words).unwrap_or(0);
         let mut runs = 0;
         for _ in 0..RUNS_PER_TURN {
             let before = runs;
+            let start = self.chance.as_ref().map_or(start, |chance| chance.number() as usize);
+            let first = start.checked_rem(words).unwrap_or(0);
             for group in (first / BITS..groups).chain(0..first / BITS) {
                 runs += self.run_group(group, (first % BITS) as u32, start);
             }
@@ -154,11 +166,21 @@ impl Executor {
         let mut bits = self.ready.words[word].swap(0, Ordering::Acquire).rotate_right(shift);
         let runs = bits.count_ones() as usize;
         while bits != 0 {
-            let bit = (bits.trailing_zeros() + shift) as usize % BITS;
-            bits &= bits - 1;
-            self.run_task(word * BITS + bit);
+            let next = self.next_bit(bits);
+            bits &= !(1 << next);
+            self.run_task(word * BITS + (next + shift) as usize % BITS);
         }
         runs
+    }
+
+    /// One of the bits: the lowest, or as chance will.
+    fn next_bit(&self, bits: u64) -> u32 {
+        let Some(chance) = &self.chance else { return bits.trailing_zeros() };
+        let mut left = bits;
+        for _ in 0..chance.number() % u64::from(bits.count_ones()) {
+            left &= left - 1;
+        }
+        left.trailing_zeros()
     }
 
     fn run_task(&mut self, index: usize) {
@@ -244,6 +266,33 @@ mod tests {
             firsts.insert(order.borrow()[0]);
         }
         assert!(firsts.len() >= TASKS / 2, "{} different firsts", firsts.len());
+    }
+
+    /// A simulation runs each seed again to see what happened: the same order
+    /// must come of it, and another one of another seed.
+    #[test]
+    fn a_drawn_order_runs_each_task_once_and_follows_from_the_seed() {
+        const TASKS: usize = 70;
+        let order_of = |seed: u64| {
+            let mut executor = Executor::new(TASKS);
+            let drawn = Cell::new(seed);
+            executor.draw_order(Chance::new(move || {
+                drawn.set(drawn.get().wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1));
+                drawn.get() >> 33
+            }));
+            let order = Rc::new(RefCell::new(Vec::new()));
+            for number in 0..TASKS {
+                let order = Rc::clone(&order);
+                executor.spawn(async move { order.borrow_mut().push(number) });
+            }
+            assert_eq!(executor.run(0), TASKS);
+            order.take()
+        };
+        assert_eq!(order_of(1), order_of(1));
+        assert_ne!(order_of(1), order_of(2));
+        let mut all = order_of(3);
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..TASKS));
     }
 
     #[test]

@@ -114,13 +114,22 @@ impl Engine {
 
     pub(super) fn power_cut(&mut self, seed: u64, registers: &Registers) {
         let mut chance = Chance::new(seed);
+        self.cut_off(&mut chance, registers);
+        for namespace in &mut self.namespaces {
+            namespace.power_cut(&mut chance);
+        }
+    }
+
+    pub(super) fn host_died(&mut self, seed: u64, registers: &Registers) {
+        self.cut_off(&mut Chance::new(seed), registers);
+    }
+
+    /// Stops in the middle of everything.
+    fn cut_off(&mut self, chance: &mut Chance, registers: &Registers) {
         for held in std::mem::take(&mut self.held) {
             if !held.stuck && chance.below(2) == 0 {
                 self.execute(&held.command);
             }
-        }
-        for namespace in &mut self.namespaces {
-            namespace.power_cut(&mut chance);
         }
         registers.clear_configuration();
         self.stop(registers);

@@ -157,6 +157,13 @@ impl SoftController {
         self.engine().power_cut(seed, &self.registers);
     }
 
+    /// The host's process dies: what drove the controller is gone, and it is
+    /// stopped. Commands under way end in nothing or, as the seed wills, had
+    /// been executed; the cache loses nothing.
+    pub fn host_died(&self, seed: u64) {
+        self.engine().host_died(seed, &self.registers);
+    }
+
     fn engine(&self) -> MutexGuard<'_, Engine> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
