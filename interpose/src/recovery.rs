@@ -200,7 +200,7 @@ pub(crate) async fn open<D: Device + 'static>(
     }
     let repaired = repair_superblock(&core, &guard, &superblock, &missing).await;
     repaired.map_err(|_| OpenError::Repair)?;
-    core.begin_journal(at.next).await;
+    core.begin_journal(at.next);
     Ok(core)
 }
 
@@ -226,10 +226,11 @@ fn check(
 
 impl<D: Device> Core<D> {
     /// Says in the journal that the pool was opened, and asks for a checkpoint
-    /// if the journal is long.
-    async fn begin_journal(&self, cut: u64) {
+    /// if the journal is long. One that is full is not told: nobody makes room
+    /// before the pool is open, and what it would be told is for people.
+    fn begin_journal(&self, cut: u64) {
         let Some(era) = self.vault.era() else { return };
-        if self.journal.admit_exempt(1).await.is_ok() {
+        if self.journal.admit_at_once(1).is_some() {
             self.journal.append(&Record::Control(Control::Opened { era, cut }));
         }
         self.pace();

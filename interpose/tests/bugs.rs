@@ -105,6 +105,22 @@ fn a_block_shared_while_a_checkpoint_gives_it_up_is_whole_after_a_crash() {
     assert!(shared > 5, "{shared} blocks were shared in time");
 }
 
+/// Fronts come and go, and no guest writes. Each attachment is a record in the
+/// journal; only writes asked for a checkpoint, so the journal was full one day
+/// and nobody could attach or detach any more.
+#[test]
+fn a_pool_to_which_nobody_writes_empties_its_journal() {
+    let mut world = World::new(500);
+    let (id, _) = world.volume("disk", 10);
+    for number in 0..600u32 {
+        let pool = Rc::clone(&world.pool);
+        let attributes = number.to_le_bytes().to_vec();
+        world.run(pool.set_attributes(id, attributes)).expect("stored");
+    }
+    let (ring, used) = world.pool.figures().journal;
+    assert!(used < ring / 4 * 3, "{used} of {ring}");
+}
+
 /// A guest writes one sector. The rest of the block was read before the volume
 /// was restored and written after it: the block was neither what the snapshot
 /// had nor what it was made of.

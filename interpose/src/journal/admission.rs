@@ -128,12 +128,20 @@ impl<D> Journal<D> {
     /// # Errors
     /// When the journal has failed.
     pub async fn admit_exempt(&self, records: usize) -> Result<Admitted<'_>, JournalError> {
-        let limits = Limits {
-            past_mark: self.gate.most + MOST_EXEMPT,
-            used: self.ring() - self.ring() / 16,
-        };
         let _waiting = Waiting::new(&self.gate.waiting);
-        self.wait_for_room(records as u64, limits).await
+        self.wait_for_room(records as u64, self.exempt()).await
+    }
+
+    /// As [`Journal::admit_exempt`], for who cannot wait; `None` when there is
+    /// no room now.
+    pub fn admit_at_once(&self, records: usize) -> Option<Admitted<'_>> {
+        let has_room = self.has_room(records as u64, self.exempt());
+        has_room.then(|| self.reserve(records as u64).ok()).flatten()
+    }
+
+    fn exempt(&self) -> Limits {
+        let used = self.ring() - self.ring() / 16;
+        Limits { past_mark: self.gate.most + MOST_EXEMPT, used }
     }
 
     async fn wait_for_room(

@@ -139,12 +139,15 @@ fn a_full_ring_stops_writers_and_loses_nothing() {
     assert_eq!((chain.end.next, chain.verdict), (RING_BLOCKS + 1, Verdict::Whole));
     let used = bench.journal.used();
     assert!(used >= RING_BLOCKS, "{used}");
+    // A pool that is opened like this must not wait: nobody makes room before.
+    assert!(bench.journal.admit_at_once(1).is_none());
 
     let frozen = bench.journal.freeze();
     let mark = bench.journal.mark();
     bench.journal.release(frozen.next);
     bench.driver.pass(Duration::from_millis(300)).expect("nothing stops the disk");
     assert!(appended.get() > stopped_at, "writers go on");
+    assert!(bench.journal.admit_at_once(1).is_some());
     let chain = bench.scan(&bench.disk.cut(), Start { position: frozen, mark });
     assert_eq!(chain.verdict, Verdict::Whole);
 }
