@@ -1,0 +1,278 @@
+//! The IOhost: devices, and a server process whose workers come and go.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use block_core::{BlockCount, Time};
+use block_server::catalog::Formatting;
+use block_server::config::PoolConfig;
+use block_server::errand::PoolErrand;
+use block_server::remembered::Rollback;
+use block_server::unlock::Unlock;
+use block_server::{
+    Directory, Errand, Limits, Mailbox, Owned, Place, Size, Worker, WorkerIndex, WorkerStation,
+};
+use link::wire::memory::{End, Port};
+use link::{Server, ServerSettings, VolumeName};
+use tokio::sync::oneshot;
+use turn::Station;
+
+use crate::dice::Dice;
+use crate::drive::{Drive, DriveEngine, DriveKind, VirtualClock};
+use crate::fabric::Fabric;
+
+/// The port of the first worker.
+const FIRST_PORT: u16 = 1000;
+
+/// How long a turn takes while a world is made.
+const TURN: Duration = Duration::from_micros(20);
+
+/// Turns in which an errand must be done while a world is made.
+const ERRAND_TURNS: usize = 200_000;
+
+/// A worker and its device.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerKind {
+    /// The device.
+    pub drive: DriveKind,
+    /// Whether it is a pool.
+    pub pooled: bool,
+}
+
+/// How much the workers make room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Sessions of each worker.
+    pub sessions: u16,
+    /// Slots of each session.
+    pub slots: u16,
+    /// Buffers for small requests.
+    pub small_buffers: usize,
+    /// Buffers for large requests.
+    pub large_buffers: usize,
+}
+
+struct Seat {
+    kind: WorkerKind,
+    drive: Drive,
+    mailbox: Option<Arc<Mailbox>>,
+    station: Option<WorkerStation<DriveEngine, End>>,
+}
+
+/// The IOhost.
+pub struct IoHost {
+    clock: VirtualClock,
+    key: PathBuf,
+    room: Room,
+    seats: Vec<Seat>,
+    dice: Dice,
+}
+
+impl IoHost {
+    /// Blank devices, and no server. `key` is a key file for pools.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory to give.
+    pub fn new(kinds: &[WorkerKind], room: Room, key: PathBuf, mut dice: Dice) -> Result<Self> {
+        let seats = kinds.iter().map(|&kind| {
+            let drive = Drive::new(kind.drive, &mut dice)?;
+            Ok(Seat { kind, drive, mailbox: None, station: None })
+        });
+        let seats = seats.collect::<Result<Vec<Seat>>>()?;
+        Ok(Self { clock: VirtualClock::default(), key, room, seats, dice })
+    }
+
+    /// Where a worker listens.
+    #[must_use]
+    pub fn port(worker: usize) -> Port {
+        Port(FIRST_PORT + worker as u16)
+    }
+
+    /// How many workers there are when the server runs.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.seats.len()
+    }
+
+    /// Whether the server runs.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.seats.iter().all(|seat| seat.station.is_some())
+    }
+
+    /// Starts the server's process. It takes no time.
+    ///
+    /// # Errors
+    /// A sentence about the device that a worker does not start with.
+    pub fn start(&mut self, now: Time, fabric: &Fabric) -> Result<()> {
+        self.clock.set(now);
+        let directory = Arc::new(Directory::default());
+        let Self { clock, key, room, seats, dice } = self;
+        for (worker, seat) in seats.iter_mut().enumerate() {
+            let mailbox = Mailbox::new()?;
+            seat.drive.tick(now);
+            let (engine, device) = seat.drive.start(clock)?;
+            let place = Place {
+                worker: WorkerIndex(worker),
+                directory: Arc::clone(&directory),
+                mailbox: Arc::clone(&mailbox),
+                chance: dice.chance(),
+                wall: || 0,
+            };
+            let owned = owned(worker, device, seat.kind.pooled, key);
+            let mut running = Worker::start(engine, vec![owned], place, limits(*room))?;
+            running.draw_order(dice.chance());
+            let port = Self::port(worker);
+            directory.listens(WorkerIndex(worker), port.0);
+            let wire = fabric.end(port);
+            let settings = ServerSettings {
+                sessions: room.sessions,
+                slots: room.slots,
+                window: 1 << 20,
+                seed: dice.number(),
+            };
+            seat.station = Some(WorkerStation::new(wire, Server::new(settings), running));
+            seat.mailbox = Some(mailbox);
+        }
+        Ok(())
+    }
+
+    /// The server's process is killed. Its devices have what it had given
+    /// them.
+    pub fn kill(&mut self) {
+        for seat in &mut self.seats {
+            seat.drive.host_dies(self.dice.number());
+            seat.station = None;
+            seat.mailbox = None;
+        }
+    }
+
+    /// The power fails: the process ends, and of what the devices had not made
+    /// durable any part is lost.
+    pub fn lose_power(&mut self) {
+        for seat in &mut self.seats {
+            seat.drive.lose_power(self.dice.number());
+            seat.station = None;
+            seat.mailbox = None;
+        }
+    }
+
+    /// A worker's device answers nothing until then.
+    pub fn stall(&mut self, worker: usize, until: Time) {
+        self.seats[worker].drive.stall(until);
+    }
+
+    /// Turns a worker; whether anything moved. `None` if there is none.
+    pub fn turn(&mut self, now: Time, worker: usize) -> Option<bool> {
+        self.clock.set(now);
+        let seat = &mut self.seats[worker];
+        seat.drive.tick(now);
+        Some(seat.station.as_mut()?.turn(now))
+    }
+
+    /// Whether a worker must be turned again at once, and when it must be
+    /// anyway.
+    pub fn wants(&mut self, worker: usize) -> (bool, Option<Time>) {
+        match &mut self.seats[worker].station {
+            Some(station) => (station.has_work(), station.deadline()),
+            None => (false, None),
+        }
+    }
+
+    /// Makes the pools and volumes of a new world.
+    ///
+    /// # Errors
+    /// A sentence about what does not work.
+    pub fn furnish(
+        &mut self,
+        now: Time,
+        volumes: &[(VolumeName, usize, BlockCount)],
+    ) -> Result<Time> {
+        let mut now = now;
+        for worker in 0..self.seats.len() {
+            if self.seats[worker].kind.pooled {
+                self.errand(&mut now, worker, |answer| {
+                    Errand::Pool(PoolErrand::Create {
+                        device: device(worker),
+                        journal: Some(Size(JOURNAL_BYTES)),
+                        overwrite: false,
+                        answer,
+                    })
+                })
+                .context("making a pool")?;
+            }
+        }
+        for (name, worker, blocks) in volumes {
+            self.errand(&mut now, *worker, |answer| Errand::Create {
+                device: device(*worker),
+                name: name.clone(),
+                size: Size(blocks.bytes()),
+                read_only: false,
+                domain: None,
+                answer,
+            })
+            .context("making a volume")?;
+        }
+        Ok(now)
+    }
+
+    fn errand<T>(
+        &mut self,
+        now: &mut Time,
+        worker: usize,
+        errand: impl FnOnce(block_server::errand::Answer<T>) -> Errand,
+    ) -> Result<T> {
+        let (answer, mut outcome) = oneshot::channel();
+        let mailbox = self.seats[worker].mailbox.as_ref().context("the server runs")?;
+        mailbox.send(errand(answer));
+        for _ in 0..ERRAND_TURNS {
+            self.turn(*now, worker);
+            *now = *now + TURN;
+            if let Ok(outcome) = outcome.try_recv() {
+                return Ok(outcome?);
+            }
+        }
+        Err(anyhow!("an errand is never done"))
+    }
+}
+
+/// The journal of a pool: small, so that checkpoints come often.
+const JOURNAL_BYTES: u64 = 64 * 4096;
+
+fn device(worker: usize) -> String {
+    format!("disk{worker}")
+}
+
+fn owned(
+    worker: usize,
+    namespace: nvme::Namespace,
+    pooled: bool,
+    key: &std::path::Path,
+) -> Owned<nvme::Namespace> {
+    let pool = PoolConfig {
+        page_cache: Size(1 << 20),
+        read_cache: Size(256 << 10),
+        overlay: Size(4 << 20),
+        index: Some(Size(64 << 10)),
+        ..PoolConfig::default()
+    };
+    Owned {
+        name: device(worker),
+        device: namespace,
+        formatting: Formatting::IfBlank,
+        unlock: pooled.then(|| Unlock::KeyFile(key.to_owned())),
+        pool,
+        rollback: Rollback::Unnoticed,
+    }
+}
+
+fn limits(room: Room) -> Limits {
+    Limits {
+        sessions: usize::from(room.sessions),
+        slots: usize::from(room.sessions) * usize::from(room.slots),
+        small_buffers: room.small_buffers,
+        large_buffers: room.large_buffers,
+    }
+}

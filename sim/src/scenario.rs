@@ -1,0 +1,177 @@
+//! What a seed makes of the world, and of what happens in it.
+
+use std::time::Duration;
+
+use block_core::BlockCount;
+
+use crate::dice::Dice;
+use crate::drive::DriveKind;
+use crate::fabric::FrameFaults;
+use crate::guest::Habits;
+use crate::iohost::{Room, WorkerKind};
+
+/// Whether fronts send answered, unflushed writes again when a server has lost
+/// them. As long as they do not, what a crash of the server took of those is
+/// lost as in a power cut of a disk, and the oracle allows for it.
+pub const REPLAY: bool = false;
+
+/// Blocks of a device with raw volumes that are not for volumes.
+const RAW_OVERHEAD: u64 = 2304;
+
+/// The least for a raw volume.
+const RAW_UNIT: u64 = 256;
+
+/// The least for a pool.
+const POOL_BLOCKS: u64 = 16 * 1024;
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The server's process is killed, and started again later.
+    KillServer(Duration),
+    /// The IOhost loses its power, and has it again later.
+    LosePower(Duration),
+    /// A front is killed, and started again later. Its guests live.
+    KillFront(usize, Duration),
+    /// A VMhost fails with its guests, which start anew later.
+    FailVmHost(usize, Duration),
+    /// A front hears and says nothing.
+    CutOffFront(usize, Duration),
+    /// A worker hears and says nothing.
+    CutOffWorker(usize, Duration),
+    /// A worker's device answers nothing.
+    Stall(usize, Duration),
+    /// The network is worse, or better, from now on.
+    Frames(FrameFaults),
+    /// Larger frames do not pass for a while.
+    Mtu(usize, Duration),
+}
+
+/// A VMhost's disk: its worker, and what its guest does.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskKind {
+    /// The worker that has its volume.
+    pub worker: usize,
+    /// The worker that the front asks for it.
+    pub asked: usize,
+    /// The volume's size.
+    pub blocks: BlockCount,
+    /// What the guest does.
+    pub habits: Habits,
+}
+
+/// A world, and what happens in it.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The workers of the IOhost's server.
+    pub workers: Vec<WorkerKind>,
+    /// What they make room for.
+    pub room: Room,
+    /// The disks of each VMhost.
+    pub hosts: Vec<Vec<DiskKind>>,
+    /// How large frames pass at first.
+    pub mtu: usize,
+    /// What happens, the earliest first, from when the world was made.
+    pub plan: Vec<(Duration, Fault)>,
+    /// Whether the power fails at the end, and not only the server's process.
+    pub ends_dark: bool,
+}
+
+impl Scenario {
+    /// The world of a seed.
+    #[must_use]
+    pub fn of(dice: &mut Dice) -> Self {
+        let crowd = dice.happens(30);
+        let fronts = if crowd { 30 } else { dice.pick(&[1, 1, 2, 3]) };
+        let worker_count = if dice.happens(300) { 2 } else { 1 };
+        let hosts: Vec<Vec<DiskKind>> = (0..fronts)
+            .map(|_| {
+                let disks = if crowd { 1 } else { dice.pick(&[1, 1, 2]) };
+                (0..disks).map(|_| disk(crowd, worker_count, dice)).collect()
+            })
+            .collect();
+        let workers = (0..worker_count)
+            .map(|worker| {
+                let here = hosts.iter().flatten().filter(|disk| disk.worker == worker).count();
+                worker_kind(here as u64, dice)
+            })
+            .collect();
+        let room = Room {
+            sessions: fronts as u16 + 2,
+            slots: dice.pick(&[3, 8, 16, 32]),
+            small_buffers: dice.pick(&[2, 8, 32]),
+            large_buffers: dice.pick(&[2, 4, 16]),
+        };
+        let mtu = dice.pick(&[9000, 9000, 4200, 1500, 1280]);
+        let plan = plan(fronts, worker_count, dice);
+        Self { workers, room, hosts, mtu, plan, ends_dark: dice.happens(500) }
+    }
+}
+
+fn disk(crowd: bool, workers: usize, dice: &mut Dice) -> DiskKind {
+    let blocks = dice.pick(&[1, 4, 8, 40]);
+    let requests = if crowd { 4 } else { dice.within(8..=40) as usize };
+    DiskKind {
+        worker: dice.below(workers),
+        asked: dice.below(workers),
+        blocks: BlockCount(blocks),
+        habits: Habits {
+            requests,
+            depth: dice.pick(&[1, 4, 12]),
+            sectors: blocks * 8,
+            copies: dice.pick(&[0, 0, 200, 900]),
+            large: dice.pick(&[0, 50, 400]),
+        },
+    }
+}
+
+fn worker_kind(disks: u64, dice: &mut Dice) -> WorkerKind {
+    let pooled = dice.happens(400);
+    let blocks = if pooled { POOL_BLOCKS } else { RAW_OVERHEAD + disks.max(1) * RAW_UNIT };
+    let drive = DriveKind {
+        bytes: blocks * 4096,
+        small_lbas: dice.happens(300),
+        held: dice.pick(&[1, 4, 64]),
+        delay: dice.pick(&[0, 1, 4, 20]),
+    };
+    WorkerKind { drive, pooled }
+}
+
+/// What goes wrong, and when. Half of the worlds have a clean network, some
+/// have nothing that goes wrong.
+fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)> {
+    let mut plan = Vec::new();
+    if dice.happens(500) {
+        plan.push((Duration::ZERO, Fault::Frames(frame_faults(dice))));
+    }
+    for _ in 0..dice.pick(&[0, 1, 1, 2, 4]) {
+        let at = dice.span(Duration::from_micros(20)..=Duration::from_millis(40));
+        let pause = dice.span(Duration::from_micros(50)..=Duration::from_secs(2));
+        let (front, worker) = (dice.below(fronts), dice.below(workers));
+        plan.push((
+            at,
+            match dice.below(10) {
+                0 | 1 => Fault::KillServer(pause),
+                2 | 3 => Fault::LosePower(pause),
+                4 => Fault::KillFront(front, pause),
+                5 => Fault::FailVmHost(front, pause),
+                6 => Fault::CutOffFront(front, pause),
+                7 => Fault::CutOffWorker(worker, pause),
+                8 => Fault::Stall(worker, pause),
+                _ => Fault::Mtu(dice.pick(&[4200, 1500, 1280]), pause),
+            },
+        ));
+    }
+    plan.sort_by_key(|(at, _)| *at);
+    plan
+}
+
+fn frame_faults(dice: &mut Dice) -> FrameFaults {
+    FrameFaults {
+        loss: dice.pick(&[0, 5, 30, 120]),
+        double: dice.pick(&[0, 10, 60]),
+        damage: dice.pick(&[0, 10, 40]),
+        late: dice.pick(&[0, 20, 300]),
+        replay: dice.pick(&[0, 0, 20, 100]),
+    }
+}

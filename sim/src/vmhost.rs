@@ -1,0 +1,238 @@
+//! A VMhost: guests, and the front that serves their disks.
+
+use std::io;
+use std::time::Duration;
+
+use block_core::{BlockError, Time};
+use link::wire::memory::{End, Port};
+use link::{
+    Access, Client, ClientSettings, FrontId, Part, Path, Refusal, Token, VolumeHandle, VolumeState,
+};
+
+use crate::dice::Dice;
+use crate::fabric::Fabric;
+use crate::guest::{Asked, Guest, Memory};
+use crate::oracle::Wrong;
+
+/// How long a guest thinks before it asks for more.
+const THINKING: (Duration, Duration) = (Duration::from_micros(1), Duration::from_millis(2));
+
+/// Most requests that one turn takes from the rings.
+const TAKEN_A_TURN: usize = 4;
+
+/// A VMhost.
+pub struct VmHost {
+    /// Its guests.
+    pub guests: Vec<Guest>,
+    id: FrontId,
+    port: Port,
+    incarnation: u64,
+    client: Option<Client<End>>,
+    volumes: Vec<(VolumeHandle, Port)>,
+    memory: Memory,
+    thinks_until: Time,
+    resting: bool,
+    dice: Dice,
+}
+
+/// What a turn of a front did.
+#[derive(Debug, Default)]
+pub struct Turned {
+    /// Whether anything moved.
+    pub moved: bool,
+    /// What ended.
+    pub ended: Vec<(Token, Asked, Result<(), BlockError>)>,
+}
+
+impl VmHost {
+    /// A VMhost with these guests, and where the server of each volume is. No
+    /// front runs yet.
+    #[must_use]
+    pub fn new(number: usize, guests: Vec<(Guest, Port)>, dice: Dice) -> Self {
+        let volumes = guests.iter().map(|(_, port)| (VolumeHandle(0), *port)).collect();
+        Self {
+            guests: guests.into_iter().map(|(guest, _)| guest).collect(),
+            id: FrontId([number as u8 + 1; 16]),
+            port: Port(number as u16 + 1),
+            incarnation: 0,
+            client: None,
+            volumes,
+            memory: Memory::default(),
+            thinks_until: Time::ZERO,
+            resting: false,
+            dice,
+        }
+    }
+
+    /// Where its front is.
+    #[must_use]
+    pub const fn port(&self) -> Port {
+        self.port
+    }
+
+    /// Whether its front runs.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        self.client.is_some()
+    }
+
+    /// Starts the front, which attaches its volumes.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory to give.
+    pub fn start(&mut self, now: Time, fabric: &Fabric) -> io::Result<()> {
+        self.incarnation += 1;
+        let settings = ClientSettings {
+            front: self.id,
+            incarnation: self.incarnation,
+            least_timeout: ClientSettings::LEAST_TIMEOUT,
+            seed: self.dice.number(),
+        };
+        let mut client = Client::new(fabric.end(self.port), settings);
+        for (guest, (handle, server)) in self.guests.iter().zip(&mut self.volumes) {
+            *handle = client.attach(now, *server, guest.volume.clone(), Access::Write)?;
+        }
+        self.client = Some(client);
+        Ok(())
+    }
+
+    /// The front's process is killed. Its guests live: what they wait for is
+    /// in their rings, and the next front takes it from there.
+    pub fn kill_front(&mut self) {
+        self.client = None;
+        self.memory.poison();
+        self.guests.iter_mut().for_each(|guest| guest.ring.clear());
+        for token in self.memory.under_way() {
+            let disk = self.memory.asked(token).disk;
+            self.guests[disk].ring.push_back(token);
+        }
+    }
+
+    /// The whole VMhost fails. Its guests start anew later.
+    pub fn fail(&mut self) {
+        self.client = None;
+        self.guests.iter_mut().for_each(|guest| guest.ring.clear());
+        for (token, asked) in self.memory.forget_all() {
+            self.guests[asked.disk].lose(token, &asked);
+        }
+    }
+
+    /// Guests ask for nothing new.
+    pub fn rest(&mut self) {
+        self.resting = true;
+    }
+
+    /// Whether all guests have what they asked for, and want no more.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.guests.iter().all(Guest::is_done)
+    }
+
+    /// Each guest asks for something out of turn.
+    pub fn each_guest(&mut self, mut asks: impl FnMut(&mut Guest, &mut Memory, &mut Dice)) {
+        for guest in &mut self.guests {
+            asks(guest, &mut self.memory, &mut self.dice);
+        }
+    }
+
+    /// One turn of the front.
+    ///
+    /// # Errors
+    /// When a guest sees what it must not.
+    pub fn turn(&mut self, now: Time) -> Result<Turned, Wrong> {
+        let Some(client) = &mut self.client else { return Ok(Turned::default()) };
+        if !self.resting && now >= self.thinks_until {
+            for guest in self.guests.iter_mut().filter(|guest| guest.wants_more()) {
+                guest.ask_something(&mut self.memory, &mut self.dice);
+            }
+            let thinking = self.dice.span(THINKING.0..=THINKING.1);
+            self.thinks_until = now + thinking;
+        }
+        let mut failed = Vec::new();
+        let mut moved = false;
+        for (guest, (volume, _)) in self.guests.iter_mut().zip(&self.volumes) {
+            for _ in 0..TAKEN_A_TURN {
+                let Some(&token) = guest.ring.front() else { break };
+                let asked = self.memory.asked(token);
+                let part = Part { token, volume: *volume, op: asked.op, range: asked.range };
+                match client.submit(now, part, &mut self.memory) {
+                    Ok(()) => {}
+                    Err(Refusal::Busy) => break,
+                    Err(Refusal::Failed(error)) => failed.push((token, error)),
+                }
+                guest.ring.pop_front();
+                moved = true;
+            }
+        }
+        for (token, error) in failed {
+            link::Guest::complete(&mut self.memory, token, Err(error));
+        }
+        moved |= client.turn(now, &mut self.memory);
+        for (guest, (volume, _)) in self.guests.iter_mut().zip(&self.volumes) {
+            if matches!(client.state(*volume), VolumeState::Attached(_)) {
+                guest.bury_orphans();
+            }
+        }
+        let ended = self.memory.take_ended();
+        for (token, asked, outcome) in &ended {
+            self.guests[asked.disk].end(*token, asked, *outcome)?;
+        }
+        Ok(Turned { moved: moved || !ended.is_empty(), ended })
+    }
+
+    /// When the front must be turned though nothing comes.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        let client = self.client.as_ref()?;
+        let thinking = !self.resting && self.guests.iter().any(Guest::wants_more);
+        let thinking = thinking.then_some(self.thinks_until);
+        [client.deadline(), thinking].into_iter().flatten().min()
+    }
+
+    /// Gives all volumes back.
+    pub fn detach(&mut self) {
+        if let Some(client) = &mut self.client {
+            self.volumes.iter().for_each(|(volume, _)| client.detach(*volume));
+        }
+    }
+
+    /// Whether all volumes were given back.
+    #[must_use]
+    pub fn is_detached(&self) -> bool {
+        let Some(client) = &self.client else { return false };
+        self.volumes.iter().all(|(volume, _)| client.state(*volume) == VolumeState::Detached)
+    }
+
+    /// Whether all volumes are served, or all were given back.
+    #[must_use]
+    pub fn has_all_or_none(&self) -> bool {
+        let served = |client: &Client<End>| {
+            let mut states = self.volumes.iter().map(|(volume, _)| client.state(*volume));
+            states.all(|state| matches!(state, VolumeState::Attached(_)))
+        };
+        self.is_detached() || self.client.as_ref().is_some_and(served)
+    }
+
+    /// What its front and guests wait for, for people.
+    #[must_use]
+    pub fn waits_for(&self) -> String {
+        let Some(client) = &self.client else { return "its front to start".to_owned() };
+        let disks = self.guests.iter().zip(&self.volumes).map(|(guest, (volume, _))| {
+            let waiting: Vec<String> = self
+                .memory
+                .under_way()
+                .into_iter()
+                .filter(|token| self.memory.asked(*token).disk == usize::from(volume.0))
+                .map(|token| format!("{} {:?}", token.0, self.memory.asked(token).op))
+                .collect();
+            let state = client.state(*volume);
+            format!(
+                "{} ({state:?}, {} in the ring): {}",
+                guest.volume,
+                guest.ring.len(),
+                waiting.join(", ")
+            )
+        });
+        disks.collect::<Vec<_>>().join("; ")
+    }
+}
