@@ -85,6 +85,7 @@ fn a_guest_over_the_link_reads_what_it_wrote_though_the_server_is_restarted() {
         incarnation: 1,
         least_timeout: ClientSettings::LEAST_TIMEOUT,
         seed: 3,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
     };
     let client = Client::new(network.end(Port(2)), settings);
     let guest = VecGuest::default();

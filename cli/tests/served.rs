@@ -41,32 +41,6 @@ fn what_is_written_is_read() {
     );
 }
 
-/// The server is killed while a guest writes. The guest waits, and then goes
-/// on; nothing that it was told is gone.
-#[test]
-fn a_killed_server_is_a_pause() {
-    let mut stand = Stand::start(256);
-    stand.create("disk", "64M");
-    let socket = stand.front("front", "disk", "");
-    let worker = {
-        let socket = socket.clone();
-        std::thread::spawn(move || {
-            let options = "--rw randrw --bs 4k-64k --depth 16 --seconds 6 --overwrite --verify";
-            bench(&socket, options)
-        })
-    };
-    for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(1200));
-        stand.server().kill();
-        stand.start_server();
-    }
-    let report = worker.join().expect("no panic").unwrap_or_else(|error| {
-        panic!("{error}\n{}", stand.logs());
-    });
-    assert_eq!(report["verify"]["mismatched_sectors"], 0);
-    assert!(report["verify"]["known_blocks"].as_u64() > Some(0));
-}
-
 /// A front that stops gives its volume back, and another can have it. One that
 /// was killed keeps it until it is taken away by force.
 #[test]

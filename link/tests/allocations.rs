@@ -51,7 +51,7 @@ impl Host for Instant {
     fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
-        let mut reply = Reply::plain(Ok(()), 0);
+        let mut reply = Reply::plain(Ok(()), 1);
         match work {
             Work::Attach(_) => {
                 reply.attach = Some(AttachReply::Attached(Attached {
@@ -113,6 +113,7 @@ fn a_request_over_udp_allocates_nothing() {
         incarnation: 1,
         least_timeout: ClientSettings::LEAST_TIMEOUT,
         seed: 1,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
     };
     let wire = Udp::bind(loopback).expect("a socket");
     let mut client = Client::new(wire, settings);

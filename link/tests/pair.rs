@@ -58,7 +58,7 @@ impl Host for Sevens {
     fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
-        let mut reply = Reply::plain(Ok(()), 0);
+        let mut reply = Reply::plain(Ok(()), 1);
         match work {
             Work::Attach(AttachRequest { name, .. }) => {
                 self.holds = self.refuses.is_none();
@@ -149,6 +149,7 @@ impl Pair {
             incarnation: 5,
             least_timeout: Duration::from_millis(1),
             seed: 1,
+            kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
         };
         Self {
             now: Time::ZERO,
@@ -213,9 +214,13 @@ impl Pair {
     }
 
     fn submit(&mut self, volume: VolumeHandle, op: Op, sectors: u32) {
+        self.submit_at(volume, op, 8, sectors);
+    }
+
+    fn submit_at(&mut self, volume: VolumeHandle, op: Op, start: u64, sectors: u32) {
         self.guest.placed = vec![0; sectors as usize * SECTOR_SIZE];
         self.guest.outcome = None;
-        let part = Part { token: Token(0), volume, op, range: SectorRange::new(8, sectors) };
+        let part = Part { token: Token(0), volume, op, range: SectorRange::new(start, sectors) };
         self.client.submit(self.now, part, &mut self.guest).expect("taken");
     }
 }
@@ -352,6 +357,7 @@ fn an_older_start_of_a_front_is_refused() {
         incarnation: 4,
         least_timeout: Duration::from_millis(1),
         seed: 2,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
     };
     let mut copy = Client::new(pair.network.end(Port(8)), settings);
     let name = VolumeName::new("disk").expect("a name");
@@ -446,8 +452,8 @@ fn a_volume_comes_home_from_a_worker_that_is_gone() {
 #[test]
 fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
     let (mut pair, volume) = Pair::attached();
-    for _ in 0..7 {
-        pair.submit(volume, Op::Write, 64);
+    for write in 0..7 {
+        pair.submit_at(volume, Op::Write, 64 * write, 64);
     }
     pair.run(Duration::from_millis(2), |frame| frame.header.offset > 0);
     let _drained = pair.host.pool.take();
@@ -457,6 +463,7 @@ fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
         incarnation: 1,
         least_timeout: Duration::from_millis(1),
         seed: 2,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
     };
     // The dead one is cut off; its neighbour comes.
     let mut neighbour = Client::new(pair.network.end(Port(8)), settings);
@@ -483,6 +490,7 @@ fn neighbour_of_nobody() -> Client<End> {
         incarnation: 1,
         least_timeout: Duration::from_millis(1),
         seed: 3,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
     };
     Client::new(Network::new().end(Port(99)), settings)
 }

@@ -10,7 +10,7 @@ use super::bytes::{BlockSizes, Bytes};
 use super::cpu::Watched;
 use super::pace::{Check, Wait};
 use super::plan::{Fitted, Plan};
-use super::tally::Tally;
+use super::tally::{STALL, Tally};
 use super::workload::Kind;
 
 /// Cores that a poller has on a quiet machine, nearly.
@@ -29,6 +29,9 @@ pub(crate) struct Report {
     pub(crate) bytes: u64,
     pub(crate) bytes_per_second: f64,
     pub(crate) kinds: Vec<KindReport>,
+    /// Times in which requests were under way and none was answered; none
+    /// when all were short.
+    pub(crate) stalls: Option<Stalls>,
     pub(crate) cpu: Vec<CpuReport>,
     /// What makes the figures doubtful.
     pub(crate) notes: Vec<String>,
@@ -75,6 +78,13 @@ pub(crate) struct Latency {
     pub(crate) p99: u64,
     pub(crate) p99_9: u64,
     pub(crate) max: u64,
+}
+
+/// The times of at least [`STALL`] without an answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct Stalls {
+    pub(crate) count: u64,
+    pub(crate) length_ns: Latency,
 }
 
 /// CPU time of one process during the measured part.
@@ -129,6 +139,10 @@ impl Report {
             bytes: measured.bytes(),
             bytes_per_second: measured.bytes() as f64 / seconds,
             kinds: kinds(measured, seconds),
+            stalls: (!measured.stalls.is_empty()).then(|| Stalls {
+                count: measured.stalls.len(),
+                length_ns: Latency::of(&measured.stalls),
+            }),
             notes: notes(&asked, outcome, seconds),
             asked,
             cpu: cpu(outcome, ios, seconds),
@@ -194,6 +208,15 @@ impl Report {
         }
         for kind in &self.kinds {
             kind.write(out)?;
+        }
+        if let Some(Stalls { count, length_ns }) = &self.stalls {
+            let Latency { p50, p99, max, .. } = *length_ns;
+            let [least, p50, p99, max] = [STALL.as_nanos() as u64, p50, p99, max].map(duration);
+            writeln!(
+                out,
+                "  stalls        {count:>10} of at least {least} without an answer: p50 {p50}  \
+                 p99 {p99}  max {max}"
+            )?;
         }
         for cpu in &self.cpu {
             writeln!(

@@ -55,6 +55,21 @@ fn rates_percentiles_and_cpu_follow_from_the_counts() {
     assert_eq!(report.complaint(), None);
 }
 
+/// A server that was killed twice shows as two stalls, a slow request as none.
+#[test]
+fn times_without_an_answer_are_told_when_they_are_long() {
+    let mut outcome = outcome();
+    outcome.measured.waited(Duration::from_millis(19));
+    assert!(report(&outcome, false).stalls.is_none());
+    outcome.measured.waited(Duration::from_millis(80));
+    outcome.measured.waited(Duration::from_millis(250));
+    let report = report(&outcome, false);
+    let stalls = report.stalls.as_ref().expect("two");
+    assert_eq!(stalls.count, 2);
+    assert!(stalls.length_ns.max.abs_diff(250_000_000) < 250_000);
+    assert!(report.text().contains("stalls"), "{}", report.text());
+}
+
 #[test]
 fn text_has_a_unit_on_every_figure() {
     let text = report(&outcome(), false).text();

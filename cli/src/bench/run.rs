@@ -156,6 +156,8 @@ impl<'a> Loop<'a> {
             while let Some((slot, status)) = self.rings.next_answer(queue) {
                 let now = Instant::now();
                 let Some(flight) = self.flights[slot].take() else { continue };
+                let silent_since = flight.begin.max(*last_answer);
+                leg.tally.waited(now.saturating_duration_since(silent_since));
                 *last_answer = now;
                 self.settle(leg, slot, flight, status, now);
                 self.free[queue].push(slot as u16);

@@ -14,9 +14,16 @@ pub(crate) const TOLD: usize = 10;
 /// Longest latency told apart, in nanoseconds: an hour.
 const LONGEST: u64 = 3_600_000_000_000;
 
+/// The shortest time without an answer that counts as a stall: well above what
+/// a busy machine makes of a request.
+pub(crate) const STALL: Duration = Duration::from_millis(20);
+
 /// Everything counted in one run.
 pub(crate) struct Tally {
     kinds: [PerKind; 5],
+    /// Times of at least [`STALL`] in which requests were under way and none
+    /// was answered, in nanoseconds.
+    pub(crate) stalls: Histogram<u64>,
     pub(crate) failures: u64,
     pub(crate) first_failures: Vec<Failure>,
     /// Sectors that did not hold what they must.
@@ -49,11 +56,8 @@ pub(crate) struct Failure {
 impl Tally {
     pub(crate) fn new() -> Self {
         Self {
-            kinds: Kind::ALL.map(|_| PerKind {
-                latency: Histogram::new_with_bounds(1, LONGEST, 3)
-                    .expect("1 to an hour at three digits is a valid range"),
-                bytes: 0,
-            }),
+            kinds: Kind::ALL.map(|_| PerKind { latency: histogram(), bytes: 0 }),
+            stalls: histogram(),
             failures: 0,
             first_failures: Vec::with_capacity(TOLD),
             mismatches: 0,
@@ -71,6 +75,13 @@ impl Tally {
         let per_kind = &mut self.kinds[kind as usize];
         per_kind.latency.saturating_record(latency.as_nanos().min(LONGEST.into()) as u64);
         per_kind.bytes += bytes;
+    }
+
+    /// An answer came after `silence` in which requests were under way.
+    pub(crate) fn waited(&mut self, silence: Duration) {
+        if silence >= STALL {
+            self.stalls.saturating_record(silence.as_nanos().min(LONGEST.into()) as u64);
+        }
     }
 
     pub(crate) fn fail(&mut self, failure: Failure) {
@@ -97,6 +108,11 @@ impl Tally {
     pub(crate) fn bytes(&self) -> u64 {
         self.kinds.iter().map(|kind| kind.bytes).sum()
     }
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LONGEST, 3)
+        .expect("1 to an hour at three digits is a valid range")
 }
 
 impl std::fmt::Display for Failure {

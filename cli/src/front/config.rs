@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use block_server::Size;
 use link::{ClientSettings, VolumeName};
 use serde::Deserialize;
 use turn::Idle;
@@ -18,6 +19,10 @@ const EXAMPLE: &str = r#"    state = "/var/lib/vrio/front"
     socket = "/run/vrio/vm1.sock"
 "#;
 
+/// Most bytes that may be kept of each disk: memory for the list of them is
+/// taken at the start.
+const MOST_KEPT_BYTES: usize = 64 << 30;
+
 /// The file, as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +35,7 @@ struct RawConfig {
     cpu: Option<usize>,
     connect_timeout_seconds: Option<u64>,
     least_timeout_us: Option<u64>,
+    kept: Option<Size>,
     #[serde(default)]
     disk: Vec<RawDisk>,
 }
@@ -60,6 +66,8 @@ pub(super) struct FrontConfig {
     /// How long to wait for servers at start; `None` is for ever.
     pub(super) connect_timeout: Option<Duration>,
     pub(super) least_timeout: Duration,
+    /// Bytes of unflushed changes that are kept for each disk.
+    pub(super) kept_bytes: usize,
     pub(super) disks: Vec<Disk>,
 }
 
@@ -97,12 +105,18 @@ impl FrontConfig {
         if least.is_zero() || least > Duration::from_millis(250) {
             bail!("least_timeout_us must be between 1 and 250000");
         }
+        let default = ClientSettings::KEPT_BYTES;
+        let kept_bytes = raw.kept.map_or(Some(default), |kept| usize::try_from(kept.0).ok());
+        let kept_bytes = kept_bytes
+            .filter(|kept| (ClientSettings::LEAST_KEPT_BYTES..=MOST_KEPT_BYTES).contains(kept))
+            .context("kept must be between 1M and 64G: what is kept of each disk")?;
         Ok(Self {
             state: raw.state,
             idle: raw.idle,
             cpu: raw.cpu,
             connect_timeout: (connect > 0).then(|| Duration::from_secs(connect)),
             least_timeout: least,
+            kept_bytes,
             disks,
         })
     }
@@ -160,6 +174,7 @@ mod tests {
         assert_eq!(config.disks.len(), 1);
         assert_eq!(config.disks[0].logical_block_size, 512);
         assert_eq!(config.connect_timeout, Some(Duration::from_secs(10)));
+        assert_eq!(config.kept_bytes, 64 << 20);
     }
 
     #[test]
@@ -171,6 +186,7 @@ mod tests {
             (&format!("state = '/s'\n{}", DISK.replace("udp", "tcp")), "udp://HOST:PORT"),
             (&format!("state = '/s'\n{}", DISK.replace("'a'", "'a b'")), "not a volume name"),
             (&format!("state = '/s'\nidle = 'lazy'\n{DISK}"), "lazy"),
+            (&format!("state = '/s'\nkept = '64K'\n{DISK}"), "kept must be between 1M"),
             (DISK, "state"),
         ];
         for (text, named) in cases {

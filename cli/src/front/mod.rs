@@ -69,6 +69,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
         incarnation: identity.incarnation,
         least_timeout: config.least_timeout,
         seed: rand::random(),
+        kept_bytes: config.kept_bytes,
     };
     let client = Client::new(wire, settings);
 

@@ -180,7 +180,20 @@ impl Stand {
 
     /// Starts a front and waits for its socket, which is returned.
     pub(crate) fn front(&mut self, front: &str, volume: &str, more: &str) -> PathBuf {
+        self.front_with(front, volume, "", more)
+    }
+
+    /// The same, with more lines for the front, and for its one disk.
+    pub(crate) fn front_with(
+        &mut self,
+        front: &str,
+        volume: &str,
+        all: &str,
+        more: &str,
+    ) -> PathBuf {
         let config = self.configure_front(front, volume, more);
+        let text = fs::read_to_string(&config).expect("just written");
+        fs::write(&config, format!("{all}\n{text}")).expect("write");
         let mut process = self.spawn_front(front, &config);
         process.await_path(&self.socket(front));
         self.fronts.push((front.to_owned(), process));

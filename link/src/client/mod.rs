@@ -2,23 +2,27 @@
 //! are attached through them.
 
 mod greeting;
+mod kept;
 mod session;
 mod slot;
+mod volume;
 
 use std::io;
 use std::time::Duration;
 
-use block_core::{BlockError, Buffer, Time};
+use block_core::{BlockError, Time};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
-use crate::attach::{Access, AttachReply, Attached, FrontId, Refused, VolumeName};
+use crate::attach::{Access, FrontId, VolumeName};
 use crate::frame::{Frame, FrameError, Header, Kind};
 use crate::hello::SessionRefused;
 use crate::path::{Guest, Part, Path, Refusal, VolumeHandle};
 use crate::wire::{Peer, Wire};
 use greeting::Caller;
 use session::Session;
+use volume::Volume;
+pub use volume::VolumeState;
 
 /// How long a worker that a volume was sent to may be silent before the server
 /// that was named for the volume is asked again: it may have fewer workers now.
@@ -38,58 +42,21 @@ pub struct ClientSettings {
     pub least_timeout: Duration,
     /// Randomness for cookies.
     pub seed: u64,
+    /// How many bytes of changes are kept for each volume until they are
+    /// durable. When half of that is answered, the client flushes.
+    pub kept_bytes: usize,
 }
 
 impl ClientSettings {
     /// The default for [`ClientSettings::least_timeout`].
     pub const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
-}
 
-/// Where a volume stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VolumeState {
-    /// No answer yet, or the session was lost.
-    Waiting,
-    /// Served.
-    Attached(Attached),
-    /// The server said no.
-    Refused(Refused),
-    /// It is another volume than the one that was attached before the session
-    /// was lost: restored, imported or detached by force. Serving it would mix
-    /// the guest's memory of one with the data of the other.
-    Changed,
-    /// Being given back.
-    Detaching,
-    /// Given back.
-    Detached,
-}
+    /// The default for [`ClientSettings::kept_bytes`]: a flush for every 32 MiB
+    /// that a guest writes without one of its own.
+    pub const KEPT_BYTES: usize = 64 << 20;
 
-#[derive(Debug)]
-struct Volume {
-    name: VolumeName,
-    access: Access,
-    /// The session with the server that was named for it.
-    home: usize,
-    /// The session that it is attached in, or shall be.
-    session: usize,
-    /// Never [`VolumeState::Detaching`]: that is `leaving`.
-    state: VolumeState,
-    /// It shall be given back.
-    leaving: bool,
-    /// An attach was sent, so the server may have it attached.
-    asked: bool,
-    /// Not before this is it asked for again.
-    retry_at: Option<Time>,
-    /// The server has said that it is not what it was.
-    has_news: bool,
-    /// What was attached last, to compare with after a reconnect.
-    known: Option<Attached>,
-    /// Slots that its parts have.
-    in_use: usize,
-    /// The front answers for what it had answered: see [`Client::settle`].
-    settles: bool,
-    /// The verifier that the server was told is settled, in this session.
-    told: u64,
+    /// The least that [`ClientSettings::kept_bytes`] can be.
+    pub const LEAST_KEPT_BYTES: usize = kept::LEAST_BYTES;
 }
 
 /// All sessions of one front, over one wire.
@@ -101,8 +68,7 @@ pub struct Client<W: Wire> {
     random: StdRng,
     sessions: Vec<Session<W::Peer>>,
     volumes: Vec<Volume>,
-    /// Parts whose volume went to another session, with what they write.
-    moving: Vec<(Part, Option<Buffer>)>,
+    kept_bytes: usize,
 }
 
 impl<W: Wire> Client<W> {
@@ -116,7 +82,7 @@ impl<W: Wire> Client<W> {
             random: StdRng::seed_from_u64(settings.seed),
             sessions: Vec::new(),
             volumes: Vec::new(),
-            moving: Vec::new(),
+            kept_bytes: settings.kept_bytes,
         }
     }
 
@@ -124,7 +90,7 @@ impl<W: Wire> Client<W> {
     /// that goes; it is asked for until it is attached or refused.
     ///
     /// # Errors
-    /// The kernel's, when it has no memory for the session's private copies.
+    /// The kernel's, when it has no memory for the volume's private copies.
     ///
     /// # Panics
     /// After 65,535 volumes.
@@ -135,52 +101,33 @@ impl<W: Wire> Client<W> {
         name: VolumeName,
         access: Access,
     ) -> io::Result<VolumeHandle> {
-        let session = self.session_with(now, server)?;
+        let slots = usize::from(session::MAX_SLOTS);
+        let session = self.session_with(now, server);
         let handle = u16::try_from(self.volumes.len()).expect("fewer than 65,536 volumes");
-        self.volumes.push(Volume {
-            name,
-            access,
-            home: session,
-            session,
-            state: VolumeState::Waiting,
-            leaving: false,
-            asked: false,
-            retry_at: None,
-            has_news: false,
-            known: None,
-            in_use: 0,
-            settles: false,
-            told: 0,
-        });
+        self.volumes.push(Volume::new(session, name, access, slots, self.kept_bytes)?);
         Ok(VolumeHandle(handle))
     }
 
-    fn session_with(&mut self, now: Time, peer: W::Peer) -> io::Result<usize> {
+    fn session_with(&mut self, now: Time, peer: W::Peer) -> usize {
         if let Some(known) = self.sessions.iter().position(|session| session.peer() == peer) {
-            return Ok(known);
+            return known;
         }
         let cookie = self.random.next_u64();
         let window = self.wire.window();
         let index = self.sessions.len();
-        self.sessions.push(Session::new(index, now, peer, cookie, window, self.least_timeout)?);
-        Ok(index)
+        self.sessions.push(Session::new(index, now, peer, cookie, window, self.least_timeout));
+        index
     }
 
     /// Where a volume stands.
     #[must_use]
     pub fn state(&self, volume: VolumeHandle) -> VolumeState {
-        let volume = &self.volumes[usize::from(volume.0)];
-        match volume.state {
-            VolumeState::Waiting | VolumeState::Attached(_) if volume.leaving => {
-                VolumeState::Detaching
-            }
-            state => state,
-        }
+        self.volumes[usize::from(volume.0)].state()
     }
 
     /// Says that what an earlier start of this front had answered and the
     /// volume may have lost
-    /// ([`stored_verifier`](Attached::stored_verifier)) is not missed: the
+    /// ([`stored_verifier`](crate::Attached::stored_verifier)) is not missed: the
     /// guest starts anew, or somebody has accepted the loss. From then on the
     /// client answers for the volume itself.
     pub fn settle(&mut self, volume: VolumeHandle) {
@@ -252,13 +199,8 @@ impl<W: Wire> Client<W> {
             let session = self.volumes[index].session;
             if let Some(port) = self.sessions[session].take_redirect(index) {
                 let peer = self.sessions[session].peer().with_port(port);
-                match self.session_with(now, peer) {
-                    Ok(to) => self.move_volume(index, to),
-                    Err(error) => {
-                        tracing::error!(%error, "no memory for a session with another worker");
-                        self.volumes[index].retry_at = Some(now + HOME_PAUSE);
-                    }
-                }
+                let to = self.session_with(now, peer);
+                self.move_volume(index, to);
             }
         }
     }
@@ -279,27 +221,8 @@ impl<W: Wire> Client<W> {
     fn move_volume(&mut self, index: usize, to: usize) {
         let from = self.volumes[index].session;
         if from != to {
-            let mut parts = self.sessions[from].take_parts(index, &mut self.volumes);
-            self.moving.append(&mut parts);
+            self.sessions[from].park(index, &mut self.volumes);
             self.volumes[index].session = to;
-        }
-    }
-
-    /// Gives parts that had to leave a session a slot in another.
-    fn settle_moving(&mut self, guest: &mut impl Guest) {
-        let Self { moving, sessions, volumes, .. } = self;
-        for (part, data) in std::mem::take(moving) {
-            let volume = &volumes[usize::from(part.volume.0)];
-            match volume.state {
-                VolumeState::Attached(_) => {
-                    let session = volume.session;
-                    if let Err(data) = sessions[session].adopt(part, data, volumes) {
-                        moving.push((part, data));
-                    }
-                }
-                VolumeState::Waiting => moving.push((part, data)),
-                _ => guest.complete(part.token, Err(BlockError::NotAttached)),
-            }
         }
     }
 }
@@ -312,7 +235,7 @@ impl<W: Wire> Path for Client<W> {
         };
         match volume.state {
             _ if volume.leaving => return Err(Refusal::Failed(BlockError::NotAttached)),
-            VolumeState::Attached(_) if self.moving.is_empty() => {}
+            VolumeState::Attached(_) if volume.is_serving() => {}
             VolumeState::Attached(_) | VolumeState::Waiting => return Err(Refusal::Busy),
             _ => return Err(Refusal::Failed(BlockError::NotAttached)),
         }
@@ -328,8 +251,9 @@ impl<W: Wire> Path for Client<W> {
         if self.sessions.iter().any(|session| session.greeting_since().is_some()) {
             self.go_home(now);
         }
-        if !self.moving.is_empty() {
-            self.settle_moving(guest);
+        for index in 0..self.volumes.len() {
+            let session = self.volumes[index].session;
+            self.sessions[session].recover(now, index, &mut self.volumes);
         }
         let mut sent = false;
         for session in &mut self.sessions {
@@ -351,48 +275,10 @@ impl<W: Wire> Path for Client<W> {
         let error = BlockError::Unreachable;
         let session = self.volumes[usize::from(volume.0)].session;
         self.sessions[session].fail_parts(usize::from(volume.0), error, &mut self.volumes, guest);
-        for (part, _) in self.moving.extract_if(.., |(part, _)| part.volume == volume) {
-            guest.complete(part.token, Err(error));
-        }
-    }
-}
-
-impl Volume {
-    fn lose_session(&mut self) {
-        self.told = 0;
-        if matches!(self.state, VolumeState::Attached(_)) {
-            self.state = VolumeState::Waiting;
-        }
-    }
-
-    /// The verifier to tell the server, under which all that was answered is
-    /// there, if it does not know.
-    fn unsaid(&self) -> Option<u64> {
-        let VolumeState::Attached(now) = self.state else { return None };
-        let due = self.settles
-            && self.access == Access::Write
-            && now.stored_verifier != now.verifier
-            && self.told != now.verifier;
-        due.then_some(now.verifier)
     }
 }
 
 /// A frame that a closing end sends.
 fn bye(session: u32, counter: u64) -> [u8; crate::frame::HEADER_BYTES] {
     Header { session, counter, ..Header::default() }.encode(Kind::Bye, &[])
-}
-
-/// What an attach answer means for a volume that may have been attached
-/// before.
-fn judge(known: Option<Attached>, reply: &AttachReply) -> VolumeState {
-    match *reply {
-        AttachReply::Attached(now) => match known {
-            Some(then) if then.volume_id != now.volume_id || then.generation != now.generation => {
-                VolumeState::Changed
-            }
-            _ => VolumeState::Attached(now),
-        },
-        AttachReply::Refused(refused) => VolumeState::Refused(refused),
-        AttachReply::Elsewhere { .. } => VolumeState::Waiting,
-    }
 }

@@ -2,6 +2,7 @@
 
 use block_core::{Buffer, Op, Time};
 
+use super::kept::Mark;
 use crate::attach::BODY_BYTES;
 use crate::path::Part;
 use crate::segment::{SegmentSet, Segmentation};
@@ -12,10 +13,28 @@ pub(super) enum Use {
     Free,
     /// A guest's request.
     Part(Part),
+    /// A kept change of the volume with that index, sent again.
+    Replay {
+        volume: usize,
+        entry: usize,
+    },
+    /// A flush of the client's own, for the volume with that index.
+    Flush(usize),
     /// Attaching the volume with that index; only in slot 0.
     Attach(usize),
     /// Detaching the volume with that index; only in slot 0.
     Detach(usize),
+}
+
+impl Use {
+    /// The volume whose request it is; none for attach and detach.
+    pub(super) fn volume(self) -> Option<usize> {
+        match self {
+            Self::Part(part) => Some(usize::from(part.volume.0)),
+            Self::Replay { volume, .. } | Self::Flush(volume) => Some(volume),
+            Self::Free | Self::Attach(_) | Self::Detach(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -49,6 +68,8 @@ pub(super) struct Slot {
     pub(super) doublings: u8,
     /// Whether the server has not yet said that it has a buffer for the write.
     pub(super) unscheduled: bool,
+    /// Of a flush: what was answered before it was sent.
+    pub(super) covers: Mark,
     /// The counter of the last frame that brought a segment of the read.
     pub(super) last_counter: u64,
 }
@@ -71,6 +92,7 @@ impl Slot {
             deadline: None,
             doublings: 0,
             unscheduled: false,
+            covers: Mark::START,
             last_counter: 0,
         }
     }

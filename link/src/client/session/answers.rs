@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use block_core::{BlockError, Time};
+use block_core::{BlockError, Op, Time};
 
 use super::Session;
 use super::sending::earlier;
 use crate::attach::AttachReply;
 use crate::client::slot::Use;
-use crate::client::{Volume, VolumeState, judge};
+use crate::client::volume::{Recovery, judge};
+use crate::client::{Volume, VolumeState};
 use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES};
 use crate::frame::{Frame, Header};
 use crate::path::Guest;
@@ -16,7 +17,7 @@ use crate::segment::SegmentSet;
 use crate::wire::Peer;
 
 /// How long a server that could not attach or detach is left alone.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl<P: Peer> Session<P> {
     /// The slot that a frame speaks of, if it speaks of what the slot does now.
@@ -61,7 +62,7 @@ impl<P: Peer> Session<P> {
                 return;
             }
         }
-        self.finish(now, index, outcome, frame.payload, volumes, guest);
+        self.finish(now, index, outcome, frame, volumes, guest);
     }
 
     /// Puts one verified segment of a read where it belongs.
@@ -107,22 +108,22 @@ impl<P: Peer> Session<P> {
         now: Time,
         index: usize,
         outcome: Result<(), BlockError>,
-        payload: &[u8],
+        frame: &Frame<'_>,
         volumes: &mut [Volume],
         guest: &mut impl Guest,
     ) {
+        let word = frame.header.word;
         match self.slots[index].purpose {
             Use::Free => {}
-            Use::Part(part) => {
-                self.release(index, volumes);
-                guest.complete(part.token, outcome);
-            }
+            Use::Part(_) => self.part_answered(now, index, outcome, word, volumes, guest),
+            Use::Replay { .. } => self.replayed(now, index, outcome, volumes, guest),
+            Use::Flush(_) => self.flush_answered(now, index, outcome, word, volumes),
             Use::Attach(volume) => {
-                self.release(index, volumes);
-                self.attached(now, volume, outcome, payload, volumes, guest);
+                self.vacate(index, volumes);
+                self.attached(now, volume, outcome, frame.payload, volumes, guest);
             }
             Use::Detach(volume) => {
-                self.release(index, volumes);
+                self.vacate(index, volumes);
                 match outcome {
                     // Not attached any more is as good.
                     Ok(()) | Err(BlockError::NotAttached) => {
@@ -132,6 +133,38 @@ impl<P: Peer> Session<P> {
                 }
             }
         }
+    }
+
+    /// A guest's request was answered. An answer that shows that the server
+    /// lost changes is none: the request runs again when they are back.
+    fn part_answered(
+        &mut self,
+        now: Time,
+        index: usize,
+        outcome: Result<(), BlockError>,
+        word: u64,
+        volumes: &mut [Volume],
+        guest: &mut impl Guest,
+    ) {
+        let Use::Part(part) = self.slots[index].purpose else { return };
+        let volume = &mut volumes[usize::from(part.volume.0)];
+        let flushed = part.op == Op::Flush && outcome.is_ok();
+        if outcome == Err(BlockError::Lost) || flushed && !volume.believes(word) {
+            self.drain(now, volume, outcome.err());
+        }
+        let is_stale = volume.recovery == Recovery::Draining && !part.op.changes();
+        if outcome == Err(BlockError::Lost) || outcome.is_ok() && is_stale {
+            return self.park_slot(index, volumes);
+        }
+        let (data, mark) = (self.slots[index].data.take(), self.slots[index].covers);
+        self.vacate(index, volumes);
+        let volume = &mut volumes[usize::from(part.volume.0)];
+        match part.range.filter(|_| part.op.changes()) {
+            Some(range) => volume.end_change(part.op, range, data, outcome),
+            None if flushed => volume.flushed(mark),
+            None => {}
+        }
+        guest.complete(part.token, outcome);
     }
 
     /// Asks for the volume again in a while.
@@ -166,13 +199,17 @@ impl<P: Peer> Session<P> {
             tracing::warn!(volume = %volume.name, "not attached now, asking again: {refused}");
             return self.retry_later(now, volume);
         }
-        volume.state = judge(volume.known, &reply);
+        let before = std::mem::replace(&mut volume.state, judge(volume.known, &reply));
         match (volume.state, reply) {
             (VolumeState::Attached(attached), _) => {
                 let known = volume.known.replace(attached);
                 self.resized |= known.is_some_and(|known| known.sectors != attached.sectors);
                 tracing::info!(volume = %volume.name, sectors = attached.sectors, "attached");
-                self.resume_parts(index);
+                match before {
+                    VolumeState::Attached(then) if then.verifier == attached.verifier => {}
+                    VolumeState::Attached(_) => self.drain(now, volume, None),
+                    _ => volume.begin_recovery(&attached),
+                }
             }
             (_, AttachReply::Elsewhere { port }) => self.redirect = Some((index, port)),
             (VolumeState::Changed, _) => {
@@ -181,22 +218,13 @@ impl<P: Peer> Session<P> {
                     "the volume was restored, imported or detached by force while this front was \
                      away: its disk stops; start the guest anew to use it"
                 );
-                self.fail_parts(index, BlockError::NotAttached, volumes, guest);
+                self.stop_volume(index, volumes, guest);
             }
             (VolumeState::Refused(refused), _) => {
                 tracing::error!(volume = %volume.name, "not attached: {refused}");
-                self.fail_parts(index, BlockError::NotAttached, volumes, guest);
+                self.stop_volume(index, volumes, guest);
             }
             _ => {}
-        }
-    }
-
-    /// Sends again what waited for the volume to be attached anew.
-    pub(super) fn resume_parts(&mut self, volume: usize) {
-        for index in 0..self.slots.len() {
-            if self.slots[index].is_part_of(volume) && self.slots[index].number == 0 {
-                self.begin(index as u16);
-            }
         }
     }
 
@@ -209,22 +237,28 @@ impl<P: Peer> Session<P> {
         guest: &mut impl Guest,
     ) {
         for index in 0..self.slots.len() {
-            if let Use::Part(part) = self.slots[index].purpose
-                && self.slots[index].is_part_of(volume)
+            if let Use::Part(_) = self.slots[index].purpose
+                && self.slots[index].purpose.volume() == Some(volume)
             {
-                self.release(index, volumes);
-                guest.complete(part.token, Err(error));
+                self.park_slot(index, volumes);
             }
+        }
+        while let Some((part, data)) = volumes[volume].parked.pop() {
+            if let Some(range) = part.range.filter(|_| part.op.changes()) {
+                volumes[volume].end_change(part.op, range, data, Err(error));
+            }
+            guest.complete(part.token, Err(error));
         }
     }
 
-    pub(super) fn release(&mut self, index: usize, volumes: &mut [Volume]) {
+    /// Frees a slot. What it had under way is the caller's.
+    pub(super) fn vacate(&mut self, index: usize, volumes: &mut [Volume]) {
         let slot = &mut self.slots[index];
         if slot.unscheduled {
             self.unscheduled -= 1;
         }
-        if let Use::Part(part) = slot.purpose {
-            volumes[usize::from(part.volume.0)].in_use -= 1;
+        if let Some(volume) = slot.purpose.volume() {
+            volumes[volume].in_use -= 1;
             self.free.push(index as u16);
         }
         if slot.is_read() {

@@ -5,14 +5,14 @@
 //! detach, one at a time.
 
 mod answers;
+mod recovery;
 mod sending;
 
 use std::collections::VecDeque;
-use std::io;
 use std::time::Duration;
 
 use block_core::unit::{MAX_REQUEST_BYTES, MAX_REQUEST_SECTORS};
-use block_core::{BLOCK_SIZE, BlockError, Buffer, Op, Pool, Time};
+use block_core::{BlockError, Buffer, Op, Time};
 
 use crate::attach::{AttachRequest, BODY_BYTES};
 use crate::client::greeting::{Greeting, Offer};
@@ -25,17 +25,14 @@ use crate::path::{Guest, Part, Refusal};
 use crate::rtt::RoundTrip;
 use crate::segment::Segmentation;
 use crate::wire::{Peer, Wire};
+use sending::earlier;
 
 /// The control slot.
 const CONTROL: u16 = 0;
 
 /// Slots at most, whatever a server offers: the set of partly read slots is a
 /// 128-bit word.
-const MAX_SLOTS: u16 = 128;
-
-/// A buffer for a private copy. The odd page keeps the copies of small writes
-/// from all falling into the same sets of the processor's caches.
-const COPY_BYTES: usize = MAX_REQUEST_BYTES + BLOCK_SIZE;
+pub(in crate::client) const MAX_SLOTS: u16 = 128;
 
 #[derive(Debug)]
 enum Phase {
@@ -73,9 +70,6 @@ pub(in crate::client) struct Session<P> {
     redirect: Option<(usize, u16)>,
     /// A volume was found to have another size.
     resized: bool,
-    /// Private copies of writes. Each session has its own: a server that is
-    /// away must not keep those that others need.
-    copies: Pool,
 }
 
 impl<P: Peer> Session<P> {
@@ -86,8 +80,8 @@ impl<P: Peer> Session<P> {
         cookie: u64,
         window: u32,
         least_timeout: Duration,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             index,
             peer,
             phase: Phase::Greeting(Greeting::new(now, index as u16, cookie)),
@@ -108,8 +102,7 @@ impl<P: Peer> Session<P> {
             reading: 0,
             redirect: None,
             resized: false,
-            copies: Pool::private(usize::from(MAX_SLOTS), COPY_BYTES)?,
-        })
+        }
     }
 
     pub(in crate::client) fn peer(&self) -> P {
@@ -159,76 +152,39 @@ impl<P: Peer> Session<P> {
         guest: &mut impl Guest,
     ) -> Result<(), Refusal> {
         let bytes = data_bytes(&part).map_err(Refusal::Failed)?;
-        if !self.is_live() || !self.has_slot_for(usize::from(part.volume.0), volumes) {
+        let index = usize::from(part.volume.0);
+        let ready = self.is_live() && self.has_slot_for(index, volumes);
+        if !ready || !self.has_credit_for(&part, bytes) {
             return Err(Refusal::Busy);
         }
         let mut data = None;
-        if part.op == Op::Read {
-            if self.reading > 0 && self.reading + bytes > self.read_window {
-                return Err(Refusal::Busy);
+        if let Some(range) = part.range.filter(|_| part.op.changes()) {
+            data = volumes[index].begin_change(range, bytes)?;
+            if let Some(copy) = &mut data
+                && let Err(error) = guest.fetch(part.token, &mut copy[..bytes])
+            {
+                volumes[index].end_change(part.op, range, data, Err(error));
+                return Err(Refusal::Failed(error));
             }
-        } else if part.op.carries_data() {
-            if self.unscheduled >= self.credit {
-                return Err(Refusal::Busy);
-            }
-            let mut copy = self.copies.take().ok_or(Refusal::Busy)?;
-            guest.fetch(part.token, &mut copy[..bytes]).map_err(Refusal::Failed)?;
-            data = Some(copy);
         }
-        self.take(part, data, bytes, volumes).map_err(|_| Refusal::Busy)
+        self.occupy(Use::Part(part), data, bytes, volumes);
+        Ok(())
     }
 
-    /// Puts a part into a free slot; gives its data back if there is none.
-    fn take(
-        &mut self,
-        part: Part,
-        data: Option<Buffer>,
-        bytes: usize,
-        volumes: &mut [Volume],
-    ) -> Result<(), Option<Buffer>> {
-        let Some(index) = self.free.pop() else { return Err(data) };
-        volumes[usize::from(part.volume.0)].in_use += 1;
+    /// Uses a free slot, which there is, for a volume's request.
+    fn occupy(&mut self, purpose: Use, data: Option<Buffer>, bytes: usize, volumes: &mut [Volume]) {
+        let (Some(index), Some(volume)) = (self.free.pop(), purpose.volume()) else { return };
+        let volume = &mut volumes[volume];
+        volume.in_use += 1;
         let slot = &mut self.slots[usize::from(index)];
-        slot.purpose = Use::Part(part);
+        slot.purpose = purpose;
         slot.data = data;
         slot.bytes = bytes;
+        slot.covers = volume.kept.mark();
         if slot.is_read() {
             self.reading += bytes;
         }
         self.begin(index);
-        Ok(())
-    }
-
-    /// Takes a part that another session had, with its data; gives the data
-    /// back when it has no slot for it now.
-    pub(in crate::client) fn adopt(
-        &mut self,
-        part: Part,
-        data: Option<Buffer>,
-        volumes: &mut [Volume],
-    ) -> Result<(), Option<Buffer>> {
-        match data_bytes(&part) {
-            Ok(bytes) if self.is_live() => self.take(part, data, bytes, volumes),
-            _ => Err(data),
-        }
-    }
-
-    /// Gives up the parts of a volume, with their data.
-    pub(in crate::client) fn take_parts(
-        &mut self,
-        volume: usize,
-        volumes: &mut [Volume],
-    ) -> Vec<(Part, Option<Buffer>)> {
-        let mut parts = Vec::new();
-        for index in 0..self.slots.len() {
-            if let Use::Part(part) = self.slots[index].purpose
-                && self.slots[index].is_part_of(volume)
-            {
-                parts.push((part, self.slots[index].data.take()));
-                self.release(index, volumes);
-            }
-        }
-        parts
     }
 
     /// Each volume can always get a slot: the last free ones are kept for
@@ -276,7 +232,7 @@ impl<P: Peer> Session<P> {
                 && match volume.state {
                     VolumeState::Waiting => true,
                     VolumeState::Attached(_) => {
-                        volume.has_news || volume.leaving || volume.unsaid().is_some()
+                        volume.has_news || volume.may_leave() || volume.unsaid().is_some()
                     }
                     _ => false,
                 }
@@ -285,7 +241,7 @@ impl<P: Peer> Session<P> {
         let slot = &mut self.slots[usize::from(CONTROL)];
         let volume = &mut volumes[index];
         volume.retry_at = None;
-        if volume.leaving && matches!(volume.state, VolumeState::Attached(_)) {
+        if volume.may_leave() {
             slot.purpose = Use::Detach(index);
             slot.bytes = 0;
         } else {
@@ -354,7 +310,6 @@ impl<P: Peer> Session<P> {
         }
         for slot in &mut self.slots {
             slot.queued = false;
-            slot.begin(0);
         }
         self.slots[usize::from(CONTROL)] = Slot::free();
         let segment = self.cut.size();
@@ -365,20 +320,19 @@ impl<P: Peer> Session<P> {
         tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
         self.next_cookie = self.next_cookie.wrapping_add(1);
         self.phase = Phase::Greeting(Greeting::new(now, self.index as u16, self.next_cookie));
-        let mine = volumes.iter_mut().filter(|volume| volume.session == self.index);
-        mine.for_each(Volume::lose_session);
+        for volume in 0..volumes.len() {
+            if volumes[volume].session == self.index {
+                self.park(volume, volumes);
+                // Another server is asked at once.
+                (volumes[volume].retry_at, volumes[volume].flush_at) = (None, None);
+            }
+        }
     }
 
     pub(in crate::client) fn close<W: Wire<Peer = P>>(&mut self, wire: &mut W) {
         if self.is_live() {
             wire.send(self.peer, &bye(self.id, self.next_counter), &[]);
         }
-    }
-}
-
-impl Slot {
-    fn is_part_of(&self, volume: usize) -> bool {
-        matches!(self.purpose, Use::Part(part) if usize::from(part.volume.0) == volume)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What goes: requests, their segments, and the question how far they are.
 
-use block_core::Time;
+use block_core::{Op, Time};
 
 use super::{Phase, Session};
 use crate::client::Volume;
@@ -20,7 +20,8 @@ impl<P: Peer> Session<P> {
             return;
         }
         let mine = volumes.iter().filter(|volume| volume.session == self.index);
-        self.next_deadline = mine.filter_map(|volume| volume.retry_at).filter(|at| *at > now).min();
+        let retries = mine.flat_map(|volume| [volume.retry_at, volume.flush_at]);
+        self.next_deadline = retries.flatten().filter(|at| *at > now).min();
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let Some(deadline) = slot.deadline else { continue };
@@ -127,6 +128,18 @@ fn request_header(slot: &Slot, volumes: &[Volume]) -> Header {
                 header.word = range.start();
                 header.count = range.count();
             }
+        }
+        Use::Replay { volume, entry } => {
+            header.volume = handle(volume);
+            if let Some(kept) = volumes[volume].kept.get(entry) {
+                header.op = kept.op.code();
+                header.word = kept.range.start();
+                header.count = kept.range.count();
+            }
+        }
+        Use::Flush(volume) => {
+            header.op = Op::Flush.code();
+            header.volume = handle(volume);
         }
         Use::Attach(_) => {
             header.op = code::ATTACH;
