@@ -39,6 +39,8 @@ pub(super) enum Recovery {
     Done,
     /// It may have lost changes: what runs ends, then it is attached anew.
     Draining,
+    /// What an earlier start of this front had answered is being flushed.
+    Inheriting,
     /// The kept set is being sent again; the `next`th is the first that was
     /// not sent.
     Replaying { next: usize },
@@ -87,6 +89,9 @@ pub(super) struct Volume {
     pub(super) replaying: Vec<SectorRange>,
     /// Parts without an answer and without a slot, with what they write.
     pub(super) parked: Vec<(Part, Option<Buffer>)>,
+    /// An earlier start of this front may have answered changes that are not
+    /// durable, and that nobody keeps.
+    inherits: bool,
     /// A flush of the client's own is under way.
     pub(super) flushing: bool,
     /// Not before this is the next one sent.
@@ -129,6 +134,7 @@ impl Volume {
             changing: Vec::with_capacity(slots),
             replaying: Vec::with_capacity(slots),
             parked: Vec::with_capacity(slots),
+            inherits: access == Access::Write,
             flushing: false,
             flush_at: None,
             flush_error: None,
@@ -141,6 +147,7 @@ impl Volume {
             VolumeState::Waiting | VolumeState::Attached(_) if self.leaving => {
                 VolumeState::Detaching
             }
+            VolumeState::Attached(_) if self.inherits => VolumeState::Waiting,
             state => state,
         }
     }
@@ -166,7 +173,9 @@ impl Volume {
         if self.kept.is_empty() {
             self.verifier = attached.verifier;
         }
-        self.recovery = if self.verifier == attached.verifier {
+        self.recovery = if self.inherits {
+            Recovery::Inheriting
+        } else if self.verifier == attached.verifier {
             Recovery::Changes
         } else {
             tracing::warn!(
@@ -176,6 +185,25 @@ impl Volume {
             );
             Recovery::Replaying { next: 0 }
         };
+    }
+
+    /// Nothing of an earlier start is in a cache that a server could lose.
+    pub(super) fn inherited(&mut self) {
+        self.inherits = false;
+        if self.recovery == Recovery::Inheriting {
+            self.recovery = Recovery::Changes;
+        }
+    }
+
+    /// What an earlier start had answered cannot be made durable: it is as if
+    /// it had been lost already.
+    pub(super) fn disinherit(&mut self) {
+        if let VolumeState::Attached(attached) = &mut self.state
+            && self.inherits
+        {
+            attached.stored_verifier = 0;
+        }
+        self.inherited();
     }
 
     /// All that is kept has been answered by this server.
@@ -252,10 +280,10 @@ impl Volume {
 
     /// Whether the client should flush by itself.
     pub(super) fn wants_flush(&self, now: Time) -> bool {
-        self.is_serving()
-            && !self.flushing
-            && (self.kept.is_half_full() || self.leaving && !self.kept.is_empty())
-            && self.flush_at.is_none_or(|at| now >= at)
+        let full = self.kept.is_half_full() || self.leaving && !self.kept.is_empty();
+        let due = self.recovery == Recovery::Inheriting || self.is_serving() && full;
+        let attached = matches!(self.state, VolumeState::Attached(_));
+        attached && due && !self.flushing && self.flush_at.is_none_or(|at| now >= at)
     }
 
     /// Whether it can be given back: what was answered is durable, or cannot

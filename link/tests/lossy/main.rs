@@ -61,6 +61,13 @@ fn a_device_that_loses_its_cache_is_a_pause() {
     }
 }
 
+/// A front was killed and started again; then the server died. What the first
+/// front had answered was in the server's memory only, and nobody had a copy.
+#[test]
+fn what_a_killed_front_had_answered_is_flushed_before_the_next_one_serves() {
+    World::new(7, CLEAN).restart_front();
+}
+
 #[test]
 fn a_clean_link_needs_no_repeats() {
     let mut world = World::new(1, CLEAN);

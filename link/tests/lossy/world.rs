@@ -113,20 +113,13 @@ impl World {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let network = Network::new();
-        let settings = ClientSettings {
-            front: FrontId([9; 16]),
-            incarnation: 1,
-            least_timeout: ClientSettings::LEAST_TIMEOUT,
-            seed,
-            kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
-        };
         let disk = Disk::new(random.random());
         Self {
             seed,
             now: Time::ZERO,
             on_the_way: Vec::new(),
             faults: Some(faults),
-            client: Client::new(network.end(CLIENT), settings),
+            client: Client::new(network.end(CLIENT), settings(1, seed)),
             server: Server::new(ServerSettings { seed, ..SETTINGS }),
             server_wire: network.end(SERVER),
             disk,
@@ -343,6 +336,29 @@ impl World {
         self.server_wire = self.network.end(SERVER);
     }
 
+    /// The front is killed when its guest has nothing under way, starts again
+    /// and serves: what it had answered before is on the medium then.
+    pub(crate) fn restart_front(&mut self) {
+        let name = || VolumeName::new("disk").expect("a name");
+        let volume = self.client.attach(self.now, SERVER, name(), Access::Write).expect("memory");
+        while self.next_token < 300 {
+            if matches!(self.client.state(volume), VolumeState::Attached(_)) {
+                self.submit_something(volume);
+            }
+            self.step();
+        }
+        while !self.guest.pending.is_empty() {
+            self.step();
+        }
+        assert!(writers(&self.disk.durable) != self.model, "something is not flushed");
+        self.client = Client::new(self.network.end(CLIENT), settings(2, self.seed));
+        let volume = self.client.attach(self.now, SERVER, name(), Access::Write).expect("memory");
+        while !matches!(self.client.state(volume), VolumeState::Attached(_)) {
+            self.step();
+        }
+        assert!(writers(&self.disk.durable) == self.model, "the next front does not keep it");
+    }
+
     /// When something happens so many times, by the number of requests.
     fn moments(&mut self, times: usize, requests: u64) -> Vec<u64> {
         (0..times).map(|_| self.random.random_range(1..requests)).collect()
@@ -396,16 +412,36 @@ impl World {
             self.step();
             assert!(self.now < end, "seed {}: {} never end", self.seed, self.guest.pending.len());
         }
-        let writers: Vec<Writer> = self.disk.data.iter().map(|it| writer_of(it)).collect();
-        assert!(writers == self.model, "seed {}: something else is on the disk", self.seed);
+        assert!(
+            writers(&self.disk.data) == self.model,
+            "seed {}: something else is on the disk",
+            self.seed
+        );
         self.client.detach(volume);
         while self.client.state(volume) != VolumeState::Detached {
             self.step();
             assert!(self.now < end, "seed {}: it is never given back", self.seed);
         }
-        let writers: Vec<Writer> = self.disk.durable.iter().map(|it| writer_of(it)).collect();
-        assert!(writers == self.model, "seed {}: it was not durable", self.seed);
+        assert!(
+            writers(&self.disk.durable) == self.model,
+            "seed {}: it was not durable",
+            self.seed
+        );
     }
+}
+
+fn settings(incarnation: u64, seed: u64) -> ClientSettings {
+    ClientSettings {
+        front: FrontId([9; 16]),
+        incarnation,
+        least_timeout: ClientSettings::LEAST_TIMEOUT,
+        seed,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
+    }
+}
+
+fn writers(disk: &[[u8; SECTOR_SIZE]]) -> Vec<Writer> {
+    disk.iter().map(|content| writer_of(content)).collect()
 }
 
 /// Who wrote what a sector holds, which is whole.

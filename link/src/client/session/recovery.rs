@@ -57,7 +57,7 @@ impl<P: Peer> Session<P> {
                     volume.lose_session();
                     return self.note_retry(volume.retry_at);
                 }
-                Recovery::Draining => return,
+                Recovery::Draining | Recovery::Inheriting => return,
                 Recovery::Replaying { next } => {
                     if next == volume.kept.len() && volume.replaying.is_empty() {
                         volume.replayed();
@@ -174,11 +174,15 @@ impl<P: Peer> Session<P> {
         self.park_slot(index, volumes);
         let volume = &mut volumes[volume];
         match outcome {
-            Ok(()) if volume.believes(verifier) => volume.flushed(mark),
+            Ok(()) if volume.believes(verifier) => {
+                volume.flushed(mark);
+                volume.inherited();
+            }
             Ok(()) => self.drain(now, volume, None),
             Err(BlockError::Lost) => self.drain(now, volume, Some(BlockError::Lost)),
             Err(error) => {
                 tracing::error!(volume = %volume.name, "what was written cannot be flushed: {error}");
+                volume.disinherit();
                 volume.flush_error = Some(error);
                 volume.flush_at = Some(now + RETRY_PAUSE);
                 self.note_retry(volume.flush_at);
