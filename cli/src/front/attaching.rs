@@ -112,8 +112,9 @@ impl Station for Attaching<'_> {
     }
 }
 
-/// How long a server may take to confirm that volumes were given back.
-const GIVE_BACK: Duration = Duration::from_secs(2);
+/// How long a server may take to flush volumes and to confirm that they were
+/// given back.
+const GIVE_BACK: Duration = Duration::from_secs(5);
 
 /// Gives volumes back and ends the sessions. Without this a front that comes
 /// again would still have them, and nobody else could.

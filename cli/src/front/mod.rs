@@ -77,7 +77,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let patience = config.connect_timeout;
     let (mut client, volumes) =
         attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
-    let specs = match settling::settle(&turns, &mut client, &config.disks, &volumes, &stop) {
+    let specs = match settling::settle(&mut client, &config.disks, &volumes) {
         Ok(specs) => specs,
         Err(error) => {
             attaching::give_back(&turns, &mut client, &volumes)?;
