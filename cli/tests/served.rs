@@ -22,7 +22,8 @@ fn verified(stand: &Stand, socket: &std::path::Path, options: &str) {
 fn what_is_written_is_read() {
     let mut stand = Stand::start(256);
     stand.create("disk", "128M");
-    let socket = stand.front("front", "disk", "queues = 2");
+    // The front would flush every 32 MiB, which says more of the disk below.
+    let socket = stand.front_with("front", "disk", "kept = \"1G\"", "queues = 2");
     for shape in [
         "--depth 1 --queues 1",
         "--depth 32 --queues 1",

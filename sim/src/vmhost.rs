@@ -87,6 +87,7 @@ impl VmHost {
             incarnation: self.incarnation,
             least_timeout: ClientSettings::LEAST_TIMEOUT,
             seed: self.dice.number(),
+            kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
         };
         let mut client = Client::new(fabric.end(self.port), settings);
         for (guest, (handle, server)) in self.guests.iter().zip(&mut self.volumes) {
