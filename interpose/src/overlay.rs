@@ -5,6 +5,7 @@
 //! when the overlay is merged. What it replaces *here* is known at once.
 
 mod blocks;
+mod places;
 mod points;
 mod ranges;
 
@@ -113,7 +114,7 @@ impl Overlay {
         pointer: Pointer,
         hash: Hash,
     ) {
-        let change = self.blocks.change(pointer.pba);
+        let change = self.blocks.store(pointer.pba);
         change.delta += 1;
         change.born = Some(Born { hash, seal: pointer.seal });
         self.put((line, since), lba, pointer);
@@ -247,20 +248,13 @@ impl Overlay {
         from: Lba,
         most: usize,
     ) -> (Vec<Change>, Option<Lba>) {
-        let mut next = None;
-        let mut points: Vec<(Lba, Epoch, Pointer)> = Vec::new();
         if !self.has_some(line, (after, upto)) {
             return (Vec::new(), None);
         }
-        for (looked, (lba, &pointer)) in self.points.of_line(line, from).enumerate() {
-            let epoch = pointer.birth;
-            if looked >= most && points.last().is_none_or(|&(last, _, _)| last != lba) {
-                next = Some(lba);
-                break;
-            }
-            if epoch > after && epoch <= upto {
-                points.push((lba, epoch, pointer));
-            }
+        let (mut points, next) = self.points.some_of_line(line, (after, upto), from, most);
+        if self.holes.is_empty() {
+            let changes = points.into_iter().map(|(lba, pointer)| Change::Point(lba, pointer));
+            return (changes.collect(), next);
         }
         let until = next.unwrap_or(Lba(1 << 40));
         let window = LbaRange { start: from, count: BlockCount(until.0 - from.0) };
@@ -272,20 +266,20 @@ impl Overlay {
             })
             .collect();
         // A younger hole hides an older point; holes themselves may overlap.
-        points.retain(|&(lba, epoch, _)| {
-            !holes.iter().any(|(hole, range)| *hole > epoch && range.has(lba))
+        points.retain(|&(lba, pointer)| {
+            !holes.iter().any(|(hole, range)| *hole > pointer.birth && range.has(lba))
         });
         let mut ranges = Ranges::default();
         holes.iter().for_each(|&(_, range)| ranges.insert(range));
         let mut changes = Vec::with_capacity(points.len() + 2 * ranges.len());
         let mut points = points.into_iter().peekable();
         for range in ranges.within(window) {
-            while let Some((lba, _, pointer)) = points.next_if(|&(lba, _, _)| lba < range.start) {
+            while let Some((lba, pointer)) = points.next_if(|&(lba, _)| lba < range.start) {
                 changes.push(Change::Point(lba, pointer));
             }
             // The range less the points in it.
             let mut start = range.start;
-            while let Some((lba, _, pointer)) = points.next_if(|&(lba, _, _)| lba < range.end()) {
+            while let Some((lba, pointer)) = points.next_if(|&(lba, _)| lba < range.end()) {
                 if lba > start {
                     let count = BlockCount(lba.0 - start.0);
                     changes.push(Change::Hole(LbaRange { start, count }));
@@ -298,7 +292,7 @@ impl Overlay {
                 changes.push(Change::Hole(LbaRange { start, count }));
             }
         }
-        changes.extend(points.map(|(lba, _, pointer)| Change::Point(lba, pointer)));
+        changes.extend(points.map(|(lba, pointer)| Change::Point(lba, pointer)));
         (changes, next)
     }
 
@@ -307,7 +301,7 @@ impl Overlay {
         &self,
         from: Pba,
         most: usize,
-    ) -> impl Iterator<Item = (Pba, BlockChange)> + '_ {
+    ) -> impl Iterator<Item = (Pba, &BlockChange)> + '_ {
         self.blocks.from(from).take(most)
     }
 

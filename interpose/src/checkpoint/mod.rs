@@ -193,7 +193,7 @@ impl<D: Device + 'static> Core<D> {
         let more = making.delete_some().await?;
         let seals = making.write_seals().await?;
         let shelved = making.shelve().await?;
-        let changes = ChangedBlocks::new(self).map(|(pba, change)| (pba, change.into()));
+        let changes = ChangedBlocks::new(self, |_, change| Some(change.into()));
         // A block that nobody refers to any more may have been shared again
         // meanwhile. From here on it cannot: its count is 0 for all who ask.
         let is_kept = |pba| {
@@ -290,38 +290,43 @@ impl<D: Device + 'static> Making<D> {
     }
 }
 
-/// The blocks that changed, in order, a few at a time: requests and the
-/// checkpoint itself look at the overlay in between.
-struct ChangedBlocks<'a, D> {
+/// What is wanted of the blocks that changed, in order, a few at a time:
+/// requests and the checkpoint itself look at the overlay in between.
+struct ChangedBlocks<'a, D, T, W> {
     core: &'a Core<D>,
+    wanted: W,
     next: Option<Pba>,
-    batch: std::vec::IntoIter<(Pba, BlockChange)>,
+    batch: std::vec::IntoIter<(Pba, T)>,
 }
 
-impl<'a, D> ChangedBlocks<'a, D> {
-    fn new(core: &'a Core<D>) -> Self {
-        Self { core, next: Some(Pba(0)), batch: Vec::new().into_iter() }
+impl<'a, D, T, W: Fn(Pba, &BlockChange) -> Option<T>> ChangedBlocks<'a, D, T, W> {
+    fn new(core: &'a Core<D>, wanted: W) -> Self {
+        Self { core, wanted, next: Some(Pba(0)), batch: Vec::new().into_iter() }
     }
 }
 
-impl<D> Iterator for ChangedBlocks<'_, D> {
-    type Item = (Pba, BlockChange);
+impl<D, T, W: Fn(Pba, &BlockChange) -> Option<T>> Iterator for ChangedBlocks<'_, D, T, W> {
+    type Item = (Pba, T);
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(next) = self.batch.next() {
-            return Some(next);
+        loop {
+            if let Some(next) = self.batch.next() {
+                return Some(next);
+            }
+            let from = self.next.take()?;
+            let state = self.core.state.borrow();
+            let mut batch = Vec::with_capacity(CHANGED_BLOCKS);
+            for (pba, change) in state.merging.as_ref()?.blocks_from(from, CHANGED_BLOCKS) {
+                self.next = Some(Pba(pba.0 + 1));
+                batch.extend((self.wanted)(pba, change).map(|wanted| (pba, wanted)));
+            }
+            self.batch = batch.into_iter();
         }
-        let from = self.next?;
-        let state = self.core.state.borrow();
-        let blocks: Vec<_> = state.merging.as_ref()?.blocks_from(from, CHANGED_BLOCKS).collect();
-        self.next = blocks.last().map(|(last, _)| Pba(last.0 + 1));
-        self.batch = blocks.into_iter();
-        self.batch.next()
     }
 }
 
-impl From<BlockChange> for Change {
-    fn from(change: BlockChange) -> Self {
+impl From<&BlockChange> for Change {
+    fn from(change: &BlockChange) -> Self {
         match change.page {
             Some(PageChange::Taken) => Self::Page,
             Some(PageChange::Gone) => Self::Gone,

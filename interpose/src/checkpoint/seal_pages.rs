@@ -15,11 +15,10 @@ impl<D: Device + 'static> Making<D> {
     /// Writes the pages of seals in which something is new.
     pub(super) async fn write_seals(&self) -> Result<Tree, CheckpointError> {
         let tree = self.core.state.borrow().seals;
-        let still_there = |(pba, change): (Pba, BlockChange)| {
-            let born = change.born.filter(|_| change.delta > 0 || self.is_shared_anew(pba))?;
-            Some((pba, born))
+        let still_there = |pba, change: &BlockChange| {
+            change.born.filter(|_| change.delta > 0 || self.is_shared_anew(pba))
         };
-        let mut born = ChangedBlocks::new(&self.core).filter_map(still_there).peekable();
+        let mut born = ChangedBlocks::new(&self.core, still_there).peekable();
         if born.peek().is_none() {
             return Ok(tree);
         }

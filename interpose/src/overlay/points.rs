@@ -2,58 +2,54 @@
 //!
 //! A change looks for the block's page in a tree, and finds beside it what the
 //! change replaces and whether merging has to write that page anyway. A change
-//! that is alone under its page takes no memory outside of the tree.
+//! that is alone under its page takes no memory outside of the tree. What a
+//! snapshot has and its successor replaced, which is seldom looked at, is kept
+//! apart.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use block_core::{BlockCount, Lba, LbaRange};
 use smallvec::SmallVec;
 
+use super::places::Places;
 use crate::layout::pointer::POINTERS;
 use crate::layout::{Epoch, LineId, Pointer};
 
-/// Bits of a block's number that say where in its page its pointer is.
-const PLACE_BITS: u32 = POINTERS.trailing_zeros();
-
 /// Bits of the number of a page, within its line.
-const PAGE_BITS: u32 = 40 - PLACE_BITS;
+const PAGE_BITS: u32 = 40 - Places::BITS;
 
-const _: () = assert!(1 << (PAGE_BITS + PLACE_BITS) == crate::layout::record::MAX_VOLUME_BLOCKS);
+const _: () = assert!(1 << Places::BITS == POINTERS);
+const _: () = assert!(1 << (PAGE_BITS + Places::BITS) == crate::layout::record::MAX_VOLUME_BLOCKS);
 
 /// Levels of pages that map the largest volume, the leaves among them.
 pub(super) const LEVELS: u32 = 6;
 
-/// Bytes that a page's changes take beside them: the key, the length, and what
-/// the tree leaves empty (about a third).
-const PAGE_BYTES: usize = 40;
+/// Bytes that a page takes beside its pointers: the key, its places, the length
+/// and what the tree leaves empty (about a third).
+const PAGE_BYTES: usize = 70;
 
-/// Bytes of a change, with what a list that grows leaves empty.
-const POINT_BYTES: usize = 64;
+/// Bytes of a pointer, with what a list that grows leaves empty.
+const POINT_BYTES: usize = 56;
 
 /// Bytes of a page above the leaves.
 const ABOVE_BYTES: usize = 24;
 
-/// A pointer, and its place in its page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Point {
-    place: u8,
-    pointer: Pointer,
+/// The youngest pointers under a page.
+#[derive(Debug, Default)]
+struct Page {
+    places: Places,
+    pointers: SmallVec<[Pointer; 1]>,
+    /// The epoch of the last change.
+    changed: Epoch,
 }
-
-impl Point {
-    /// What the points of a page are sorted by.
-    const fn key(&self) -> (u8, Epoch) {
-        (self.place, self.pointer.birth)
-    }
-}
-
-type Page = SmallVec<[Point; 1]>;
 
 /// The pointers, and the pages that merging them writes.
 #[derive(Debug, Default)]
 pub(super) struct Points {
     pages: BTreeMap<u64, Page>,
+    /// Pointers that are not the youngest of their block: by page, place and
+    /// epoch.
+    older: BTreeMap<(u64, u8, Epoch), Pointer>,
     len: usize,
     /// Pages above the leaves, and when something under them changed last.
     above: BTreeMap<u64, Epoch>,
@@ -67,11 +63,7 @@ pub(super) struct Points {
 
 /// The number of the page of a block, in all lines.
 const fn page_of(line: LineId, lba: Lba) -> u64 {
-    (line.0 as u64) << PAGE_BITS | lba.0 >> PLACE_BITS
-}
-
-const fn place_of(lba: Lba) -> u8 {
-    lba.0 as u8 & (POINTERS as u8 - 1)
+    (line.0 as u64) << PAGE_BITS | Places::group_of(lba.0)
 }
 
 const fn line_of(page: u64) -> LineId {
@@ -79,16 +71,20 @@ const fn line_of(page: u64) -> LineId {
 }
 
 const fn lba_of(page: u64, place: u8) -> Lba {
-    Lba((page & ((1 << PAGE_BITS) - 1)) << PLACE_BITS | place as u64)
+    Lba(Places::number(page & ((1 << PAGE_BITS) - 1), place))
 }
 
 impl Points {
     /// The newest pointer of a block that is not younger than `epoch`.
     pub(super) fn find(&self, line: LineId, lba: Lba, epoch: Epoch) -> Option<&Pointer> {
-        let page = self.pages.get(&page_of(line, lba))?;
-        let upto = page.partition_point(|point| point.key() <= (place_of(lba), epoch));
-        let newest = &page[upto.checked_sub(1)?];
-        (newest.place == place_of(lba)).then_some(&newest.pointer)
+        let (number, place) = (page_of(line, lba), Places::place_of(lba.0));
+        let page = self.pages.get(&number)?;
+        let youngest = &page.pointers[page.places.find(place).ok()?];
+        if youngest.birth <= epoch {
+            return Some(youngest);
+        }
+        let older = (number, place, Epoch(0))..=(number, place, epoch);
+        self.older.range(older).next_back().map(|(_, pointer)| pointer)
     }
 
     /// Puts a pointer in the place of what the line had there since its newest
@@ -104,33 +100,36 @@ impl Points {
             self.epochs.extend(put);
             self.last = put;
         }
-        let place = place_of(lba);
-        let point = Point { place, pointer };
-        let page = match self.pages.entry(page_of(line, lba)) {
-            Entry::Occupied(page) => page.into_mut(),
-            Entry::Vacant(page) => page.insert(SmallVec::new()),
+        let (number, place) = (page_of(line, lba), Places::place_of(lba.0));
+        let page = self.pages.entry(number).or_default();
+        let is_first = std::mem::replace(&mut page.changed, pointer.birth) <= since;
+        let replaced = match page.places.find(place) {
+            Ok(at) => Some(std::mem::replace(&mut page.pointers[at], pointer)),
+            Err(at) => {
+                page.places.add(place);
+                page.pointers.insert(at, pointer);
+                None
+            }
         };
-        let upto = page.partition_point(|point| point.key() <= (place, Epoch::MAX));
-        let is_of_stage = |point: &Point| point.pointer.birth > since;
-        let newest = upto.checked_sub(1).map(|newest| &mut page[newest]);
-        if let Some(newest) = newest.filter(|newest| newest.place == place && is_of_stage(newest)) {
-            // No snapshot has what is replaced.
-            return Some(std::mem::replace(newest, point).pointer);
-        }
-        let is_first = !page.iter().any(is_of_stage);
-        page.insert(upto, point);
-        self.len += 1;
         if is_first {
             self.to_write += 1;
             self.touch_above(line, since, lba, pointer.birth);
         }
+        // No snapshot has what is younger than the newest one.
+        if let Some(gone) = replaced.filter(|replaced| replaced.birth > since) {
+            return Some(gone);
+        }
+        if let Some(kept) = replaced {
+            self.older.insert((number, place, kept.birth), kept);
+        }
+        self.len += 1;
         None
     }
 
     /// Counts the pages above a leaf, up to one that is written anyway.
     fn touch_above(&mut self, line: LineId, since: Epoch, lba: Lba, epoch: Epoch) {
         for level in 1..LEVELS {
-            let page = page_of(line, Lba(lba.0 >> (level * PLACE_BITS)));
+            let page = page_of(line, Lba(lba.0 >> (level * Places::BITS)));
             let newest = self.above.entry(u64::from(level) << 60 | page).or_default();
             if std::mem::replace(newest, epoch) > since {
                 return;
@@ -139,17 +138,17 @@ impl Points {
         }
     }
 
-    /// The front part of a range that has few enough entries to be gone
-    /// through in one go: those of a page more than `entries`, at most.
+    /// The front part of a range whose pointers can be taken in one go: about
+    /// `entries` of them.
     pub(super) fn slice(&self, line: LineId, range: LbaRange, entries: usize) -> LbaRange {
         let mut seen = 0;
         let last = Lba(range.end().0.saturating_sub(1));
-        for (&page, points) in self.pages.range(page_of(line, range.start)..=page_of(line, last)) {
-            if seen >= entries && lba_of(page, 0) > range.start {
-                let count = BlockCount(lba_of(page, 0).0 - range.start.0);
+        for (&number, page) in self.pages.range(page_of(line, range.start)..=page_of(line, last)) {
+            if seen >= entries && lba_of(number, 0) > range.start {
+                let count = BlockCount(lba_of(number, 0).0 - range.start.0);
                 return LbaRange { start: range.start, count };
             }
-            seen += points.len();
+            seen += page.pointers.len();
         }
         range
     }
@@ -165,18 +164,25 @@ impl Points {
         let pages = page_of(line, range.start)..=page_of(line, last);
         let mut emptied: SmallVec<[u64; 8]> = SmallVec::new();
         for (&number, page) in self.pages.range_mut(pages) {
-            let before = page.len();
-            page.retain(|point| {
-                let lba = lba_of(number, point.place);
-                let is_taken =
-                    range.start <= lba && lba < range.end() && point.pointer.birth > since;
-                if is_taken {
-                    taken(&point.pointer);
+            for place in page.places.iter() {
+                let lba = lba_of(number, place);
+                let Ok(at) = page.places.find(place) else { continue };
+                let is_outside = lba < range.start || lba >= range.end();
+                if is_outside || page.pointers[at].birth <= since {
+                    continue;
                 }
-                !is_taken
-            });
-            self.len -= before - page.len();
-            if page.is_empty() {
+                taken(&page.pointers[at]);
+                self.len -= 1;
+                let older = (number, place, Epoch(0))..=(number, place, Epoch::MAX);
+                match self.older.range(older).next_back().map(|(&key, _)| key) {
+                    Some(key) => page.pointers[at] = self.older.remove(&key).unwrap_or_default(),
+                    None => {
+                        page.pointers.remove(at);
+                        page.places.remove(place);
+                    }
+                }
+            }
+            if page.pointers.is_empty() {
                 emptied.push(number);
             }
         }
@@ -185,18 +191,42 @@ impl Points {
         }
     }
 
-    /// The pointers of a line from a block on, in order of block and epoch.
-    pub(super) fn of_line(
+    /// The pointers of a line of some epochs, after one and up to another, from
+    /// a block on, in order of block and epoch. Looks at about `most` blocks;
+    /// also says where to go on.
+    pub(super) fn some_of_line(
         &self,
         line: LineId,
+        (after, upto): (Epoch, Epoch),
         from: Lba,
-    ) -> impl Iterator<Item = (Lba, &Pointer)> + '_ {
+        most: usize,
+    ) -> (Vec<(Lba, Pointer)>, Option<Lba>) {
+        let is_asked_for = |pointer: &Pointer| pointer.birth > after && pointer.birth <= upto;
+        let (mut found, mut looked) = (Vec::with_capacity(most), 0);
         let pages = page_of(line, from)..page_of(LineId(line.0 + 1), Lba(0));
-        self.pages.range(pages).flat_map(move |(&page, points)| {
-            let points =
-                points.iter().map(move |point| (lba_of(page, point.place), &point.pointer));
-            points.skip_while(move |(lba, _)| *lba < from)
-        })
+        for (&number, page) in self.pages.range(pages) {
+            for (place, youngest) in page.places.iter().zip(&page.pointers) {
+                let lba = lba_of(number, place);
+                if lba < from {
+                    continue;
+                }
+                if looked >= most {
+                    return (found, Some(lba));
+                }
+                looked += 1;
+                if !self.older.is_empty() {
+                    let older = (number, place, Epoch(0))..=(number, place, Epoch::MAX);
+                    let older = self.older.range(older).map(|(_, pointer)| pointer);
+                    found.extend(
+                        older.filter(|older| is_asked_for(older)).map(|&older| (lba, older)),
+                    );
+                }
+                if is_asked_for(youngest) {
+                    found.push((lba, *youngest));
+                }
+            }
+        }
+        (found, None)
     }
 
     /// Whether the line may have pointers of epochs after `after` and up to
@@ -233,9 +263,10 @@ impl Points {
         self.pages.len() * PAGE_BYTES + self.len * POINT_BYTES + self.above.len() * ABOVE_BYTES
     }
 
-    /// Lets go of a page's; whether there was one.
+    /// Lets go of a page; whether there was one.
     pub(super) fn drop_some(&mut self) -> bool {
         self.above.pop_first();
-        self.pages.pop_first().is_some()
+        self.older.pop_first();
+        self.pages.pop_first().is_some() || !self.older.is_empty()
     }
 }

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::beside::{Beside, READS, WRITES};
 use super::{Item, Rules, Tree, Walk, first_index, slot, span};
+use crate::hash::is_zero;
 use crate::layout::pointer::POINTER_BYTES;
 use crate::layout::{Class, Epoch, Kind, Pointer};
 use crate::pages::{Damage, Page, PageBuf, Pages, PagesError, What};
@@ -449,7 +450,7 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     /// page above.
     async fn close(&mut self, node: Node) -> Step<(), A> {
         let Content::Changed(page) = node.content else { return Ok(()) };
-        let pointer = if page.iter().all(|&byte| byte == 0) {
+        let pointer = if is_zero(&page) {
             Pointer::HOLE
         } else {
             self.steps += PAGE_STEPS;
@@ -492,20 +493,24 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
     /// Changes the entry for an index in the last open page.
     async fn set(&mut self, index: u64, pointer: Pointer) {
         let Some(node) = self.path.last_mut() else { return };
-        let mut page = match std::mem::replace(&mut node.content, Content::Holes) {
-            Content::Holes => self.beside.attend(self.pages.blank()).await,
-            Content::Lost(pointer) => {
-                let mut page = self.beside.attend(self.pages.blank()).await;
-                let entries = page.as_chunks_mut::<POINTER_BYTES>().0;
-                entries.fill(pointer.encode());
-                page
-            }
-            Content::Read(page) => self.beside.attend(self.pages.own(page)).await,
-            Content::Changed(page) => page,
-        };
-        let at = slot(index, node.level) * POINTER_BYTES;
-        page[at..at + POINTER_BYTES].copy_from_slice(&pointer.encode());
-        node.content = Content::Changed(page);
+        if !matches!(node.content, Content::Changed(_)) {
+            let page = match std::mem::replace(&mut node.content, Content::Holes) {
+                Content::Holes => self.beside.attend(self.pages.blank()).await,
+                Content::Lost(pointer) => {
+                    let mut page = self.beside.attend(self.pages.blank()).await;
+                    let entries = page.as_chunks_mut::<POINTER_BYTES>().0;
+                    entries.fill(pointer.encode());
+                    page
+                }
+                Content::Read(page) => self.beside.attend(self.pages.own(page)).await,
+                Content::Changed(page) => page,
+            };
+            node.content = Content::Changed(page);
+        }
+        if let Content::Changed(page) = &mut node.content {
+            let at = slot(index, node.level) * POINTER_BYTES;
+            page[at..at + POINTER_BYTES].copy_from_slice(&pointer.encode());
+        }
     }
 
     async fn pause(&mut self) {
