@@ -18,6 +18,7 @@ use std::rc::Rc;
 
 use block_core::device::Durability;
 use block_core::{BLOCK_SIZE, Device, Pba, Pool};
+use foldhash::fast::FixedState;
 use lru::LruCache;
 use tokio::sync::Notify;
 
@@ -51,7 +52,7 @@ pub struct Pages<D> {
     vault: Rc<Vault>,
     buffers: Pool,
     claims: Rc<Claims>,
-    kept: RefCell<LruCache<u64, Page>>,
+    kept: RefCell<LruCache<u64, Page, FixedState>>,
     flights: RefCell<HashMap<u64, Rc<Flight>>>,
 }
 
@@ -65,7 +66,7 @@ impl<D: Device> Pages<D> {
             vault,
             buffers,
             claims: Rc::default(),
-            kept: RefCell::new(LruCache::unbounded()),
+            kept: RefCell::new(LruCache::unbounded_with_hasher(FixedState::default())),
             flights: RefCell::default(),
         }
     }
@@ -316,7 +317,10 @@ impl<D: Device> Pages<D> {
 
     /// Drops everything that is kept.
     pub fn purge(&self) {
-        let kept = std::mem::replace(&mut *self.kept.borrow_mut(), LruCache::unbounded());
+        let kept = std::mem::replace(
+            &mut *self.kept.borrow_mut(),
+            LruCache::unbounded_with_hasher(FixedState::default()),
+        );
         drop(kept);
     }
 

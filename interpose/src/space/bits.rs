@@ -32,6 +32,11 @@ impl Bits {
 
     /// Sets a run; says how many were not set.
     pub(crate) fn set_run(&mut self, place: u16, count: u16) -> u16 {
+        if count == 1 {
+            let is_new = !self.get(place);
+            self.set(place);
+            return u16::from(is_new);
+        }
         let mut added = 0;
         for (word, mask) in masks(place, count) {
             added += (mask & !self.0[word]).count_ones() as u16;
@@ -41,6 +46,9 @@ impl Bits {
     }
 
     pub(crate) fn clear_run(&mut self, place: u16, count: u16) {
+        if count == 1 {
+            return self.clear(place);
+        }
         masks(place, count).for_each(|(word, mask)| self.0[word] &= !mask);
     }
 
@@ -62,10 +70,15 @@ impl Bits {
         Self(std::array::from_fn(|word| self.0[word] & other.0[word]))
     }
 
-    /// The first run, at most so long: where it begins and its length.
-    pub(crate) fn first_run(&self, most: u16) -> Option<(u16, u16)> {
-        let word = self.0.iter().position(|&word| word != 0)?;
+    /// The first run, at most so long, when no bit below `from` is set: where
+    /// it begins and its length.
+    pub(crate) fn first_run(&self, from: u16, most: u16) -> Option<(u16, u16)> {
+        let first = usize::from(from / 64);
+        let word = first + self.0.get(first..)?.iter().position(|&word| word != 0)?;
         let start = word as u16 * 64 + self.0[word].trailing_zeros() as u16;
+        if most == 1 {
+            return Some((start, 1));
+        }
         let mut length = 0;
         while length < most {
             let place = start + length;
@@ -105,7 +118,10 @@ mod tests {
             let bits = Bits::of(2048, |place| (start..end).contains(&place) || place == later);
             let first = (0..2048).find(|&place| bits.get(place));
             let run = |first: u16| (first..2048).take_while(|&place| bits.get(place)).count() as u16;
-            prop_assert_eq!(bits.first_run(most), first.map(|first| (first, run(first).min(most))));
+            let expected = first.map(|first| (first, run(first).min(most)));
+            prop_assert_eq!(bits.first_run(0, most), expected);
+            prop_assert_eq!(bits.first_run(start.min(later), most), expected);
+            prop_assert_eq!(Bits::NONE.first_run(2048, most), None);
             let mut runs = Bits::NONE;
             prop_assert_eq!(runs.set_run(start, end - start), end - start);
             prop_assert_eq!(runs.set_run(start, end - start), 0);

@@ -5,7 +5,9 @@
 //! So a region's number is that of its zero counts less that of its taken
 //! blocks; this holds through every change here.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
 
 use super::bits::Bits;
 use super::layout::REGION_BLOCKS;
@@ -61,6 +63,8 @@ impl Run {
 struct Open {
     region: u32,
     left: Bits,
+    /// None is left before.
+    from: u16,
     count: u16,
 }
 
@@ -97,7 +101,9 @@ impl Cursor {
 pub(crate) struct Ledger {
     free: Vec<u16>,
     allocatable: u64,
-    taken: BTreeMap<u32, Bits>,
+    /// By region. Nobody outside chooses the keys, and they are looked for with
+    /// each block.
+    taken: HashMap<u32, Bits, FixedState>,
     taken_count: u64,
     cursors: [Cursor; 2],
     /// Where the next choice looks first.
@@ -126,9 +132,10 @@ impl Ledger {
     /// At most `most` consecutive blocks of the region that is open.
     pub(crate) fn take(&mut self, purpose: Purpose, most: u16) -> Option<Run> {
         let open = self.cursors[purpose as usize].current()?;
-        let (place, count) = open.left.first_run(most)?;
+        let (place, count) = open.left.first_run(open.from, most)?;
         let run = Run { region: open.region, place, count };
         open.left.clear_run(place, count);
+        open.from = place + count;
         open.count -= count;
         self.mark_taken(run);
         self.less(run.region, count);
@@ -162,6 +169,7 @@ impl Ledger {
             let opens = cursors.flat_map(|cursor| cursor.open.iter_mut().chain(&mut cursor.ahead));
             for open in opens.filter(|open| open.region == run.region && open.count > 0) {
                 open.left.set(place);
+                open.from = open.from.min(place);
                 open.count += 1;
             }
         }
@@ -278,7 +286,7 @@ impl Ledger {
         let cursor = &mut self.cursors[purpose as usize];
         cursor.opening = None;
         cursor.asked = false;
-        let open = Some(Open { region, left, count }).filter(|open| open.count > 0);
+        let open = Some(Open { region, left, from: 0, count }).filter(|open| open.count > 0);
         if cursor.current().is_none() {
             cursor.open = open;
         } else {
