@@ -7,6 +7,7 @@
 //! checkpoint works on the catalog as it was when it began, and the live one
 //! adopts what came out.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -75,6 +76,10 @@ pub struct Catalog {
     names: BTreeMap<(VolumeId, Rc<str>), SnapshotKey>,
     epoch: Epoch,
     next_line: LineId,
+    /// What [`Catalog::since`] said last: every change of a block asks, and most
+    /// often of the same line.
+    since: Cell<Option<(LineId, Epoch)>>,
+    version: u64,
     /// Records since the last checkpoint began.
     changes: u64,
 }
@@ -90,7 +95,16 @@ impl Catalog {
     #[must_use]
     pub fn new(epoch: Epoch, next_line: LineId) -> Self {
         let (volumes, nodes, names) = Default::default();
-        Self { volumes, nodes, names, epoch, next_line, changes: 0 }
+        Self {
+            volumes,
+            nodes,
+            names,
+            epoch,
+            next_line,
+            since: Cell::new(None),
+            version: 0,
+            changes: 0,
+        }
     }
 
     /// Puts in what was stored.
@@ -98,6 +112,7 @@ impl Catalog {
     /// # Errors
     /// When it is there already, or is from the future.
     pub fn restore_node(&mut self, record: NodeRecord) -> Result<(), Contradiction> {
+        self.facts_change();
         let key = record.key;
         if key.line >= self.next_line || (key.epoch >= self.epoch && key.epoch != Epoch::HEAD) {
             return Err(Contradiction("a snapshot is younger than the pool"));
@@ -135,6 +150,7 @@ impl Catalog {
     /// # Errors
     /// When it is there already.
     pub fn restore_volume(&mut self, record: VolumeRecord) -> Result<(), Contradiction> {
+        self.facts_change();
         match self.volumes.insert(record.id, Rc::new(record)) {
             None => Ok(()),
             Some(_) => Err(Contradiction("a volume is there twice")),
@@ -145,6 +161,18 @@ impl Catalog {
     #[must_use]
     pub const fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Changes when what volumes and lines are may have changed: until then
+    /// who knows it need not look again.
+    #[must_use]
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn facts_change(&mut self) {
+        self.since.set(None);
+        self.version += 1;
     }
 
     /// The number of the next line.
@@ -206,8 +234,13 @@ impl Catalog {
     /// to the head alone.
     #[must_use]
     pub fn since(&self, line: LineId) -> Epoch {
+        if let Some((_, since)) = self.since.get().filter(|&(last, _)| last == line) {
+            return since;
+        }
         let parent = self.nodes.get(&head_of(line)).and_then(|head| head.facts.parent);
-        parent.map_or(Epoch(0), |parent| parent.epoch)
+        let since = parent.map_or(Epoch(0), |parent| parent.epoch);
+        self.since.set(Some((line, since)));
+        since
     }
 
     /// The snapshot that the line began as.
@@ -251,6 +284,7 @@ impl Catalog {
     /// # Errors
     /// When it does not fit; then nothing was done.
     pub fn apply(&mut self, control: &Control) -> Result<(), Contradiction> {
+        self.facts_change();
         self.changes += match control {
             Control::Snapshot { volumes, .. } => volumes.len() as u64,
             _ => 1,
@@ -404,6 +438,7 @@ impl Catalog {
     /// Takes a snapshot out of the chain: who began as it begins as its
     /// parent. The node itself stays, until [`Catalog::remove`].
     pub fn splice(&mut self, key: SnapshotKey) {
+        self.facts_change();
         let parent = self.nodes.get(&key).and_then(|node| node.facts.parent);
         for node in self.nodes.values_mut() {
             if node.facts.parent == Some(key) {
@@ -414,6 +449,7 @@ impl Catalog {
 
     /// Forgets a head or a snapshot.
     pub fn remove(&mut self, key: SnapshotKey) {
+        self.facts_change();
         self.nodes.remove(&key);
     }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::{BlockError, Chance, Device, Pba};
+use block_core::{BlockCount, BlockError, Chance, Device, Pba};
 use tokio::sync::Notify;
 
 use crate::catalog::Catalog;
@@ -159,7 +159,8 @@ impl<D: Device> Core<D> {
         let state = self.state.borrow();
         let volume = state.catalog.volume(id)?;
         let since = state.catalog.since(volume.line);
-        Some(Head { line: volume.line, since, domain: volume.domain, epoch: state.catalog.epoch() })
+        let (line, domain, blocks) = (volume.line, volume.domain, volume.blocks);
+        Some(Head { line, since, domain, blocks, epoch: state.catalog.epoch() })
     }
 
     /// Makes a change: in memory, and in the journal, in one step; says
@@ -234,6 +235,8 @@ pub(crate) struct Head {
     /// The last epoch that a snapshot has.
     pub(crate) since: crate::layout::Epoch,
     pub(crate) domain: DomainId,
+    /// The volume's size.
+    pub(crate) blocks: BlockCount,
     /// The epoch that changes belong to.
     pub(crate) epoch: crate::layout::Epoch,
 }

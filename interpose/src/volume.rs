@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::admission::Patience;
 use crate::catalog::head_of;
-use crate::core::Core;
+use crate::core::{Core, Head};
 use crate::layout::control::VolumeId;
 
 /// A volume of an open pool. Its head may change under it: restoring drains
@@ -19,6 +19,8 @@ pub struct Volume<D> {
     id: VolumeId,
     patience: Patience,
     gate: Gate,
+    /// Where changes go, and by which version of the catalog.
+    head: Cell<Option<(u64, Head)>>,
 }
 
 /// Counts the changes under way, and holds new ones back.
@@ -69,7 +71,7 @@ impl<D> Drop for Drained<D> {
 impl<D: Device + 'static> Volume<D> {
     pub(crate) fn new(core: &Rc<Core<D>>, id: VolumeId) -> Self {
         let (patience, gate) = (Patience::default(), Gate::default());
-        Self { core: Rc::clone(core), id, patience, gate }
+        Self { core: Rc::clone(core), id, patience, gate, head: Cell::new(None) }
     }
 
     /// Its identity.
@@ -112,6 +114,17 @@ impl<D: Device + 'static> Volume<D> {
 }
 
 impl<D: Device + 'static> Volume<D> {
+    /// Where changes go now. Nearly always that is where the last one went.
+    fn head(&self) -> Option<Head> {
+        let version = self.core.state.borrow().catalog.version();
+        if let Some((_, head)) = self.head.get().filter(|&(seen, _)| seen == version) {
+            return Some(head);
+        }
+        let head = self.core.head(self.id)?;
+        self.head.set(Some((version, head)));
+        Some(head)
+    }
+
     /// Whether a range still lies in the volume: it may have become smaller
     /// while the change waited.
     fn has(&self, range: LbaRange) -> bool {
@@ -133,13 +146,17 @@ impl<D: Device + 'static> Volume<D> {
             Err(error) => return (buffer, Err(error)),
         };
         let _running = self.gate.enter().await;
-        if !self.has(range) {
+        let Some(head) = self.head() else {
+            return (buffer, Err(BlockError::NotAttached));
+        };
+        // It may have become smaller while the write waited.
+        if range.end().0 > head.blocks.0 {
             return (buffer, Err(BlockError::OutOfRange));
         }
         if version.is_some_and(|version| version != self.version()) {
             return (buffer, Ok(Completed::Outdated));
         }
-        let write = self.core.write(self.id, range, buffer, place, durability);
+        let write = self.core.write(head, range, buffer, place, durability);
         let (buffer, outcome) = write.await;
         (buffer, outcome.map(|()| Completed::Written))
     }

@@ -64,20 +64,19 @@ impl<const N: usize> Batch<N> {
 }
 
 impl<D: Device> Core<D> {
-    /// Writes blocks `place..` of the buffer to a volume. What is in the
+    /// Writes blocks `place..` of the buffer to a volume's head as it is now. What is in the
     /// buffer afterwards is of no use.
     ///
     /// After an error each block is old or new.
     /// The caller was admitted.
     pub(crate) async fn write(
         &self,
-        id: VolumeId,
+        head: Head,
         range: LbaRange,
         buffer: Buffer,
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
-        let Some(head) = self.head(id) else { return (buffer, Err(BlockError::NotAttached)) };
         let _writing = self.writers.enter();
         let (buffer, mut outcome) = if range.count.0 == 1 {
             self.write_batch(Batch::<1>::new(head, range, place), buffer).await

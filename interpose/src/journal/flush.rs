@@ -11,8 +11,9 @@ use turn::yield_now;
 use super::writer::{Closed, Reached};
 use super::{Journal, JournalError};
 
-/// Blocks that are written at a time.
-pub(super) const LANES: usize = 8;
+/// Blocks that are written at a time: each holds 63 records, so four are as many
+/// changes as the deepest queues bring.
+pub(super) const LANES: usize = 4;
 
 /// Records that nobody flushes are flushed after so long, at most.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
@@ -164,17 +165,13 @@ impl<D: Device> Journal<D> {
     /// Writes what is closed and flushes when that is due, until the journal
     /// fails.
     pub async fn run(&self) {
-        let [a, b, c, d, e, f, g, h] = &self.lanes;
+        let [a, b, c, d] = &self.lanes;
         tokio::join!(
             self.flush_when_due(),
             self.write_closed(a),
             self.write_closed(b),
             self.write_closed(c),
             self.write_closed(d),
-            self.write_closed(e),
-            self.write_closed(f),
-            self.write_closed(g),
-            self.write_closed(h),
         );
     }
 
