@@ -21,7 +21,7 @@ pub struct Memory {
 
 impl Memory {
     /// `bytes` of zeroes, rounded up to whole pages; the kernel supplies each
-    /// page when it is first touched.
+    /// page when it is first touched, 2 MiB at a time where that is possible.
     ///
     /// # Errors
     /// The kernel's, when it has no address space or memory to give.

@@ -14,6 +14,9 @@ use crate::buffer::Buffer;
 /// The page size of x86-64.
 const PAGE: usize = 4096;
 
+/// The size of its large pages.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Mapped pages, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Pages {
@@ -30,7 +33,14 @@ unsafe impl Sync for Pages {}
 impl Pages {
     pub(crate) fn anonymous(bytes: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        let pages = Self::map(bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)?;
+        if pages.len >= HUGE_PAGE {
+            // SAFETY: the range was just mapped; the advice changes only what
+            // size of pages backs it. A kernel without them refuses it, which
+            // costs speed alone.
+            unsafe { libc::madvise(pages.start.as_ptr().cast(), pages.len, libc::MADV_HUGEPAGE) };
+        }
+        Ok(pages)
     }
 
     pub(crate) fn of_file(

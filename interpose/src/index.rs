@@ -16,7 +16,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use block_core::Pba;
+use block_core::{BLOCK_SIZE, Buffer, Pba, Pool};
 use smallvec::SmallVec;
 
 use crate::layout::pointer::MAX_BLOCKS;
@@ -58,10 +58,12 @@ pub struct Index {
 impl Index {
     /// An empty index of `bytes` of memory. With less than a line's it
     /// is off: it keeps nothing and names nothing.
-    #[must_use]
-    pub fn new(bytes: usize) -> Self {
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory to give.
+    pub fn new(bytes: usize) -> std::io::Result<Self> {
         let lines = bytes / LINE_BYTES;
-        Self { memory: RefCell::new(Memory::new(lines)), lines, len: Cell::new(0) }
+        Ok(Self { memory: RefCell::new(Memory::new(lines)?), lines, len: Cell::new(0) })
     }
 
     /// Remembers that a block with this hash is at `pba`. When there is no
@@ -112,7 +114,9 @@ impl Index {
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.memory.borrow_mut().bytes.fill(0);
+        if let Some(bytes) = &mut self.memory.borrow_mut().bytes {
+            bytes.fill(0);
+        }
         self.len.set(0);
     }
 
@@ -201,29 +205,33 @@ impl Spot {
     }
 }
 
-/// The lines' bytes, from `start` on, where a line of the CPU's cache begins.
+/// The lines' bytes. A buffer is page-aligned, so a line is one of the CPU's
+/// cache, and is mapped with large pages where there are some: lines are looked
+/// at in no order.
 struct Memory {
-    bytes: Vec<u8>,
-    start: usize,
+    bytes: Option<Buffer>,
 }
 
 impl Memory {
-    fn new(lines: usize) -> Self {
-        // Zeroed memory of this size comes from the kernel a page at a time
-        // when it is first used; an index of many GiB is made at once.
-        let bytes = vec![0; (lines + 1) * LINE_BYTES];
-        let start = bytes.as_ptr().align_offset(LINE_BYTES) % LINE_BYTES;
-        Self { bytes, start }
+    /// Memory that the kernel supplies when it is first used: an index of many
+    /// GiB is made at once.
+    fn new(lines: usize) -> std::io::Result<Self> {
+        let bytes = (lines * LINE_BYTES).next_multiple_of(BLOCK_SIZE);
+        let bytes = if bytes == 0 { None } else { Pool::private(1, bytes)?.take() };
+        Ok(Self { bytes })
     }
 
     fn line(&self, line: usize) -> &[u8; LINE_BYTES] {
-        let at = self.start + line * LINE_BYTES;
-        self.bytes[at..].first_chunk().expect("the spot lies in the memory")
+        let at = line * LINE_BYTES;
+        let line = self.bytes.as_deref().and_then(|bytes| bytes.get(at..)?.first_chunk());
+        line.expect("the spot lies in the memory")
     }
 
     fn line_mut(&mut self, line: usize) -> &mut [u8; LINE_BYTES] {
-        let at = self.start + line * LINE_BYTES;
-        self.bytes[at..].first_chunk_mut().expect("the spot lies in the memory")
+        let at = line * LINE_BYTES;
+        let line =
+            self.bytes.as_deref_mut().and_then(|bytes| bytes.get_mut(at..)?.first_chunk_mut());
+        line.expect("the spot lies in the memory")
     }
 
     fn used(&self, line: usize) -> usize {
@@ -308,7 +316,7 @@ mod tests {
     /// remembered whole, and is found, with hardly anybody else's block.
     #[test]
     fn it_holds_what_it_is_made_for_and_a_little_more_before_it_forgets() {
-        let index = Index::new(1 << 20);
+        let index = Index::new(1 << 20).expect("memory");
         let mut forgot = None;
         for number in 1..=index.lines as u64 * ENTRIES as u64 {
             let loses = index.insert(&hash(number), Pba(number)).is_some();
@@ -335,7 +343,7 @@ mod tests {
 
     #[test]
     fn with_no_memory_it_is_off() {
-        let index = Index::new(LINE_BYTES - 1);
+        let index = Index::new(LINE_BYTES - 1).expect("memory");
         assert_eq!(index.insert(&hash(1), Pba(1)), None);
         assert_eq!((index.candidates(&hash(1)).len(), index.len()), (0, 0));
         index.remove(&hash(1), Pba(1));
@@ -347,7 +355,7 @@ mod tests {
     /// the largest pool would spill into the fingerprint.
     #[test]
     fn it_takes_no_block_that_cannot_be_a_guests() {
-        let index = Index::new(1024);
+        let index = Index::new(1024).expect("memory");
         assert_eq!(index.insert(&[0; 16], Pba(0)), None);
         assert_eq!(index.insert(&[0; 16], Pba(MAX_BLOCKS)), None);
         assert_eq!((index.len(), index.candidates(&[0; 16]).len()), (0, 0));
@@ -377,7 +385,7 @@ mod tests {
             lines in 1..12usize,
             deeds in vec(deed(), 0..600),
         ) {
-            let index = Index::new(lines * LINE_BYTES);
+            let index = Index::new(lines * LINE_BYTES).expect("memory");
             // Each pair has a block of its own: one that is forgotten is known.
             let pba = |hash: u8, pba: u8| Pba(u64::from(hash) << 8 | u64::from(pba));
             let mut model = BTreeMap::new();

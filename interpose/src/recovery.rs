@@ -83,6 +83,9 @@ pub enum OpenError {
     /// The catalog cannot be read.
     #[error("the catalog is damaged: {0}")]
     Catalog(String),
+    /// The kernel has no memory for the dedup index.
+    #[error("there is no memory for the dedup index: {0}; give it less in the configuration")]
+    Index(String),
     /// A record of the journal cannot be.
     #[error("block {number} of the journal says what cannot be: {why}")]
     Journal {
@@ -150,7 +153,7 @@ pub(crate) async fn open<D: Device + 'static>(
         generation: guard.generation,
     };
     let replay = Replay { device: &*device, vault: &vault, buffers: &buffers, ring: &ring };
-    let index = Index::new(settings.index);
+    let index = Index::new(settings.index).map_err(|why| OpenError::Index(why.to_string()))?;
     let state = RefCell::new(state);
     let at = replay.run(start, chain, &state, &space, &index).await?;
     claim_shared(&state, &space).await;
