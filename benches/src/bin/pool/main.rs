@@ -7,6 +7,7 @@
 mod amplification;
 mod cost;
 mod device;
+mod image;
 mod instructions;
 mod machine;
 mod row;
@@ -44,6 +45,11 @@ enum Question {
         #[arg(long, default_values_t = [256, 1024])]
         mapped: Vec<u64>,
     },
+    /// What does a second copy of an image store, and a second clone read?
+    Image {
+        /// The image, of a file system for example
+        file: std::path::PathBuf,
+    },
     /// How long do opening and snapshots take, by size?
     Size {
         /// The device's size, in GiB
@@ -61,6 +67,7 @@ fn main() -> anyhow::Result<()> {
         Question::Instructions { row } => instructions::run(row),
         Question::Work { row } => instructions::work(row),
         Question::Amplification { mapped } => mapped.into_iter().try_for_each(amplification::run),
+        Question::Image { file } => image::run(&file),
         Question::Size { device, mapped } => size::run(device, mapped),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use block_core::{BLOCK_SIZE, BlockCount, Blocks, Lba, LbaRange};
+use block_core::{BlockCount, Blocks, Lba, LbaRange};
 use clap::ValueEnum;
 use interpose::{Settings, Volume};
 
@@ -97,11 +97,12 @@ impl Subject {
     fn write(&mut self, row: Row, blocks: u64) -> anyhow::Result<()> {
         let size = if row == Row::UniqueLarge { LARGE } else { 1 };
         let mut buffer = self.machine.buffer()?;
+        // What is not stored is not sealed in place: the buffer stays as it is,
+        // or the block would be a unique one and its cost that of one.
+        buffer.fill(u8::from(row != Row::Zero));
         for number in 0..blocks / size {
-            match row {
-                Row::Duplicate => buffer[..BLOCK_SIZE].fill(1),
-                Row::Zero => buffer[..BLOCK_SIZE].fill(0),
-                _ => self.machine.make_unique(&mut buffer, size as usize),
+            if matches!(row, Row::Unique | Row::UniqueLarge) {
+                self.machine.make_unique(&mut buffer, size as usize);
             }
             let at = self.advance(size);
             buffer = self.machine.write(&self.volume, at, size, buffer)?;
