@@ -114,3 +114,22 @@ fn a_lost_write_waits_for_a_new_server() {
     assert_eq!(pair.guest.outcome, Some(Ok(())));
     assert_eq!(pair.host.changed, [8, 80]);
 }
+
+/// A write had run, a read had shown it, and the server lost it before the
+/// write was answered. The guest read again at once, and the write was gone.
+/// Reads wait until changes without an answer have been made again.
+#[test]
+fn a_read_waits_for_the_changes_that_are_made_again() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit_at(volume, Op::Write, 8, 8);
+    pair.run(Duration::from_millis(2), |frame| frame.kind == Kind::Answer);
+    pair.restart_server();
+    pair.host.verifier = 2;
+    // Only attach answers come: those of slot 0.
+    pair.run(Duration::from_secs(1), |frame| frame.kind == Kind::Answer && frame.header.slot != 0);
+    assert!(matches!(pair.client.state(volume), VolumeState::Attached(_)));
+    assert_eq!(offer(&mut pair, volume, Op::Read, 800), Err(Refusal::Busy));
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.guest.outcome.take(), Some(Ok(())));
+    assert_eq!(offer(&mut pair, volume, Op::Read, 800), Ok(()));
+}
