@@ -133,3 +133,14 @@ fn a_read_waits_for_the_changes_that_are_made_again() {
     assert_eq!(pair.guest.outcome.take(), Some(Ok(())));
     assert_eq!(offer(&mut pair, volume, Op::Read, 800), Ok(()));
 }
+
+/// A server was back after 300 ms, and the front noticed 250 ms later.
+#[test]
+fn a_server_that_is_back_is_noticed_soon() {
+    let (mut pair, volume) = Pair::attached();
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_millis(300), |_| true);
+    pair.restart_server();
+    pair.run(Duration::from_millis(60), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}

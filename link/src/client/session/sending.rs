@@ -1,5 +1,7 @@
 //! What goes: requests, their segments, and the question how far they are.
 
+use std::time::Duration;
+
 use block_core::{Op, Time};
 
 use super::{Phase, Session};
@@ -13,6 +15,13 @@ use crate::wire::{Peer, Wire};
 /// Frames that one session sends in a turn, so that a turn is bounded.
 const BURST: usize = 256;
 
+/// How often one request of a session asks for an answer, for the first seconds
+/// of a silence: a server that was started anew is noticed that soon.
+const ASK_OFTEN: Duration = Duration::from_millis(25);
+
+/// So many times.
+const ASK_OFTEN_TIMES: u8 = 200;
+
 impl<P: Peer> Session<P> {
     /// Asks how far the requests are whose answers are late.
     pub(in crate::client) fn handle_timeout(&mut self, now: Time, volumes: &[Volume]) {
@@ -22,9 +31,11 @@ impl<P: Peer> Session<P> {
         let mine = volumes.iter().filter(|volume| volume.session == self.index);
         let retries = mine.flat_map(|volume| [volume.retry_at, volume.flush_at]);
         self.next_deadline = retries.flatten().filter(|at| *at > now).min();
+        let mut asks_often = true;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let Some(deadline) = slot.deadline else { continue };
+            let asks_often = std::mem::take(&mut asks_often) && slot.doublings < ASK_OFTEN_TIMES;
             if now < deadline {
                 self.next_deadline = earlier(self.next_deadline, deadline);
                 continue;
@@ -33,6 +44,12 @@ impl<P: Peer> Session<P> {
             slot.probe_due = true;
             slot.timed_from = None;
             self.await_answer(now, index);
+            if asks_often {
+                let soon = now + ASK_OFTEN;
+                let slot = &mut self.slots[index];
+                slot.deadline = slot.deadline.map(|deadline| deadline.min(soon));
+                self.next_deadline = earlier(self.next_deadline, soon);
+            }
             self.enqueue(index as u16);
         }
     }
