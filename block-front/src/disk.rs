@@ -35,11 +35,20 @@ pub struct DiskOptions {
     pub serial: String,
     /// Number of queues, at most [`MAX_QUEUES`].
     pub queues: u16,
-    /// Whether answers that earlier fronts gave may not hold any more: then
-    /// only a guest that starts anew is served; see [`Front::take_begun`].
+    /// Why a guest that goes on would find another disk than it knows: then
+    /// only one that starts anew is served; see [`Front::take_begun`].
     ///
     /// [`Front::take_begun`]: crate::Front::take_begun
-    pub has_lost_writes: bool,
+    pub breach: Option<Breach>,
+}
+
+/// What came between a disk and the guest that has used it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breach {
+    /// Writes that an earlier front had answered may be missing.
+    LostWrites,
+    /// The volume is another one, or was restored or taken away by force.
+    OtherVolume,
 }
 
 impl DiskOptions {
@@ -62,7 +71,7 @@ impl DiskOptions {
             read_only: false,
             logical_block_size: SECTOR_SIZE as u32,
             queues: MAX_QUEUES,
-            has_lost_writes: false,
+            breach: None,
         }
     }
 
@@ -141,10 +150,10 @@ impl DiskSpec {
         self.0.queues
     }
 
-    /// Whether answers that earlier fronts gave may not hold any more.
+    /// Why a guest that goes on cannot be served.
     #[must_use]
-    pub const fn has_lost_writes(&self) -> bool {
-        self.0.has_lost_writes
+    pub const fn breach(&self) -> Option<Breach> {
+        self.0.breach
     }
 
     /// The serial number, padded with NUL.

@@ -49,7 +49,7 @@ pub(crate) struct Disks {
     pub(crate) stopping: usize,
     /// Nothing new is taken from any ring.
     pub(crate) quiescing: bool,
-    /// Disks that have lost writes, and a guest that has begun anew.
+    /// Disks with a breach whose guests have begun anew.
     pub(crate) begun: Vec<usize>,
 }
 
@@ -61,8 +61,8 @@ pub(crate) struct Disk {
     /// The front-end's socket, while there is one.
     pub(crate) socket: Option<UnixStream>,
     pub(crate) broken: bool,
-    /// It has lost writes, and no guest has begun anew since.
-    pub(crate) has_lost_writes: bool,
+    /// There is a breach, and no guest has begun anew since.
+    pub(crate) is_breached: bool,
     /// When rings that stop have waited long enough.
     pub(crate) drain_by: Option<Time>,
     /// Until then, rings that stop do not wait: the disk's requests have been
@@ -254,9 +254,9 @@ impl Disks {
             queue.last_busy = now;
         }
         // Only a guest that has begun anew could start a ring of such a disk.
-        if disk.has_lost_writes && offer != Offer::Nothing {
+        if disk.is_breached && offer != Offer::Nothing {
             self.begun.push(place.disk);
-            self.disks[place.disk].has_lost_writes = false;
+            self.disks[place.disk].is_breached = false;
         }
         Ok(offer)
     }

@@ -90,7 +90,7 @@ impl Front {
                 read_only: spec.is_read_only(),
                 write_through: false,
             },
-            has_lost_writes: spec.has_lost_writes(),
+            is_breached: spec.breach().is_some(),
             spec,
             socket: None,
             broken: false,
@@ -180,14 +180,11 @@ impl Front {
         }
     }
 
-    /// The volume of a disk that has lost writes
-    /// ([`DiskOptions::has_lost_writes`]) and whose guest has begun anew: it
+    /// A disk (its place in [`Front::new`]) with a
+    /// [`breach`](crate::DiskOptions::breach) whose guest has begun anew: it
     /// misses nothing. Each is told once.
-    ///
-    /// [`DiskOptions::has_lost_writes`]: crate::DiskOptions::has_lost_writes
-    pub fn take_begun(&mut self) -> Option<VolumeHandle> {
-        let disk = self.disks.begun.pop()?;
-        Some(self.disks.disks[disk].spec.volume())
+    pub fn take_begun(&mut self) -> Option<usize> {
+        self.disks.begun.pop()
     }
 
     /// Takes nothing new from any ring from now on. What guests add stays in

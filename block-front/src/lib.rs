@@ -48,6 +48,6 @@ mod ring;
 mod socket;
 mod sys;
 
-pub use disk::{DiskOptions, DiskSpec, SpecError};
+pub use disk::{Breach, DiskOptions, DiskSpec, SpecError};
 pub use front::Front;
 pub use socket::StartError;

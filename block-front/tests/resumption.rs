@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use block_core::Op;
+use block_front::{Breach, DiskOptions};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::FrontendReq as Req;
 use world::front_end::*;
@@ -159,7 +160,8 @@ fn after_a_loss_only_a_guest_that_starts_anew_is_served() {
         ring.wait_used();
         (ring, area)
     };
-    let second = World::new(1, 4096, SWIFT, Idle::Sleep, |disk| disk.has_lost_writes = true);
+    let breach = |disk: &mut DiskOptions| disk.breach = Some(Breach::LostWrites);
+    let second = World::new(1, 4096, SWIFT, Idle::Sleep, breach);
     let begun = || {
         let (sender, receiver) = std::sync::mpsc::channel();
         second.ask(move |front| sender.send(front.take_begun()).expect("awaited"));
@@ -181,7 +183,7 @@ fn after_a_loss_only_a_guest_that_starts_anew_is_served() {
     assert_eq!(begun(), None, "nothing was asked for yet");
     ring.offer(ring.prepare(0, OUT, 0, 512));
     ring.wait_used();
-    assert_eq!(begun(), Some(link::VolumeHandle(0)));
+    assert_eq!(begun(), Some(0));
     assert_eq!(begun(), None);
     drop(front_end);
     let (_front_end, mut ring) = resume(&second, &guest, &area, &ring);

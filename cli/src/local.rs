@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use block_core::Time;
 use block_core::time::Clock;
-use block_front::Front;
+use block_front::{Breach, Front};
 use block_server::api::WorkerInfo;
 use block_server::checks::Checks;
 use block_server::config::{DeviceConfig, ServerConfig};
@@ -20,7 +20,7 @@ use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
 use tokio::sync::oneshot::error::TryRecvError;
 use turn::{Loop, Poller, Station};
 
-use crate::front::{Disk, Identity, NoGuest, accept_losses, disk_spec};
+use crate::front::{Disk, Identity, NoGuest, accept_losses, check_breach, disk_spec};
 use crate::server::{DEFAULT_CONFIG, SLOTS, Seat, limits, start};
 use crate::stop::Stop;
 
@@ -183,12 +183,13 @@ fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: &[Disk]) -> anyhow
         let request = AttachRequest::new(disk.volume.clone(), access);
         match station.path.attach(request.clone()) {
             AttachReply::Attached(attached) => {
-                let spec = disk_spec(disk, attached.handle, &attached)?;
-                if !spec.has_lost_writes() {
+                let lost = attached.stored_verifier != attached.verifier;
+                let breach = check_breach(disk, lost.then_some(Breach::LostWrites));
+                if breach.is_none() {
                     station.path.settle(request.clone());
                 }
+                specs.push(disk_spec(disk, attached.handle, &attached, breach)?);
                 station.volumes.push((request, attached.handle));
-                specs.push(spec);
             }
             AttachReply::Refused(refused) => bail!("volume {}: {refused}", disk.volume),
             AttachReply::Elsewhere { .. } => bail!("volume {} has another worker", disk.volume),
@@ -241,10 +242,8 @@ impl Station for LocalStation<'_> {
             Some((until, over)) => *over = now >= *until,
         }
         let moved = front.turn(now, &mut self.path);
-        while let Some(volume) = front.take_begun() {
-            for (request, _) in self.volumes.iter().filter(|(_, handle)| *handle == volume) {
-                self.path.settle(request.clone());
-            }
+        while let Some(disk) = front.take_begun() {
+            self.path.settle(self.volumes[disk].0.clone());
         }
         if self.path.take_news() {
             for (disk, (request, _)) in self.volumes.iter().enumerate() {

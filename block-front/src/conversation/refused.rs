@@ -27,6 +27,12 @@ pub(crate) enum Refused {
          --accept-loss {0} if it can live without them"
     )]
     LostWrites(String),
+    #[error(
+        "the guest runs on, and the volume is not the one that it knows: it was restored, made \
+         anew or detached by force meanwhile; reset the guest, or start `vrio front` with \
+         --accept-loss {0} if it can live with that"
+    )]
+    OtherVolume(String),
     #[error("queue {queue}: {why}")]
     Ring { queue: usize, why: RingError },
     #[error("queue {0} does not exist; give the device at most {1} queues (num-queues=)")]

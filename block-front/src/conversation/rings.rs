@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::config_space::{EVENT_INDEX, INDIRECT};
+use crate::disk::Breach;
 use crate::front::{unwatch, watch};
 use crate::guest_memory::GuestMemory;
 use crate::in_flight::Record;
@@ -101,8 +102,12 @@ impl Conversation<'_> {
     fn check_past(&self, queue: usize, past: Past) -> Result<(), Refused> {
         let spec = &self.place.spec;
         let own = self.place.served[queue].load(Ordering::Relaxed);
-        if spec.has_lost_writes() && past == Past::Served && !own {
-            return Err(Refused::LostWrites(spec.name().to_owned()));
+        if let Some(breach) = spec.breach().filter(|_| past == Past::Served && !own) {
+            let name = spec.name().to_owned();
+            return Err(match breach {
+                Breach::LostWrites => Refused::LostWrites(name),
+                Breach::OtherVolume => Refused::OtherVolume(name),
+            });
         }
         self.place.served[queue].store(true, Ordering::Relaxed);
         Ok(())

@@ -4,6 +4,7 @@
 mod attaching;
 mod config;
 mod identity;
+mod known;
 mod settling;
 mod station;
 
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use block_core::time::Clock;
-use block_front::{DiskSpec, Front};
+use block_front::{Breach, DiskSpec, Front};
 use clap::Args;
 use link::wire::udp::Udp;
 use link::{Client, ClientSettings};
@@ -23,6 +24,7 @@ pub(crate) use attaching::NoGuest;
 use config::FrontConfig;
 pub(crate) use config::{Disk, check_distinct};
 pub(crate) use identity::Identity;
+use known::Known;
 use station::FrontStation;
 
 /// Where the configuration is looked for.
@@ -32,7 +34,8 @@ const DEFAULT_CONFIG: &str = "/etc/vrio/front.toml";
 ///
 /// Each disk of the configuration becomes a vhost-user-blk socket. The front
 /// runs until SIGTERM; then it finishes what guests have under way and gives
-/// the volumes back.
+/// the volumes back. It may also be killed: a guest whose QEMU connects again
+/// (-chardev socket,..,reconnect=1) waits for the next start and goes on.
 #[derive(Debug, Args)]
 pub(crate) struct FrontArgs {
     /// The configuration file
@@ -41,9 +44,9 @@ pub(crate) struct FrontArgs {
     /// Let this volume's guest go on although writes may be missing
     ///
     /// When a server has lost writes that an earlier start of this front had
-    /// answered and the guest had not flushed, a guest that goes on is
-    /// stopped, and the log says so. This lets it go on; may be given several
-    /// times.
+    /// answered and the guest had not flushed, or the volume was restored
+    /// meanwhile, a guest that goes on is stopped, and the log says so. This
+    /// lets it go on; may be given several times.
     #[arg(long, value_name = "VOLUME")]
     accept_loss: Vec<String>,
 }
@@ -57,6 +60,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
         crate::thread::pin(cpu)?;
     }
     let identity = Identity::open(&config.state)?;
+    let mut known = Known::open(&config.state)?;
     let clock = Clock::start();
     let poller = Poller::new().context("cannot make an epoll")?;
     let wire = bind(&config.disks)?;
@@ -77,14 +81,14 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let patience = config.connect_timeout;
     let (mut client, volumes) =
         attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
-    let specs = match settling::settle(&mut client, &config.disks, &volumes) {
+    let specs = match settling::settle(&mut client, &mut known, &config.disks, &volumes) {
         Ok(specs) => specs,
         Err(error) => {
             attaching::give_back(&turns, &mut client, &volumes)?;
             return Err(error);
         }
     };
-    let (mut client, served) = serve(&turns, client, specs, &config, &stop);
+    let (mut client, served) = serve(&turns, client, specs, known, &config, &stop);
     attaching::give_back(&turns, &mut client, &volumes)?;
     tracing::info!("stopped");
     served
@@ -95,6 +99,7 @@ fn serve(
     turns: &Loop,
     client: Client<Udp>,
     specs: Vec<DiskSpec>,
+    known: Known,
     config: &FrontConfig,
     stop: &Stop,
 ) -> (Client<Udp>, anyhow::Result<()>) {
@@ -108,7 +113,7 @@ fn serve(
     for disk in &config.disks {
         tracing::info!(volume = %disk.volume, socket = %disk.socket.display(), "ready");
     }
-    let mut station = FrontStation::new(front, client, stop);
+    let mut station = FrontStation::new(front, client, known, &config.disks, stop);
     let outcome = turns.run(&mut station).context("the front cannot wait for work");
     (station.into_client(), outcome)
 }
@@ -135,27 +140,38 @@ pub(crate) fn accept_losses(disks: &mut [Disk], volumes: &[String]) -> anyhow::R
     Ok(())
 }
 
+/// What came between a volume and its guest, and is not accepted. The log
+/// tells of both.
+pub(crate) fn check_breach(disk: &Disk, found: Option<Breach>) -> Option<Breach> {
+    let volume = &disk.volume;
+    let what = match found? {
+        Breach::LostWrites => "writes that were answered and not flushed may be missing",
+        Breach::OtherVolume => "it was restored, made anew or detached by force",
+    };
+    if disk.accept_loss {
+        tracing::warn!(%volume, "since its last front: {what}; that is accepted");
+        return None;
+    }
+    tracing::warn!(
+        %volume,
+        "since its last front: {what}; only a guest that starts anew is served \
+         (or use --accept-loss {volume})"
+    );
+    found
+}
+
 /// What a disk's volume turned out to be.
 pub(crate) fn disk_spec(
     disk: &Disk,
     volume: link::VolumeHandle,
     attached: &link::Attached,
+    breach: Option<Breach>,
 ) -> anyhow::Result<DiskSpec> {
     let name = disk.volume.as_str();
     let mut options = block_front::DiskOptions::new(name, &disk.socket, volume, attached.sectors);
     options.read_only = attached.read_only || disk.read_only;
     options.logical_block_size = disk.logical_block_size;
-    let lost = attached.stored_verifier != attached.verifier;
-    if lost && disk.accept_loss {
-        tracing::warn!(volume = %name, "writes that were answered may be missing; that is accepted");
-    } else if lost {
-        tracing::warn!(
-            volume = %name,
-            "writes that an earlier start had answered and no guest had flushed may be missing: \
-             only a guest that starts anew is served (or use --accept-loss {name})"
-        );
-    }
-    options.has_lost_writes = lost && !disk.accept_loss;
+    options.breach = breach;
     if let Some(serial) = &disk.serial {
         options.serial.clone_from(serial);
     }

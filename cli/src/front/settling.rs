@@ -1,19 +1,22 @@
 //! What earlier starts of this front had answered: is it all there?
 
 use anyhow::bail;
-use block_front::DiskSpec;
+use block_front::{Breach, DiskSpec};
 use link::wire::Wire;
 use link::{Client, VolumeHandle, VolumeState};
 
 use super::config::Disk;
+use super::known::Known;
 
-/// Answers for the volumes that lack nothing. The disks of the others serve
-/// only guests that start anew.
+/// Answers for the volumes that lack nothing and are those that were served
+/// last. The disks of the others serve only guests that start anew.
 ///
 /// # Errors
-/// A sentence, when a volume went away meanwhile or its disk makes no sense.
+/// A sentence, when a volume went away meanwhile, its disk makes no sense, or
+/// what is served now cannot be written down.
 pub(super) fn settle<W: Wire>(
     client: &mut Client<W>,
+    known: &mut Known,
     disks: &[Disk],
     volumes: &[VolumeHandle],
 ) -> anyhow::Result<Vec<DiskSpec>> {
@@ -22,8 +25,15 @@ pub(super) fn settle<W: Wire>(
         let VolumeState::Attached(attached) = client.state(volume) else {
             bail!("volume {} went away before its disk was there", disk.volume);
         };
-        let spec = super::disk_spec(disk, volume, &attached)?;
-        if !spec.has_lost_writes() {
+        let lost = attached.stored_verifier != attached.verifier;
+        let found = match known.is_other(disk, &attached) {
+            true => Some(Breach::OtherVolume),
+            false => lost.then_some(Breach::LostWrites),
+        };
+        let breach = super::check_breach(disk, found);
+        let spec = super::disk_spec(disk, volume, &attached, breach)?;
+        if breach.is_none() {
+            known.learn(disk, &attached)?;
             client.settle(volume);
         }
         specs.push(spec);

@@ -8,6 +8,8 @@ use link::wire::udp::Udp;
 use link::{Client, Path, VolumeHandle, VolumeState};
 use turn::Station;
 
+use super::config::Disk;
+use super::known::Known;
 use crate::stop::Stop;
 
 /// How long a stopping front waits for what guests have under way.
@@ -17,6 +19,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub(super) struct FrontStation<'a> {
     front: Front,
     client: Client<Udp>,
+    known: Known,
+    disks: &'a [Disk],
     stop: &'a Stop,
     /// When the front stops waiting, once it has been told to stop.
     until: Option<Time>,
@@ -24,8 +28,14 @@ pub(super) struct FrontStation<'a> {
 }
 
 impl<'a> FrontStation<'a> {
-    pub(super) fn new(front: Front, client: Client<Udp>, stop: &'a Stop) -> Self {
-        Self { front, client, stop, until: None, now: Time::ZERO }
+    pub(super) fn new(
+        front: Front,
+        client: Client<Udp>,
+        known: Known,
+        disks: &'a [Disk],
+        stop: &'a Stop,
+    ) -> Self {
+        Self { front, client, known, disks, stop, until: None, now: Time::ZERO }
     }
 
     /// Tells the guests what their disks have become.
@@ -35,6 +45,19 @@ impl<'a> FrontStation<'a> {
             if let VolumeState::Attached(attached) = self.client.state(volume) {
                 self.front.resized(disk, attached.sectors);
             }
+        }
+    }
+
+    /// A guest has begun anew on a disk that another guest could not go on
+    /// with: from now on the front answers for its volume.
+    fn begin(&mut self, disk: usize) {
+        let Some(volume) = self.front.volumes().nth(disk) else { return };
+        self.client.settle(volume);
+        if let VolumeState::Attached(attached) = self.client.state(volume)
+            && let Err(error) = self.known.learn(&self.disks[disk], &attached)
+        {
+            // The next start refuses a guest that could go on: nothing worse.
+            tracing::error!("{error:#}");
         }
     }
 
@@ -53,8 +76,8 @@ impl Station for FrontStation<'_> {
             self.until = Some(now + DRAIN);
         }
         let moved = self.front.turn(now, &mut self.client);
-        while let Some(volume) = self.front.take_begun() {
-            self.client.settle(volume);
+        while let Some(disk) = self.front.take_begun() {
+            self.begin(disk);
         }
         if self.client.take_resized() {
             self.tell_sizes();
