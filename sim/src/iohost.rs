@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use turn::Station;
 
 use crate::dice::Dice;
-use crate::drive::{Drive, DriveEngine, DriveKind, VirtualClock};
+use crate::drive::{Drive, DriveEngine, DriveKind, Image, VirtualClock};
 use crate::fabric::Fabric;
 
 /// The port of the first worker.
@@ -71,13 +71,20 @@ pub struct IoHost {
 }
 
 impl IoHost {
-    /// Blank devices, and no server. `key` is a key file for pools.
+    /// Devices for these workers, and no server.
     ///
     /// # Errors
     /// The kernel's, when it has no memory to give.
-    pub fn new(kinds: &[WorkerKind], room: Room, key: PathBuf, mut dice: Dice) -> Result<Self> {
+    pub fn new(
+        kinds: &[WorkerKind],
+        room: Room,
+        furniture: &Furniture,
+        mut dice: Dice,
+    ) -> Result<Self> {
+        let key = furniture.key.clone();
         let seats = kinds.iter().map(|&kind| {
-            let drive = Drive::new(kind.drive, &mut dice)?;
+            let image = if kind.pooled { &furniture.pool } else { &furniture.raw };
+            let drive = Drive::new(kind.drive, image, &mut dice)?;
             Ok(Seat { kind, drive, mailbox: None, station: None })
         });
         let seats = seats.collect::<Result<Vec<Seat>>>()?;
@@ -181,7 +188,7 @@ impl IoHost {
         }
     }
 
-    /// Makes the pools and volumes of a new world.
+    /// Makes the volumes of a new world; when it is done.
     ///
     /// # Errors
     /// A sentence about what does not work.
@@ -191,19 +198,6 @@ impl IoHost {
         volumes: &[(VolumeName, usize, BlockCount)],
     ) -> Result<Time> {
         let mut now = now;
-        for worker in 0..self.seats.len() {
-            if self.seats[worker].kind.pooled {
-                self.errand(&mut now, worker, |answer| {
-                    Errand::Pool(PoolErrand::Create {
-                        device: device(worker),
-                        journal: Some(Size(JOURNAL_BYTES)),
-                        overwrite: false,
-                        answer,
-                    })
-                })
-                .context("making a pool")?;
-            }
-        }
         for (name, worker, blocks) in volumes {
             self.errand(&mut now, *worker, |answer| Errand::Create {
                 device: device(*worker),
@@ -237,6 +231,58 @@ impl IoHost {
         Err(anyhow!("an errand is never done"))
     }
 }
+
+/// What every world begins with. To make it takes longer than most worlds last.
+#[derive(Debug)]
+pub struct Furniture {
+    key: PathBuf,
+    raw: Image,
+    pool: Image,
+}
+
+impl Furniture {
+    /// A device formatted for raw volumes, and one that is a pool, which the
+    /// key file `key` unlocks.
+    ///
+    /// # Errors
+    /// A sentence about what does not work.
+    pub fn make(key: PathBuf) -> Result<Self> {
+        let blank = Self { key, raw: Image::default(), pool: Image::default() };
+        Ok(Self { raw: blank.formatted(false)?, pool: blank.formatted(true)?, ..blank })
+    }
+
+    fn formatted(&self, pooled: bool) -> Result<Image> {
+        let blocks = if pooled { POOL_BLOCKS } else { RAW_OVERHEAD + RAW_UNIT };
+        let drive = DriveKind { bytes: blocks * 4096, small_lbas: false, held: 64, delay: 0 };
+        let room = Room { sessions: 1, slots: 2, small_buffers: 2, large_buffers: 2 };
+        let kind = WorkerKind { drive, pooled };
+        let mut host = IoHost::new(&[kind], room, self, Dice::new(0))?;
+        host.start(Time::ZERO, &Fabric::new(0, Dice::new(0)))?;
+        if pooled {
+            let mut now = Time::ZERO;
+            host.errand(&mut now, 0, |answer| {
+                Errand::Pool(PoolErrand::Create {
+                    device: device(0),
+                    journal: Some(Size(JOURNAL_BYTES)),
+                    overwrite: false,
+                    answer,
+                })
+            })
+            .context("making a pool")?;
+        }
+        host.kill();
+        Ok(host.seats[0].drive.image())
+    }
+}
+
+/// Blocks of a device with raw volumes that are not for volumes.
+pub const RAW_OVERHEAD: u64 = 2304;
+
+/// The least for a raw volume.
+pub const RAW_UNIT: u64 = 256;
+
+/// The least for a pool.
+pub const POOL_BLOCKS: u64 = 16 * 1024;
 
 /// The journal of a pool: small, so that checkpoints come often.
 const JOURNAL_BYTES: u64 = 64 * 4096;

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod guest;
+pub mod intruder;
 pub mod oracle;
 pub mod vmhost;
 

@@ -1,24 +1,24 @@
 //! Runs, one seed each.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 
+use anyhow::Result;
 use tempfile::TempDir;
 
 use crate::dice::Dice;
+use crate::iohost::Furniture;
 use crate::scenario::Scenario;
 use crate::story::Listener;
 use crate::world::{Summary, World};
 
-/// What runs need from outside: a key file for pools, in a folder that goes
+/// What runs begin with: among it a key file for pools, in a folder that goes
 /// when this does.
 #[derive(Debug)]
 pub struct Stage {
     _folder: TempDir,
-    key: PathBuf,
+    furniture: Furniture,
 }
 
 /// A run that went wrong.
@@ -34,13 +34,13 @@ impl Stage {
     /// A stage for any number of runs.
     ///
     /// # Errors
-    /// The kernel's, when there can be no temporary file.
-    pub fn new() -> io::Result<Self> {
+    /// A sentence about what does not work.
+    pub fn new() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let key = folder.path().join("key");
         fs::write(&key, [7; 32])?;
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { _folder: folder, key })
+        Ok(Self { furniture: Furniture::make(key)?, _folder: folder })
     }
 
     /// Runs a seed's scenario. The listener hears what happens; a run to which
@@ -68,7 +68,7 @@ impl Stage {
         let failure = |what: String| Failure { seed, what };
         let mut world = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let made = World::new(scenario, dice, &self.key, listener);
+            let made = World::new(scenario, dice, &self.furniture, listener);
             let world = world.insert(made.map_err(|error| failure(format!("{error:#}")))?);
             let now = |world: &World| world.now().nanos() as f64 / 1e6;
             world.run().map_err(|wrong| failure(format!("at {:.3} ms: {}", now(world), wrong.0)))

@@ -8,21 +8,12 @@ use crate::dice::Dice;
 use crate::drive::DriveKind;
 use crate::fabric::FrameFaults;
 use crate::guest::Habits;
-use crate::iohost::{Room, WorkerKind};
+use crate::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, WorkerKind};
 
 /// Whether fronts send answered, unflushed writes again when a server has lost
 /// them. As long as they do not, what a crash of the server took of those is
 /// lost as in a power cut of a disk, and the oracle allows for it.
 pub const REPLAY: bool = false;
-
-/// Blocks of a device with raw volumes that are not for volumes.
-const RAW_OVERHEAD: u64 = 2304;
-
-/// The least for a raw volume.
-const RAW_UNIT: u64 = 256;
-
-/// The least for a pool.
-const POOL_BLOCKS: u64 = 16 * 1024;
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +32,8 @@ pub enum Fault {
     CutOffWorker(usize, Duration),
     /// A worker's device answers nothing.
     Stall(usize, Duration),
+    /// Another front wants a front's first volume.
+    Intrude(usize),
     /// The network is worse, or better, from now on.
     Frames(FrameFaults),
     /// Larger frames do not pass for a while.
@@ -150,7 +143,7 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
         let (front, worker) = (dice.below(fronts), dice.below(workers));
         plan.push((
             at,
-            match dice.below(10) {
+            match dice.below(11) {
                 0 | 1 => Fault::KillServer(pause),
                 2 | 3 => Fault::LosePower(pause),
                 4 => Fault::KillFront(front, pause),
@@ -158,6 +151,7 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
                 6 => Fault::CutOffFront(front, pause),
                 7 => Fault::CutOffWorker(worker, pause),
                 8 => Fault::Stall(worker, pause),
+                9 => Fault::Intrude(front),
                 _ => Fault::Mtu(dice.pick(&[4200, 1500, 1280]), pause),
             },
         ));

@@ -204,14 +204,13 @@ impl VmHost {
         self.volumes.iter().all(|(volume, _)| client.state(*volume) == VolumeState::Detached)
     }
 
-    /// Whether all volumes are served, or all were given back.
+    /// Whether all volumes are served.
     #[must_use]
-    pub fn has_all_or_none(&self) -> bool {
-        let served = |client: &Client<End>| {
+    pub fn has_all(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| {
             let mut states = self.volumes.iter().map(|(volume, _)| client.state(*volume));
             states.all(|state| matches!(state, VolumeState::Attached(_)))
-        };
-        self.is_detached() || self.client.as_ref().is_some_and(served)
+        })
     }
 
     /// What its front and guests wait for, for people.

@@ -1,6 +1,5 @@
 //! A run: VMhosts, a network and an IOhost in one thread, in virtual time.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -11,7 +10,8 @@ use link::wire::memory::Port;
 use crate::dice::Dice;
 use crate::fabric::{Fabric, FrameFaults};
 use crate::guest::Guest;
-use crate::iohost::IoHost;
+use crate::intruder::{self, Intruder};
+use crate::iohost::{Furniture, IoHost};
 use crate::oracle::Wrong;
 use crate::scenario::{Fault, REPLAY, Scenario};
 use crate::story::{Listener, Story};
@@ -42,6 +42,7 @@ pub struct Summary {
 enum Node {
     Worker(usize),
     Front(usize),
+    Intruder,
 }
 
 /// Something that ends later.
@@ -64,26 +65,26 @@ pub struct World {
     plan: Vec<(Time, Fault)>,
     later: Vec<(Time, Later)>,
     stalls: Vec<Time>,
+    intruder: Option<Intruder>,
     dice: Dice,
     story: Story,
     summary: Summary,
 }
 
 impl World {
-    /// The world of a scenario, furnished and calm. `key` is a key file for
-    /// pools.
+    /// The world of a scenario, furnished and calm.
     ///
     /// # Errors
     /// A sentence about what does not work.
     pub fn new(
         scenario: Scenario,
         mut dice: Dice,
-        key: &Path,
+        furniture: &Furniture,
         listener: Option<Listener>,
     ) -> Result<Self> {
         let mut fabric = Fabric::new(scenario.mtu, dice.split());
         let (kinds, room) = (&scenario.workers, scenario.room);
-        let mut iohost = IoHost::new(kinds, room, key.to_owned(), dice.split())?;
+        let mut iohost = IoHost::new(kinds, room, furniture, dice.split())?;
         iohost.start(Time::ZERO, &fabric)?;
         let mut volumes = Vec::new();
         let mut hosts = Vec::new();
@@ -102,7 +103,8 @@ impl World {
         }
         fabric.collect(now);
         let workers = (0..iohost.workers()).map(Node::Worker);
-        let nodes = workers.chain((0..hosts.len()).map(Node::Front));
+        let fronts = (0..hosts.len()).map(Node::Front);
+        let nodes = workers.chain(fronts).chain([Node::Intruder]);
         let mut story = Story::new(listener);
         story.tell(now, || format!("{scenario:#?}"));
         Ok(Self {
@@ -111,6 +113,7 @@ impl World {
             stalls: vec![Time::ZERO; kinds.len()],
             nodes: nodes.map(|node| (node, Some(now))).collect(),
             later: Vec::new(),
+            intruder: None,
             summary: Summary::default(),
             scenario,
             fabric,
@@ -136,6 +139,8 @@ impl World {
         self.until("the guests read all", Some(PATIENCE), Self::is_done)?;
         self.each_guest(Guest::ask_for_flush);
         self.until("the guests flush", Some(PATIENCE), Self::is_done)?;
+        // What is given back it could have.
+        self.intruder = None;
         self.hosts.iter_mut().for_each(VmHost::detach);
         self.wake_all();
         let detached = |world: &Self| world.hosts.iter().all(VmHost::is_detached);
@@ -206,13 +211,14 @@ impl World {
     }
 
     fn waits_for(&self) -> String {
-        let idle = |host: &VmHost| host.is_done() && host.has_all_or_none();
+        let idle = |host: &VmHost| host.is_done() && (host.has_all() || host.is_detached());
         let waiting = self.hosts.iter().enumerate().filter(|(_, host)| !idle(host));
         let waiting = waiting.map(|(number, host)| format!("front {number}: {}", host.waits_for()));
         waiting.collect::<Vec<_>>().join(" | ")
     }
 
     fn step(&mut self) -> Result<(), Wrong> {
+        self.advance();
         self.summary.steps += 1;
         if self.summary.steps > MOST_STEPS {
             return Err(Wrong(format!("the world spins; {}", self.waits_for())));
@@ -231,6 +237,7 @@ impl World {
             let named = |node: Node| match node {
                 Node::Worker(worker) => IoHost::port(worker) == port,
                 Node::Front(front) => port == Port(front as u16 + 1),
+                Node::Intruder => port == intruder::PORT,
             };
             if let Some((_, due)) = nodes.iter_mut().find(|(node, _)| named(*node)) {
                 *due = Some(now);
@@ -244,7 +251,6 @@ impl World {
             self.nodes[node].1 = self.turn(self.nodes[node].0)?;
             self.fabric.collect(now);
         }
-        self.advance();
         Ok(())
     }
 
@@ -261,6 +267,10 @@ impl World {
                     return Ok(Some(deadline.map_or(stalled, |deadline| deadline.min(stalled))));
                 }
                 (moved || busy, deadline)
+            }
+            Node::Intruder => {
+                let Some(intruder) = &mut self.intruder else { return Ok(None) };
+                (intruder.turn(now)?, intruder.deadline())
             }
             Node::Front(front) => {
                 let turned = self.hosts[front].turn(now)?;
@@ -325,6 +335,15 @@ impl World {
                 self.stalls[worker] = now + pause;
                 self.iohost.stall(worker, now + pause);
             }
+            Fault::Intrude(front) if self.intruder.is_none() && self.hosts[front].has_all() => {
+                let disk = self.scenario.hosts[front][0];
+                let (volume, server) = (&self.hosts[front].guests[0].volume, disk.asked);
+                let intruder = Intruder::start(now, &self.fabric, volume.clone(), server);
+                self.intruder = Some(intruder.map_err(|error| Wrong(error.to_string()))?);
+                self.wake_all();
+            }
+            // There is nothing yet that it could take.
+            Fault::Intrude(_) => {}
             Fault::Frames(faults) => self.fabric.faults = faults,
             Fault::Mtu(mtu, pause) => {
                 self.fabric.mtu = mtu.min(self.scenario.mtu);

@@ -157,6 +157,15 @@ impl SoftController {
         self.engine().power_cut(seed, &self.registers);
     }
 
+    /// What a page of 4096 bytes of a namespace in memory (the first is 1)
+    /// reads as; `None` when there is no such page.
+    #[must_use]
+    pub fn page(&self, namespace: u32, page: u64) -> Option<[u8; crate::PAGE]> {
+        let engine = self.engine();
+        let index = usize::try_from(namespace).ok()?.checked_sub(1)?;
+        engine.namespaces.get(index)?.page(page)
+    }
+
     /// The host's process dies: what drove the controller is gone, and it is
     /// stopped. Commands under way end in nothing or, as the seed wills, had
     /// been executed; the cache loses nothing.

@@ -51,6 +51,29 @@ impl SoftNamespace {
         Ok(namespace)
     }
 
+    /// Puts what was there before it is given to a controller: whole pages of
+    /// 4096 bytes of a namespace in memory, durable.
+    ///
+    /// # Panics
+    /// When there is no such page.
+    pub fn preset(&mut self, page: u64, content: &[u8; crate::PAGE]) {
+        let at = page * crate::PAGE as u64;
+        assert!(at + crate::PAGE as u64 <= self.lba_count << self.lba_size.bits());
+        if let Backing::Ram(ram) = &mut self.backing {
+            ram.restore(at as usize, content);
+        }
+    }
+
+    /// What a page of a namespace in memory reads as.
+    pub(super) fn page(&self, page: u64) -> Option<[u8; crate::PAGE]> {
+        let at = page.checked_mul(crate::PAGE as u64)?;
+        let size = self.lba_count << self.lba_size.bits();
+        let Backing::Ram(ram) = &self.backing else { return None };
+        let mut content = [0; crate::PAGE];
+        (at + crate::PAGE as u64 <= size).then(|| ram.content(at as usize, &mut content))?;
+        Some(content)
+    }
+
     /// A file: sparse, locked against other processes, its size rounded down
     /// to 4096 bytes. What was written is there at the next start.
     ///

@@ -48,14 +48,12 @@ impl Ram {
         sys::give_back(&self.memory, range.start, range.len()).map_err(|_| Status::INTERNAL)
     }
 
-    /// What a block holds.
-    pub(super) fn content(&self, at: usize, bytes: usize) -> Box<[u8]> {
-        let mut content = vec![0; bytes];
-        sys::copy_out(&self.memory, at, &mut content);
-        content.into_boxed_slice()
+    /// Copies what there is.
+    pub(super) fn content(&self, at: usize, into: &mut [u8]) {
+        sys::copy_out(&self.memory, at, into);
     }
 
-    /// Puts an earlier content back.
+    /// Puts another content in its place.
     pub(super) fn restore(&mut self, at: usize, content: &[u8]) {
         sys::copy_in(content, &self.memory, at);
     }

@@ -18,19 +18,27 @@ pub(super) struct Unflushed {
     lba_size: LbaSize,
     /// For each block the durable content, then what was written over, oldest
     /// first. What is in memory now is the last one.
-    earlier: BTreeMap<u64, Vec<Box<[u8]>>>,
+    earlier: BTreeMap<u64, Vec<Content>>,
+    /// Where a content is looked at.
+    desk: Vec<u8>,
 }
+
+/// What a block held; `None`: zeroes, as most of what is written over.
+type Content = Option<Box<[u8]>>;
 
 impl Unflushed {
     pub(super) fn new(lba_size: LbaSize) -> Self {
-        Self { lba_size, earlier: BTreeMap::new() }
+        Self { lba_size, earlier: BTreeMap::new(), desk: vec![0; lba_size.bytes()] }
     }
 
     /// The bytes are about to change.
     pub(super) fn remember(&mut self, range: &Range<u64>, ram: &Ram) {
         for lba in self.lbas(range) {
             let at = (lba << self.lba_size.bits()) as usize;
-            self.earlier.entry(lba).or_default().push(ram.content(at, self.lba_size.bytes()));
+            ram.content(at, &mut self.desk);
+            let is_zero = self.desk.iter().all(|&byte| byte == 0);
+            let content = (!is_zero).then(|| self.desk.clone().into_boxed_slice());
+            self.earlier.entry(lba).or_default().push(content);
         }
     }
 
@@ -49,8 +57,11 @@ impl Unflushed {
     /// The power fails: each block comes out with one of its contents.
     pub(super) fn lose(&mut self, ram: &mut Ram, chance: &mut Chance) {
         for (lba, earlier) in std::mem::take(&mut self.earlier) {
-            if let Some(content) = earlier.get(chance.below(earlier.len() + 1)) {
-                ram.restore((lba << self.lba_size.bits()) as usize, content);
+            let at = (lba << self.lba_size.bits()) as usize;
+            match earlier.get(chance.below(earlier.len() + 1)) {
+                Some(Some(content)) => ram.restore(at, content),
+                Some(None) => ram.restore(at, &vec![0; self.lba_size.bytes()]),
+                None => {}
             }
         }
     }
