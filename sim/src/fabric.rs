@@ -85,10 +85,10 @@ impl Fabric {
                 let old = self.old[self.dice.below(self.old.len())].clone();
                 self.send(now, old);
             }
-            self.remember(&datagram);
             if datagram.bytes.len() > self.mtu || self.dice.happens(self.faults.loss) {
                 continue;
             }
+            self.remember(&datagram);
             if self.dice.happens(self.faults.double) {
                 self.send(now, datagram.clone());
             }
