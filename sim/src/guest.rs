@@ -123,6 +123,8 @@ pub struct Guest {
     pub ring: VecDeque<Token>,
     /// Changes of its earlier life that may still take effect.
     orphans: Vec<RequestId>,
+    /// Its front has served it since that was started.
+    served: bool,
 }
 
 impl Guest {
@@ -138,6 +140,7 @@ impl Guest {
             under_way: 0,
             ring: VecDeque::new(),
             orphans: Vec::new(),
+            served: false,
         }
     }
 
@@ -288,16 +291,31 @@ impl Guest {
         }
     }
 
-    /// Its disk is attached anew: what an earlier life had sent has ended.
-    pub fn bury_orphans(&mut self) {
+    /// Its front serves it. What earlier fronts had sent has ended, and what
+    /// they had answered is durable.
+    pub fn is_served(&mut self) {
+        if self.served {
+            return;
+        }
+        self.served = true;
         for id in std::mem::take(&mut self.orphans) {
             self.oracle.end_in_doubt(id);
         }
+        self.oracle.settle();
     }
 
-    /// What was not flushed may have been lost.
-    pub fn lose_what_was_not_flushed(&mut self) {
-        self.oracle.lose_what_was_not_flushed();
+    /// Its front is gone, with all that it had kept.
+    pub fn is_left(&mut self) {
+        self.ring.clear();
+        self.served = false;
+    }
+
+    /// The server has lost what was not durable. A front that serves has kept
+    /// it; what one that is gone had answered is lost with it.
+    pub fn server_lost(&mut self) {
+        if !self.served {
+            self.oracle.lose_what_was_not_flushed();
+        }
     }
 }
 

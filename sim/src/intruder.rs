@@ -52,6 +52,7 @@ impl Intruder {
             incarnation: 1,
             least_timeout: ClientSettings::LEAST_TIMEOUT,
             seed: 1,
+            kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
         };
         let mut client = Client::new(fabric.end(PORT), settings);
         let volume = client.attach(now, IoHost::port(worker), volume, Access::Write)?;

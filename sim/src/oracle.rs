@@ -194,11 +194,21 @@ impl Oracle {
     /// durable.
     pub fn end_flush(&mut self, id: RequestId) {
         let Begun { at: begun, .. } = self.take(id);
+        self.make_durable(begun);
+    }
+
+    /// All that has ended is durable.
+    pub fn settle(&mut self) {
+        let now = self.tick();
+        self.make_durable(now);
+    }
+
+    fn make_durable(&mut self, until: Moment) {
         let now = self.tick();
         for sector in &mut self.sectors {
             let covered = sector
                 .iter()
-                .filter(|one| one.certain && self.lost <= one.ended && one.ended < begun);
+                .filter(|one| one.certain && self.lost <= one.ended && one.ended < until);
             let Some(newest) = covered.map(|version| version.begun).max() else { continue };
             for version in sector.iter_mut().filter(|version| version.ended < newest) {
                 version.buried = version.buried.min(now);

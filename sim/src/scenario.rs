@@ -10,11 +10,6 @@ use crate::fabric::FrameFaults;
 use crate::guest::Habits;
 use crate::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, WorkerKind};
 
-/// Whether fronts send answered, unflushed writes again when a server has lost
-/// them. As long as they do not, what a crash of the server took of those is
-/// lost as in a power cut of a disk, and the oracle allows for it.
-pub const REPLAY: bool = false;
-
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {

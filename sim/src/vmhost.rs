@@ -102,7 +102,7 @@ impl VmHost {
     pub fn kill_front(&mut self) {
         self.client = None;
         self.memory.poison();
-        self.guests.iter_mut().for_each(|guest| guest.ring.clear());
+        self.guests.iter_mut().for_each(Guest::is_left);
         for token in self.memory.under_way() {
             let disk = self.memory.asked(token).disk;
             self.guests[disk].ring.push_back(token);
@@ -112,7 +112,7 @@ impl VmHost {
     /// The whole VMhost fails. Its guests start anew later.
     pub fn fail(&mut self) {
         self.client = None;
-        self.guests.iter_mut().for_each(|guest| guest.ring.clear());
+        self.guests.iter_mut().for_each(Guest::is_left);
         for (token, asked) in self.memory.forget_all() {
             self.guests[asked.disk].lose(token, &asked);
         }
@@ -171,7 +171,7 @@ impl VmHost {
         moved |= client.turn(now, &mut self.memory);
         for (guest, (volume, _)) in self.guests.iter_mut().zip(&self.volumes) {
             if matches!(client.state(*volume), VolumeState::Attached(_)) {
-                guest.bury_orphans();
+                guest.is_served();
             }
         }
         let ended = self.memory.take_ended();

@@ -13,7 +13,7 @@ use crate::guest::Guest;
 use crate::intruder::{self, Intruder};
 use crate::iohost::{Furniture, IoHost};
 use crate::oracle::Wrong;
-use crate::scenario::{Fault, REPLAY, Scenario};
+use crate::scenario::{Fault, Scenario};
 use crate::story::{Listener, Story};
 use crate::vmhost::VmHost;
 
@@ -354,15 +354,13 @@ impl World {
     }
 
     /// The server has lost what was not flushed of those volumes: `loses` says
-    /// so of each worker's device, by whether it is a pool.
+    /// so of each worker's device, by whether it is a pool. Fronts that serve
+    /// have kept it and send it again.
     fn server_lost(&mut self, loses: impl Fn(bool) -> bool) {
-        if REPLAY {
-            return;
-        }
         for (host, disks) in self.hosts.iter_mut().zip(&self.scenario.hosts) {
             for (guest, disk) in host.guests.iter_mut().zip(disks) {
                 if loses(self.scenario.workers[disk.worker].pooled) {
-                    guest.lose_what_was_not_flushed();
+                    guest.server_lost();
                 }
             }
         }
