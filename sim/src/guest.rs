@@ -125,6 +125,10 @@ pub struct Guest {
     orphans: Vec<RequestId>,
     /// Its front has served it since that was started.
     served: bool,
+    /// The server has lost what its front has kept. That was sent again when a
+    /// request ends that is later than this one.
+    owed: Option<Token>,
+    last: Token,
 }
 
 impl Guest {
@@ -141,6 +145,8 @@ impl Guest {
             ring: VecDeque::new(),
             orphans: Vec::new(),
             served: false,
+            owed: None,
+            last: Token(0),
         }
     }
 
@@ -227,6 +233,7 @@ impl Guest {
         let token = memory.ask(Asked { disk: self.disk, op, range, data });
         let id = RequestId(token.0);
         self.under_way += 1;
+        self.last = token;
         self.ring.push_back(token);
         let Some(range) = range.filter(|_| op.changes()) else {
             return self.oracle.begin(id, range);
@@ -264,6 +271,7 @@ impl Guest {
         outcome: Result<(), BlockError>,
     ) -> Result<(), Wrong> {
         self.under_way -= 1;
+        self.owed.take_if(|owed| token.0 > owed.0);
         let id = RequestId(token.0);
         if let Err(error) = outcome {
             return Err(Wrong(format!("{:?} of {:?} failed: {error}", asked.op, asked.range)));
@@ -308,12 +316,17 @@ impl Guest {
     pub fn is_left(&mut self) {
         self.ring.clear();
         self.served = false;
+        if self.owed.take().is_some() {
+            self.oracle.lose_what_was_not_flushed();
+        }
     }
 
     /// The server has lost what was not durable. A front that serves has kept
     /// it; what one that is gone had answered is lost with it.
     pub fn server_lost(&mut self) {
-        if !self.served {
+        if self.served {
+            self.owed = Some(self.last);
+        } else {
             self.oracle.lose_what_was_not_flushed();
         }
     }
