@@ -2,9 +2,8 @@
 //! one of each pool. Kept in one file of the server's state.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +13,7 @@ use tracing::{error, warn};
 
 use crate::api::{ChecksInfo, LastCheck, ScheduleInfo};
 use crate::size::Size;
+use crate::whole_file;
 
 /// The least from one check to the next, in seconds.
 pub const MIN_EVERY: u64 = 60;
@@ -169,7 +169,7 @@ impl Checks {
         change(&mut changed);
         if let Some(path) = &self.path {
             let written = serde_json::to_vec_pretty(&changed).map_err(io::Error::from);
-            let written = written.and_then(|bytes| replace(path, &bytes));
+            let written = written.and_then(|bytes| whole_file::replace(path, &bytes));
             written.map_err(|error| BadSchedule::File { path: path.clone(), error })?;
         }
         *pools = changed;
@@ -190,18 +190,6 @@ impl Kept {
         let again = self.tried.map_or(0, |tried| tried.saturating_add(every.min(TRY_AGAIN)));
         Some(by_last.max(again))
     }
-}
-
-/// Replaces a file as a whole, and durably.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ pub mod unlock;
 
 pub mod remembered;
 
+pub mod whole_file;
+
 pub mod size;
 
 #[cfg(test)]

@@ -230,6 +230,24 @@ impl<'a> Driver<'a> {
         blocks.len() as u64
     }
 
+    /// Connects until the front has said so: it lets the driver in, and refuses
+    /// it when its ring starts.
+    fn await_refusal(&mut self, stand: &mut Stand, sentence: &str) {
+        let socket = stand.socket("front");
+        let end = Instant::now() + Duration::from_secs(30);
+        while !stand.front_process("front").log().contains(sentence) {
+            let _ = self.connect(&socket);
+            assert!(Instant::now() < end, "{}", stand.logs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Gives every place a request, and waits for all of them.
+    fn work(&mut self) {
+        self.ask();
+        self.settle();
+    }
+
     fn settle(&mut self) {
         let begin = Instant::now();
         while self.doing.iter().any(|doing| !matches!(doing, Doing::Nothing)) {
@@ -253,7 +271,6 @@ fn is_gone(front_end: &FrontEnd) -> bool {
 fn kill_again_and_again(stand: &mut Stand, count: u64, shared: &Shared) -> Vec<Duration> {
     let mut chance = Chance(0x1234_5678_9abc_def1);
     let mut stalls = Vec::new();
-    let config = stand.path("front.toml");
     let served = |since: u64| {
         let begin = Instant::now();
         while shared.ended.load(Ordering::Acquire) == since {
@@ -268,7 +285,7 @@ fn kill_again_and_again(stand: &mut Stand, count: u64, shared: &Shared) -> Vec<D
         stand.front_process("front").kill();
         let since = shared.ended.load(Ordering::Acquire);
         let killed = Instant::now();
-        stand.restart_front("front", &config);
+        stand.restart_front("front");
         if kill % 4 == 3 {
             // Somewhere in its start; the next kill is measured.
             std::thread::sleep(Duration::from_micros(chance.below(40_000)));
@@ -337,43 +354,32 @@ fn a_guest_whose_answered_writes_may_be_lost_is_stopped_until_somebody_accepts_i
     let guest = Guest::new();
     let mut driver = Driver::new(&guest);
     let connection = driver.connect(&socket).expect("connected");
-    driver.ask();
-    driver.settle();
+    driver.work();
     // While the server lives, a front that starts again lacks nothing.
     stand.front_process("front").kill();
     drop(connection);
-    let config = stand.path("front.toml");
-    stand.restart_front("front", &config);
+    stand.restart_front("front");
     let connection = driver.await_connection(&socket);
-    driver.ask();
-    driver.settle();
+    driver.work();
 
     stand.front_process("front").kill();
     drop(connection);
     stand.server().kill();
     stand.start_server();
-    stand.restart_front("front", &config);
-    let end = Instant::now() + Duration::from_secs(30);
-    while !stand.front_process("front").log().contains("--accept-loss disk if it can live without")
-    {
-        // It is let in, and refused when its ring starts.
-        let _ = driver.connect(&socket);
-        assert!(Instant::now() < end, "{}", stand.logs());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    stand.restart_front("front");
+    driver.await_refusal(&mut stand, "--accept-loss disk if it can live without");
     assert_eq!(driver.reap(), 0, "nothing is served");
 
     stand.front_process("front").kill();
-    let config = stand.configure_front("front", "disk", "queues = 1\naccept_loss = true");
-    stand.restart_front("front", &config);
+    stand.configure_front("front", "disk", "queues = 1\naccept_loss = true");
+    stand.restart_front("front");
     let _connection = driver.await_connection(&socket);
-    driver.ask();
-    driver.settle();
+    driver.work();
 
     // It was accepted once and for all.
     stand.front_process("front").kill();
-    let config = stand.configure_front("front", "disk", "queues = 1");
-    stand.restart_front("front", &config);
+    stand.configure_front("front", "disk", "queues = 1");
+    stand.restart_front("front");
     let _connection = driver.await_connection(&socket);
     driver.read_back();
 }
@@ -388,19 +394,16 @@ fn a_guest_that_starts_anew_is_served_after_a_loss() {
         let guest = Guest::new();
         let mut driver = Driver::new(&guest);
         let _connection = driver.await_connection(&socket);
-        driver.ask();
-        driver.settle();
+        driver.work();
         // From now on the front answers for the volume again: it may go on.
         stand.front_process("front").kill();
-        let config = stand.path("front.toml");
-        stand.restart_front("front", &config);
+        stand.restart_front("front");
         let _connection = driver.await_connection(&socket);
-        driver.ask();
-        driver.settle();
+        driver.work();
         stand.front_process("front").kill();
         stand.server().kill();
         stand.start_server();
-        stand.restart_front("front", &config);
+        stand.restart_front("front");
     }
 }
 
@@ -414,25 +417,13 @@ fn a_guest_does_not_go_on_with_a_volume_that_was_taken_away() {
     let guest = Guest::new();
     let mut driver = Driver::new(&guest);
     let _connection = driver.await_connection(&socket);
-    driver.ask();
-    driver.settle();
+    driver.work();
     stand.front_process("front").kill();
     assert!(stand.volume(&["detach", "disk", "--force"]).status.success());
-    let config = stand.path("front.toml");
-    stand.restart_front("front", &config);
-    let end = Instant::now() + Duration::from_secs(30);
-    while !stand
-        .front_process("front")
-        .log()
-        .contains("--accept-loss disk if it can live with that")
-    {
-        let _ = driver.connect(&socket);
-        assert!(Instant::now() < end, "{}", stand.logs());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    stand.restart_front("front");
+    driver.await_refusal(&mut stand, "--accept-loss disk if it can live with that");
     let guest = Guest::new();
     let mut driver = Driver::new(&guest);
     let _connection = driver.await_connection(&socket);
-    driver.ask();
-    driver.settle();
+    driver.work();
 }

@@ -124,7 +124,7 @@ fn a_guest_does_not_notice_that_its_front_is_killed() {
     let mut command = boot_command(&stand, &image, &disks, "stress");
     command.args(["--args", "depths"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut guest = command.spawn().expect("demo/boot runs");
-    let (console, config) = (stand.path("console.log"), stand.path("front.toml"));
+    let console = stand.path("console.log");
     let mut kills = 0;
     let mut next = None;
     while guest.try_wait().expect("wait").is_none() {
@@ -133,7 +133,7 @@ fn a_guest_does_not_notice_that_its_front_is_killed() {
         let due = next.map_or_else(works, |next| Instant::now() >= next);
         if due {
             stand.front_process("front").kill();
-            stand.restart_front("front", &config);
+            stand.restart_front("front");
             kills += 1;
             // QEMU looks once a second: there is work in between.
             next = Some(Instant::now() + Duration::from_millis(1300 + kills * 97 % 800));

@@ -3,11 +3,11 @@
 //! still what its guest has seen.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use anyhow::{Context, bail};
+use block_server::whole_file;
 use link::Attached;
 use uuid::Uuid;
 
@@ -55,19 +55,12 @@ impl Known {
         self.store().with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// A new file takes the old one's place: it is old or new after a crash.
     fn store(&self) -> io::Result<()> {
         let mut text = String::new();
         for (name, (id, generation)) in &self.lives {
             text += &format!("{name} {id} {generation}\n");
         }
-        let beside = self.path.with_extension("new");
-        let mut file = File::create(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, &self.path)?;
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        File::open(dir)?.sync_all()
+        whole_file::replace(&self.path, text.as_bytes())
     }
 }
 

@@ -201,8 +201,8 @@ impl Stand {
     }
 
     /// Starts a front again that was killed, and waits for nothing.
-    pub(crate) fn restart_front(&mut self, front: &str, config: &Path) {
-        let process = self.spawn_front(front, config);
+    pub(crate) fn restart_front(&mut self, front: &str) {
+        let process = self.spawn_front(front, &self.path(&format!("{front}.toml")));
         *self.front_process(front) = process;
     }
 
