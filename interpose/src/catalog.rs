@@ -79,6 +79,7 @@ pub struct Catalog {
     /// What [`Catalog::since`] said last: every change of a block asks, and most
     /// often of the same line.
     since: Cell<Option<(LineId, Epoch)>>,
+    /// Rises whenever what volumes and lines are may have changed.
     version: u64,
     /// Records since the last checkpoint began.
     changes: u64,

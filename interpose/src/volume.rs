@@ -125,10 +125,10 @@ impl<D: Device + 'static> Volume<D> {
         Some(head)
     }
 
-    /// Whether a range still lies in the volume: it may have become smaller
-    /// while the change waited.
-    fn has(&self, range: LbaRange) -> bool {
-        range.end().0 <= self.blocks().0
+    /// The same, if the volume has a range: it may have become smaller while
+    /// the change waited.
+    fn head_with(&self, range: LbaRange) -> Option<Head> {
+        self.head().filter(|head| range.end().0 <= head.blocks.0)
     }
 
     /// Writes, if the volume is still of that version when its turn has come.
@@ -146,13 +146,9 @@ impl<D: Device + 'static> Volume<D> {
             Err(error) => return (buffer, Err(error)),
         };
         let _running = self.gate.enter().await;
-        let Some(head) = self.head() else {
-            return (buffer, Err(BlockError::NotAttached));
-        };
-        // It may have become smaller while the write waited.
-        if range.end().0 > head.blocks.0 {
+        let Some(head) = self.head_with(range) else {
             return (buffer, Err(BlockError::OutOfRange));
-        }
+        };
         if version.is_some_and(|version| version != self.version()) {
             return (buffer, Ok(Completed::Outdated));
         }
@@ -215,7 +211,7 @@ impl<D: Device + 'static> Blocks for Volume<D> {
         while left.count.0 > 0 {
             let _room = self.core.admit_clearing(&self.patience).await?;
             let _running = self.gate.enter().await;
-            if !self.has(left) {
+            if self.head_with(left).is_none() {
                 return Err(BlockError::OutOfRange);
             }
             left = self.core.clear_some(self.id, left)?;

@@ -64,8 +64,8 @@ impl<const N: usize> Batch<N> {
 }
 
 impl<D: Device> Core<D> {
-    /// Writes blocks `place..` of the buffer to a volume's head as it is now. What is in the
-    /// buffer afterwards is of no use.
+    /// Writes blocks `place..` of the buffer to a volume whose head is now
+    /// `head`. What is in the buffer afterwards is of no use.
     ///
     /// After an error each block is old or new.
     /// The caller was admitted.
