@@ -9,7 +9,7 @@ use crate::command::Command;
 use crate::completion::Status;
 use crate::controller::StartError;
 use crate::identify::{IDENTIFY_BYTES, Page};
-use crate::port::{ADMIN_ENTRIES, Port};
+use crate::port::{ADMIN_ENTRIES, Port, pause};
 use crate::registers::{CSTS, CSTS_FATAL, GONE};
 use crate::ring::{CompletionRing, SubmissionRing};
 use crate::sys::Words;
@@ -47,12 +47,12 @@ impl Admin {
     }
 
     /// Starts the controller, which has been stopped, on this queue.
-    pub(crate) fn start(&mut self, port: &Port) -> Result<(), StartError> {
+    pub(crate) async fn start(&mut self, port: &Port) -> Result<(), StartError> {
         self.submission.restart();
         self.completion.restart();
         self.silent = false;
         self.queues.truncate(1);
-        port.enable(&self.submission_memory, &self.completion_memory)
+        port.enable(&self.submission_memory, &self.completion_memory).await
     }
 
     /// Says how many queues there can be, beside this one.
@@ -75,14 +75,14 @@ impl Admin {
     }
 
     /// Identify: what the controller wrote.
-    pub(crate) fn identify(
+    pub(crate) async fn identify(
         &mut self,
         port: &Port,
         what: u8,
         namespace: u32,
     ) -> Result<Box<Page>, StartError> {
         let command = Command::identify(what, namespace).with_data(self.answer_memory.iova(), 0);
-        self.execute(port, "identify", command)?;
+        self.execute(port, "identify", command).await?;
         let words = Words::all(&self.answer_memory);
         let mut page = Box::new([0; IDENTIFY_BYTES]);
         for (index, bytes) in page.chunks_exact_mut(8).enumerate() {
@@ -92,7 +92,7 @@ impl Admin {
     }
 
     /// Runs one command to its end and returns its result.
-    pub(crate) fn execute(
+    pub(crate) async fn execute(
         &mut self,
         port: &Port,
         name: &'static str,
@@ -108,7 +108,7 @@ impl Admin {
             port.bus.write32(port.capabilities.submission_doorbell(0), tail);
         }
         self.silent = true;
-        let (status, result) = self.answer(port, name, id)?;
+        let (status, result) = self.answer(port, name, id).await?;
         self.silent = false;
         match status {
             status if status.is_success() => Ok(result),
@@ -116,7 +116,7 @@ impl Admin {
         }
     }
 
-    fn answer(
+    async fn answer(
         &mut self,
         port: &Port,
         name: &'static str,
@@ -144,7 +144,7 @@ impl Admin {
                 _ if (port.clock)() >= limit => {
                     return Err(StartError::NoAnswer { command: name, patience: port.patience() });
                 }
-                _ => port.bus.relax(),
+                _ => pause().await,
             }
         }
     }

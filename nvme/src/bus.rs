@@ -40,6 +40,12 @@ pub trait Bus: Send + Sync {
     /// When there is no such memory (any more).
     fn allocate(&self, bytes: usize) -> io::Result<DmaMemory>;
 
+    /// Takes the controller's way to memory away: when this returns, it reads
+    /// and writes none, whatever it still does. PCI: bus mastering off, or its
+    /// addresses unmapped. It is the last that is done to a controller that can
+    /// neither be stopped nor started.
+    fn cut_off(&self);
+
     /// Called again and again while the driver waits for an answer to a rare
     /// command. A soft controller of this thread does its work here; others
     /// let the processor rest for a moment.

@@ -1,8 +1,9 @@
 //! A controller from its first register to its shutdown.
 
+use std::fmt::Debug;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::identify::{CommandLimits, ControllerInfo, FormatError, NamespaceInfo}
 use crate::port::Port;
 use crate::queue_pair::QueuePair;
 use crate::registers::{CSTS, CSTS_FATAL, CSTS_READY, GONE, VS};
-use crate::table::MAX_TRANSFER_BYTES;
+use crate::table::{Ending, MAX_TRANSFER_BYTES};
 
 /// Tells the time while the driver waits for the controller.
 pub type Clock = Arc<dyn Fn() -> Time + Send + Sync>;
@@ -68,6 +69,11 @@ pub enum StartError {
     Format { id: u32, reason: FormatError },
     #[error("the controller has no namespace {id}; it has {present}")]
     NoNamespace { id: u32, present: String },
+    #[error(
+        "after a reset another device answers, or it has changed: {what} was {then} and is {now}; \
+         restart the server to use it as it is"
+    )]
+    Changed { what: &'static str, then: String, now: String },
 }
 
 /// What a controller's status register says.
@@ -102,6 +108,8 @@ pub(crate) struct Core {
     /// Rises when the controller has been stopped: queues made under an
     /// earlier value exist no more, and nothing they pointed at is touched.
     epoch: AtomicU32,
+    /// It was given up: it reaches no memory and is not asked anything.
+    cut_off: AtomicBool,
 }
 
 impl Controller {
@@ -111,10 +119,10 @@ impl Controller {
     /// A sentence about the step that failed.
     pub fn start(bus: Arc<dyn Bus>, clock: Clock) -> Result<Self, StartError> {
         let port = Port::open(bus, clock)?;
-        port.disable()?;
+        port.complete(port.disable())?;
         let mut admin = Admin::new(&port)?;
-        admin.start(&port)?;
-        let described = describe(&port, &mut admin);
+        port.complete(admin.start(&port))?;
+        let described = port.complete(describe(&port, &mut admin));
         let granted = described.as_ref().map_or(0, |described| described.granted);
         let Described { info, limits, namespaces, .. } = match described {
             Ok(described) => described,
@@ -131,6 +139,7 @@ impl Controller {
             namespaces,
             granted: AtomicU32::new(u32::from(granted)),
             epoch: AtomicU32::new(0),
+            cut_off: AtomicBool::new(false),
         };
         Ok(Self { core: Arc::new(core) })
     }
@@ -195,15 +204,14 @@ impl Controller {
         Ok(Rc::new(QueuePair::create(Arc::clone(&self.core), depth)?))
     }
 
+    pub(crate) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
+    }
+
     /// What the controller's status register says.
     #[must_use]
     pub fn health(&self) -> Health {
-        match self.core.port.bus.read32(CSTS) {
-            GONE => Health::Gone,
-            status if status & CSTS_FATAL != 0 => Health::Fatal,
-            status if status & CSTS_READY != 0 => Health::Ready,
-            _ => Health::NotReady,
-        }
+        self.core.health()
     }
 
     /// Asks the controller to give up on one command of a queue pair. Whatever
@@ -213,7 +221,8 @@ impl Controller {
     /// When the controller refuses or is silent.
     pub fn abort(&self, queue: &QueuePair, command_id: u16) -> Result<bool, StartError> {
         let command = Command::abort(queue.id(), command_id);
-        let result = self.core.admin().execute(&self.core.port, "abort", command)?;
+        let port = &self.core.port;
+        let result = port.complete(self.core.admin().execute(port, "abort", command))?;
         Ok(result & 1 == 0)
     }
 
@@ -226,17 +235,11 @@ impl Controller {
     /// reset could reach a queue that is made right after it.
     ///
     /// # Errors
-    /// A sentence about the step that failed. As long as the controller could
-    /// not be stopped, commands and their buffers stay where they are.
+    /// A sentence about the step that failed, or about what has changed. As
+    /// long as the controller could not be stopped, commands and their buffers
+    /// stay where they are.
     pub fn reset(&self) -> Result<(), StartError> {
-        let core = &self.core;
-        let mut admin = core.admin();
-        core.port.disable()?;
-        core.epoch.fetch_add(1, Ordering::Release);
-        admin.start(&core.port)?;
-        let granted = ask_for_queues(&core.port, &mut admin)?;
-        core.granted.store(u32::from(granted), Ordering::Relaxed);
-        Ok(())
+        self.core.port.complete(self.core.reset())
     }
 
     /// How often the controller has been stopped since it was started.
@@ -285,20 +288,99 @@ impl Core {
         bytes / BLOCK_SIZE * BLOCK_SIZE
     }
 
+    /// Stops the controller, starts it again and looks whether it is the same.
+    #[expect(
+        clippy::await_holding_lock,
+        reason = "nobody may ask the controller anything between two steps; a thread that wants to \
+                  waits, and this one drops the future first"
+    )]
+    pub(crate) async fn reset(&self) -> Result<(), StartError> {
+        let mut admin = self.admin();
+        self.port.disable().await?;
+        self.let_go();
+        admin.start(&self.port).await?;
+        let found = describe(&self.port, &mut admin).await?;
+        self.compare(&found)?;
+        self.granted.store(u32::from(found.granted), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Asks the controller to give up on a command; whether it says that it
+    /// did.
+    #[expect(clippy::await_holding_lock, reason = "as for a reset")]
+    pub(crate) async fn abort(&self, queue: u16, id: u16) -> Result<bool, StartError> {
+        let command = Command::abort(queue, id);
+        let result = self.admin().execute(&self.port, "abort", command).await?;
+        Ok(result & 1 == 0)
+    }
+
+    /// The controller does not come back: whatever it still does, it does not
+    /// reach memory any more, and what it had is handed back.
+    pub(crate) fn give_up(&self) {
+        self.port.bus.cut_off();
+        self.cut_off.store(true, Ordering::Relaxed);
+        self.let_go();
+    }
+
+    /// How commands end that an earlier run of the controller had.
+    pub(crate) fn ending(&self) -> Ending {
+        if self.cut_off.load(Ordering::Relaxed) { Ending::GivenUp } else { Ending::Reset }
+    }
+
+    /// The controller touches no memory that it was given until now.
+    fn let_go(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whoever answers after a reset must be who was there before it: blocks
+    /// of another device would be taken for the volumes' own.
+    fn compare(&self, now: &Described) -> Result<(), StartError> {
+        let (then, info) = (&self.info, &now.info);
+        let changed = |what, then: &dyn Debug, now: &dyn Debug| {
+            let (then, now) = (format!("{then:?}"), format!("{now:?}"));
+            Err(StartError::Changed { what, then, now })
+        };
+        if then.serial != info.serial || then.model != info.model {
+            let name = |info: &ControllerInfo| format!("{} {}", info.model, info.serial);
+            return changed("who it says it is", &name(then), &name(info));
+        }
+        if self.namespaces != now.namespaces {
+            return changed("its namespaces", &self.namespaces, &now.namespaces);
+        }
+        // New firmware may be why it was reset.
+        let then = ControllerInfo { firmware: info.firmware.clone(), ..then.clone() };
+        if then != *info {
+            return changed("what it can do", &then, info);
+        }
+        if self.limits != now.limits {
+            return changed("the limits of its commands", &self.limits, &now.limits);
+        }
+        Ok(())
+    }
+
     fn shut_down(&self) -> Result<(), StartError> {
         let _admin = self.admin();
-        let announced = self.port.shut_down();
-        self.port.disable()?;
-        self.epoch.fetch_add(1, Ordering::Release);
+        let announced = self.port.complete(self.port.shut_down());
+        self.port.complete(self.port.disable())?;
+        self.let_go();
         announced
     }
-}
 
-impl Core {
     /// Whether somebody else has stopped the controller (its power failed):
     /// then it has forgotten its queues and touches no memory.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.port.bus.read32(CSTS) & (CSTS_READY | CSTS_FATAL) == 0
+        self.cut_off.load(Ordering::Relaxed)
+            || self.port.bus.read32(CSTS) & (CSTS_READY | CSTS_FATAL) == 0
+    }
+
+    /// What the controller's status register says.
+    pub(crate) fn health(&self) -> Health {
+        match self.port.bus.read32(CSTS) {
+            GONE => Health::Gone,
+            status if status & CSTS_FATAL != 0 => Health::Fatal,
+            status if status & CSTS_READY != 0 => Health::Ready,
+            _ => Health::NotReady,
+        }
     }
 }
 
@@ -327,15 +409,15 @@ struct Described {
     granted: u16,
 }
 
-fn describe(port: &Port, admin: &mut Admin) -> Result<Described, StartError> {
+async fn describe(port: &Port, admin: &mut Admin) -> Result<Described, StartError> {
     let page_bits = port.capabilities.min_page_bits;
-    let info = ControllerInfo::parse(&*admin.identify(port, cns::CONTROLLER, 0)?, page_bits);
+    let info = ControllerInfo::parse(&*admin.identify(port, cns::CONTROLLER, 0).await?, page_bits);
     if !info.has_usual_entries {
         return Err(StartError::EntrySizes);
     }
     let mut limits = CommandLimits::UNSAID;
     if info.has_command_limits() {
-        match admin.identify(port, cns::COMMAND_SET_CONTROLLER, 0) {
+        match admin.identify(port, cns::COMMAND_SET_CONTROLLER, 0).await {
             Ok(page) => limits = CommandLimits::parse(&page, page_bits),
             Err(StartError::Refused { .. }) => {}
             Err(error) => return Err(error),
@@ -346,21 +428,21 @@ fn describe(port: &Port, admin: &mut Admin) -> Result<Described, StartError> {
         limits.write_zeroes = info.max_transfer;
     }
     let mut namespaces = Vec::new();
-    for id in active_namespaces(port, admin)? {
-        let page = admin.identify(port, cns::NAMESPACE, id)?;
+    for id in active_namespaces(port, admin).await? {
+        let page = admin.identify(port, cns::NAMESPACE, id).await?;
         namespaces.push(NamespaceInfo::parse(id, &page).map_err(|reason| (id, reason)));
     }
-    let granted = ask_for_queues(port, admin)?;
+    let granted = ask_for_queues(port, admin).await?;
     Ok(Described { info, limits, namespaces, granted })
 }
 
 /// The active namespace ID list: pages of 1024 rising IDs, ended by a zero
 /// (Base 2.0, section 5.17.2.2).
-fn active_namespaces(port: &Port, admin: &mut Admin) -> Result<Vec<u32>, StartError> {
+async fn active_namespaces(port: &Port, admin: &mut Admin) -> Result<Vec<u32>, StartError> {
     let mut ids: Vec<u32> = Vec::new();
     loop {
         let after = ids.last().copied().unwrap_or(0);
-        let page = admin.identify(port, cns::ACTIVE_NAMESPACES, after)?;
+        let page = admin.identify(port, cns::ACTIVE_NAMESPACES, after).await?;
         let before = ids.len();
         for bytes in page.chunks_exact(4) {
             let id = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -377,10 +459,10 @@ fn active_namespaces(port: &Port, admin: &mut Admin) -> Result<Vec<u32>, StartEr
 
 /// Set Features, Number of Queues: both counts are 0-based, and the controller
 /// answers with what it grants (Base 2.0, section 5.27.1.5).
-fn ask_for_queues(port: &Port, admin: &mut Admin) -> Result<u16, StartError> {
+async fn ask_for_queues(port: &Port, admin: &mut Admin) -> Result<u16, StartError> {
     let wanted = u32::from(QUEUES_WANTED - 1);
     let command = Command::set_feature(feature::QUEUES, wanted << 16 | wanted);
-    let granted = admin.execute(port, "set the number of queues", command)?;
+    let granted = admin.execute(port, "set the number of queues", command).await?;
     let granted = (granted & 0xffff).min(granted >> 16).min(wanted) as u16 + 1;
     admin.grant(granted);
     Ok(granted)
@@ -389,7 +471,7 @@ fn ask_for_queues(port: &Port, admin: &mut Admin) -> Result<u16, StartError> {
 /// Start-up has failed half-way: the memory is freed only if the controller
 /// has let go of it.
 fn give_up(port: &Port, admin: Admin) {
-    if port.disable().is_err() {
+    if port.complete(port.disable()).is_err() {
         std::mem::forget(admin);
     }
 }

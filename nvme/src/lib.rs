@@ -44,6 +44,8 @@ mod ring;
 pub mod command;
 pub mod completion;
 
+pub mod watch;
+
 mod admin;
 pub mod controller;
 mod port;
@@ -65,6 +67,7 @@ pub use identify::{LbaSize, NamespaceInfo};
 pub use namespace::Namespace;
 pub use queue_pair::{Counters, QueuePair};
 pub use soft::{SoftController, SoftNamespace, SoftOptions};
+pub use watch::{News, Patience, Watch};
 
 /// Bytes in a memory page of the controller (CC.MPS is 0).
 pub(crate) const PAGE: usize = 1 << registers::PAGE_BITS;

@@ -15,6 +15,10 @@ use crate::table::Payload;
 /// Most logical blocks that a command's 16-bit count can name.
 const MAX_COMMAND_LBAS: u64 = 1 << 16;
 
+/// How often a command is tried that the controller gives up: Linux has 6
+/// (`nvme_core.max_retries` is 5).
+const TRIES: usize = 6;
+
 /// A namespace, reached through one queue pair. Requests are cut where the
 /// controller's limits ask for it; the parts run one after the other, since
 /// the one buffer goes with each.
@@ -66,6 +70,12 @@ impl Namespace {
         self.id
     }
 
+    /// Whether a reset since this was made may have cost answered writes.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.unless_lost(Ok(())).is_err()
+    }
+
     /// The queue pair that carries its commands.
     #[must_use]
     pub fn queue(&self) -> &Rc<QueuePair> {
@@ -95,7 +105,7 @@ impl Namespace {
             let bytes = part as usize * BLOCK_SIZE;
             let payload = Payload::Blocks { buffer, offset: next * BLOCK_SIZE, bytes };
             let command = self.blocks_command(opcode, start, part, flags);
-            let (back, outcome) = self.queue.submit(command, payload).await;
+            let (back, outcome) = self.run(command, payload).await;
             buffer = back.expect("a command gives back the buffer that it was given");
             if outcome.is_err() {
                 return (buffer, outcome);
@@ -103,6 +113,26 @@ impl Namespace {
             next += part as usize;
         }
         (buffer, Ok(()))
+    }
+
+    /// Runs a command to its end. One that was aborted runs again: its own
+    /// completion says that it is over, and whoever asked for it has not been
+    /// answered, so nothing that came later can be undone by it.
+    async fn run(
+        &self,
+        command: Command,
+        mut payload: Payload,
+    ) -> (Option<Buffer>, Result<(), BlockError>) {
+        for _ in 1..TRIES {
+            let shape = payload.shape();
+            let (buffer, ending) = self.queue.submit(command, payload).await;
+            if !ending.is_abort() {
+                return (buffer, ending.outcome());
+            }
+            payload = shape.with(buffer).expect("a command gives back what it was given");
+        }
+        let (buffer, ending) = self.queue.submit(command, payload).await;
+        (buffer, ending.outcome())
     }
 
     fn blocks_command(&self, opcode: u8, start: u64, count: u64, flags: u32) -> Command {
@@ -113,8 +143,9 @@ impl Namespace {
 
     /// What an outcome is worth: what the device had answered may be gone.
     fn unless_lost(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
-        let is_lost = self.cached && self.queue.core().epoch() != self.epoch;
-        if is_lost { Err(BlockError::Lost) } else { outcome }
+        let core = self.queue.core();
+        let is_lost = self.cached && core.epoch() != self.epoch;
+        if is_lost { core.ending().outcome().and(outcome) } else { outcome }
     }
 
     fn check(&self, extent: Extent) -> Result<(), BlockError> {
@@ -163,7 +194,7 @@ impl Device for Namespace {
         if !self.cached {
             return Ok(());
         }
-        let outcome = self.queue.submit(Command::flush(self.id), Payload::Nothing).await.1;
+        let outcome = self.run(Command::flush(self.id), Payload::Nothing).await.1;
         self.unless_lost(outcome)
     }
 
@@ -177,13 +208,13 @@ impl Device for Namespace {
                 let part = limit.min(end - start);
                 let command = self.blocks_command(io::WRITE_ZEROES, start, part, flags);
                 start += part;
-                self.queue.submit(command, Payload::Nothing).await.1
+                self.run(command, Payload::Nothing).await.1
             } else {
                 let part = self.transfer_blocks.min(end - start);
                 let payload = Payload::Zeroes { bytes: part as usize * BLOCK_SIZE };
                 let command = self.blocks_command(io::WRITE, start, part, 0);
                 start += part;
-                self.queue.submit(command, payload).await.1
+                self.run(command, payload).await.1
             };
             self.unless_lost(outcome)?;
         }
@@ -199,7 +230,7 @@ impl Device for Namespace {
             let part = limit.min(end - start);
             let count = (part * self.lbas_per_block) as u32;
             let payload = Payload::Range { start: start * self.lbas_per_block, count };
-            self.queue.submit(Command::deallocate(self.id), payload).await.1?;
+            self.run(Command::deallocate(self.id), payload).await.1?;
             start += part;
         }
         Ok(())

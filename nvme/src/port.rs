@@ -1,7 +1,14 @@
 //! Turning a controller on and off (NVMe Base 2.0, section 3.5 and 3.6), with
 //! a limit to every wait.
+//!
+//! Each step is a future that looks once whenever it is polled. Nobody wakes
+//! it: who has other things to do polls it once a turn, who has not calls
+//! [`Port::complete`].
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use block_core::DmaMemory;
@@ -52,9 +59,21 @@ impl Port {
         self.capabilities.ready_timeout.max(LEAST_PATIENCE)
     }
 
+    /// Takes a step to its end; there is nothing else to do meanwhile.
+    pub(crate) fn complete<T>(&self, step: impl Future<Output = T>) -> T {
+        let mut step = pin!(step);
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            match step.as_mut().poll(&mut context) {
+                Poll::Ready(done) => return done,
+                Poll::Pending => self.bus.relax(),
+            }
+        }
+    }
+
     /// Stops the controller. When this returns without an error it touches no
     /// memory any more.
-    pub(crate) fn disable(&self) -> Result<(), StartError> {
+    pub(crate) async fn disable(&self) -> Result<(), StartError> {
         let configuration = self.bus.read32(CC);
         if configuration == GONE {
             return Err(StartError::Gone);
@@ -64,14 +83,15 @@ impl Port {
             // 3.1.3.5). A controller that failed at its start never gets ready.
             self.wait("start, so that it could be stopped,", |status| {
                 status & (CSTS_READY | CSTS_FATAL) != 0
-            })?;
+            })
+            .await?;
             self.bus.write32(CC, configuration & !CC_ENABLE & !CC_SHUTDOWN_MASK);
         }
-        self.wait("stop", |status| status & CSTS_READY == 0)
+        self.wait("stop", |status| status & CSTS_READY == 0).await
     }
 
     /// Starts the controller, which has been stopped, on these admin queues.
-    pub(crate) fn enable(
+    pub(crate) async fn enable(
         &self,
         submission: &DmaMemory,
         completion: &DmaMemory,
@@ -81,7 +101,7 @@ impl Port {
         self.bus.write64(ASQ, submission.iova());
         self.bus.write64(ACQ, completion.iova());
         self.bus.write32(CC, CC_ENTRY_SIZES | CC_ENABLE);
-        self.wait("become ready", |status| status & (CSTS_READY | CSTS_FATAL) != 0)?;
+        self.wait("become ready", |status| status & (CSTS_READY | CSTS_FATAL) != 0).await?;
         if self.bus.read32(CSTS) & CSTS_FATAL != 0 {
             return Err(StartError::Fatal);
         }
@@ -89,7 +109,7 @@ impl Port {
     }
 
     /// Announces the end of work, so that the controller writes out its cache.
-    pub(crate) fn shut_down(&self) -> Result<(), StartError> {
+    pub(crate) async fn shut_down(&self) -> Result<(), StartError> {
         let configuration = self.bus.read32(CC);
         if configuration == GONE {
             return Err(StartError::Gone);
@@ -97,14 +117,15 @@ impl Port {
         self.bus.write32(CC, configuration & !CC_SHUTDOWN_MASK | CC_SHUTDOWN);
         self.wait("shut down", |status| {
             status & CSTS_SHUTDOWN_MASK == CSTS_SHUTDOWN_COMPLETE || status & CSTS_FATAL != 0
-        })?;
+        })
+        .await?;
         if self.bus.read32(CSTS) & CSTS_FATAL != 0 {
             return Err(StartError::Fatal);
         }
         Ok(())
     }
 
-    fn wait(&self, step: &'static str, done: impl Fn(u32) -> bool) -> Result<(), StartError> {
+    async fn wait(&self, step: &'static str, done: impl Fn(u32) -> bool) -> Result<(), StartError> {
         let limit = (self.clock)() + self.patience();
         loop {
             let status = self.bus.read32(CSTS);
@@ -117,7 +138,14 @@ impl Port {
             if (self.clock)() >= limit {
                 return Err(StartError::Silent { step, patience: self.patience(), status });
             }
-            self.bus.relax();
+            pause().await;
         }
     }
+}
+
+/// Ready when it is polled the second time.
+pub(crate) async fn pause() {
+    let mut paused = false;
+    poll_fn(|_| if std::mem::replace(&mut paused, true) { Poll::Ready(()) } else { Poll::Pending })
+        .await;
 }

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use block_core::{BlockError, Buffer, DmaMemory};
+use block_core::{Buffer, DmaMemory};
 
 use crate::command::{COMMAND_BYTES, Command, admin};
 use crate::completion::{COMPLETION_BYTES, Completion};
@@ -52,6 +52,10 @@ struct State {
     table: Table,
     line: VecDeque<Waiter>,
     next_number: u64,
+    /// Rises when the watch looks: the age of commands is counted in it.
+    round: u32,
+    /// The controller is being reset: it is told nothing.
+    is_held: bool,
     counters: Counters,
 }
 
@@ -80,7 +84,7 @@ impl QueuePair {
         };
         let depth = entries - 1;
         let table = Table::new(depth, allocate(Table::dma_bytes(depth))?);
-        let (id, epoch) = create_queues(&core, &memory)?;
+        let (id, epoch) = core.port.complete(create_queues(&core, memory.place()))?;
         let state = State {
             id,
             epoch,
@@ -90,6 +94,8 @@ impl QueuePair {
             table,
             line: VecDeque::with_capacity(usize::from(depth)),
             next_number: 0,
+            round: 0,
+            is_held: false,
             counters: Counters::default(),
         };
         Ok(Self { core, state: RefCell::new(Some(state)) })
@@ -147,7 +153,7 @@ impl QueuePair {
     /// Tells the controller what was submitted and reaped since the last call:
     /// at most one store to each doorbell.
     pub fn ring(&self) {
-        if self.is_stale() {
+        if self.is_stale() || self.with(|state| state.is_held) {
             return;
         }
         let (id, head, tail) = self.with(|state| {
@@ -178,16 +184,43 @@ impl QueuePair {
     /// # Errors
     /// When the controller refuses; the queue pair stays as it was.
     pub fn restart(&self) -> Result<(), StartError> {
+        self.core.port.complete(self.create_again())
+    }
+
+    /// [`QueuePair::restart`], one look at a time.
+    pub(crate) async fn create_again(&self) -> Result<(), StartError> {
         if !self.is_stale() {
             return Ok(());
         }
         self.fail_all();
-        self.with(|state| {
+        let place = self.with(|state| {
             state.submission.restart();
             state.completion.restart();
-            (state.id, state.epoch) = create_queues(&self.core, &state.memory)?;
-            Ok(())
+            state.memory.place()
+        });
+        let (id, epoch) = create_queues(&self.core, place).await?;
+        self.with(|state| (state.id, state.epoch, state.is_held) = (id, epoch, false));
+        Ok(())
+    }
+
+    /// Rings no more until the queues have been created again: a doorbell that
+    /// is rung while the controller stops could reach a queue made afterwards.
+    pub(crate) fn hold(&self) {
+        self.with(|state| state.is_held = true);
+    }
+
+    /// A round of the watch ends: commands that were issued at least so many
+    /// rounds ago.
+    pub(crate) fn end_round(&self, rounds: u32) -> Vec<u16> {
+        self.with(|state| {
+            state.round = state.round.wrapping_add(1);
+            state.table.late(state.round, rounds)
         })
+    }
+
+    /// Whether the controller has the command with this identifier.
+    pub(crate) fn is_under_way(&self, id: u16) -> bool {
+        self.with(|state| state.table.is_busy(id))
     }
 
     pub(crate) fn core(&self) -> &Core {
@@ -202,10 +235,10 @@ impl QueuePair {
 
     /// The controller has been stopped and touches nothing: ends everything.
     fn fail_all(&self) -> usize {
-        let mut count = 0;
+        let (mut count, ending) = (0, self.core.ending());
         while let Some(wakers) = self.with(|state| {
             let id = state.table.any_busy()?;
-            Some(state.end(id, Ending::Reset).unwrap_or_default())
+            Some(state.end(id, ending).unwrap_or_default())
         }) {
             wakers.wake();
             count += 1;
@@ -224,25 +257,43 @@ impl QueuePair {
     }
 }
 
+/// Where a queue pair's rings are, as the controller is told.
+#[derive(Clone, Copy)]
+struct RingsPlace {
+    submission: u64,
+    completion: u64,
+    entries: u16,
+}
+
+impl Rings {
+    fn place(&self) -> RingsPlace {
+        let (submission, completion) = (self.submission.iova(), self.completion.iova());
+        RingsPlace { submission, completion, entries: self.entries }
+    }
+}
+
 /// Creates both queues in the controller under a free number.
-fn create_queues(core: &Core, memory: &Rings) -> Result<(u16, u32), StartError> {
+#[expect(
+    clippy::await_holding_lock,
+    reason = "the admin lock keeps a reset from coming between; it is this thread's for a few looks"
+)]
+async fn create_queues(core: &Core, rings: RingsPlace) -> Result<(u16, u32), StartError> {
     let port = &core.port;
     let mut admin_queue = core.admin();
-    // The admin lock keeps a reset from coming between.
     let epoch = core.epoch();
     let Some(id) = admin_queue.take_queue() else {
         return Err(StartError::NoQueue { granted: core.granted() });
     };
-    let entries = memory.entries;
-    let completion = Command::create_completion_queue(id, entries, memory.completion.iova());
-    if let Err(error) = admin_queue.execute(port, "create a completion queue", completion) {
+    let RingsPlace { submission, completion, entries } = rings;
+    let completion = Command::create_completion_queue(id, entries, completion);
+    if let Err(error) = admin_queue.execute(port, "create a completion queue", completion).await {
         admin_queue.return_queue(id);
         return Err(error);
     }
-    let submission = Command::create_submission_queue(id, entries, memory.submission.iova());
-    if let Err(error) = admin_queue.execute(port, "create a submission queue", submission) {
+    let submission = Command::create_submission_queue(id, entries, submission);
+    if let Err(error) = admin_queue.execute(port, "create a submission queue", submission).await {
         let undo = Command::delete_queue(admin::DELETE_COMPLETION_QUEUE, id);
-        if admin_queue.execute(port, "delete a completion queue", undo).is_ok() {
+        if admin_queue.execute(port, "delete a completion queue", undo).await.is_ok() {
             admin_queue.return_queue(id);
         }
         return Err(error);
@@ -298,7 +349,7 @@ impl State {
     }
 
     fn issue(&mut self, command: &Command, payload: Payload, waker: &Waker) -> u16 {
-        let (place, id, (prp1, prp2)) = self.table.occupy(payload, waker.clone());
+        let (place, id, (prp1, prp2)) = self.table.occupy(payload, waker.clone(), self.round);
         self.submission.push(&command.with_id(id).with_data(prp1, prp2));
         self.counters.submitted += 1;
         place
@@ -337,7 +388,7 @@ enum Stage {
 }
 
 impl Future for Submission<'_> {
-    type Output = (Option<Buffer>, Result<(), BlockError>);
+    type Output = (Option<Buffer>, Ending);
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
@@ -350,11 +401,7 @@ impl Future for Submission<'_> {
             let Some(((buffer, ending), next)) = fetched else { return Poll::Pending };
             this.stage = Stage::Over;
             next.into_iter().for_each(Waker::wake);
-            let outcome = match ending {
-                Ending::Completed(status) => status.outcome(),
-                Ending::Reset => Err(BlockError::Medium),
-            };
-            return Poll::Ready((buffer, outcome));
+            return Poll::Ready((buffer, ending));
         }
         let epoch = queue.core.epoch();
         let refused = queue.with(|state| {
@@ -384,7 +431,7 @@ impl Future for Submission<'_> {
         if refused {
             this.stage = Stage::Over;
             let payload = std::mem::replace(&mut this.payload, Payload::Nothing);
-            return Poll::Ready((payload.into_buffer(), Err(BlockError::Medium)));
+            return Poll::Ready((payload.into_buffer(), queue.core.ending()));
         }
         Poll::Pending
     }
@@ -432,7 +479,11 @@ fn delete_queues(core: &Core, id: u16) -> Result<(), StartError> {
         ("delete a submission queue", admin::DELETE_SUBMISSION_QUEUE),
         ("delete a completion queue", admin::DELETE_COMPLETION_QUEUE),
     ] {
-        admin_queue.execute(&core.port, name, Command::delete_queue(opcode, id))?;
+        core.port.complete(admin_queue.execute(
+            &core.port,
+            name,
+            Command::delete_queue(opcode, id),
+        ))?;
     }
     admin_queue.return_queue(id);
     Ok(())

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
-use block_core::{Buffer, DmaMemory};
+use block_core::{BlockError, Buffer, DmaMemory};
 
 use crate::PAGE;
 use crate::completion::Status;
@@ -37,7 +37,38 @@ pub(crate) enum Payload {
     Range { start: u64, count: u32 },
 }
 
+/// What of a payload stays when its buffer is away.
+#[derive(Clone, Copy)]
+pub(crate) enum Shape {
+    Nothing,
+    Blocks { offset: usize, bytes: usize },
+    Zeroes { bytes: usize },
+    Range { start: u64, count: u32 },
+}
+
+impl Shape {
+    /// The payload once more, with the buffer that has come back.
+    pub(crate) fn with(self, buffer: Option<Buffer>) -> Option<Payload> {
+        Some(match self {
+            Self::Nothing => Payload::Nothing,
+            Self::Blocks { offset, bytes } => Payload::Blocks { buffer: buffer?, offset, bytes },
+            Self::Zeroes { bytes } => Payload::Zeroes { bytes },
+            Self::Range { start, count } => Payload::Range { start, count },
+        })
+    }
+}
+
 impl Payload {
+    /// Everything but the buffer.
+    pub(crate) const fn shape(&self) -> Shape {
+        match *self {
+            Self::Nothing => Shape::Nothing,
+            Self::Blocks { offset, bytes, .. } => Shape::Blocks { offset, bytes },
+            Self::Zeroes { bytes } => Shape::Zeroes { bytes },
+            Self::Range { start, count } => Shape::Range { start, count },
+        }
+    }
+
     /// The buffer, when there is one.
     pub(crate) fn into_buffer(self) -> Option<Buffer> {
         match self {
@@ -54,6 +85,25 @@ pub(crate) enum Ending {
     Completed(Status),
     /// The controller was stopped first: what it did, nobody knows.
     Reset,
+    /// The controller was given up: what it did, nobody knows.
+    GivenUp,
+}
+
+impl Ending {
+    /// The outcome for whoever asked for blocks.
+    pub(crate) const fn outcome(self) -> Result<(), BlockError> {
+        match self {
+            Self::Completed(status) => status.outcome(),
+            Self::Reset => Err(BlockError::Lost),
+            Self::GivenUp => Err(BlockError::Medium),
+        }
+    }
+
+    /// Whether the controller gave the command up, and does not say that it
+    /// would again.
+    pub(crate) fn is_abort(self) -> bool {
+        self == Self::Completed(Status::ABORT_REQUESTED)
+    }
 }
 
 enum State {
@@ -73,6 +123,8 @@ enum State {
 struct Place {
     state: State,
     uses: u16,
+    /// In which round of the queue pair's watch the command was issued.
+    round: u32,
 }
 
 /// The places, and for each a page for its PRP list or range.
@@ -97,7 +149,7 @@ impl Table {
 
     pub(crate) fn new(depth: u16, lists: DmaMemory) -> Self {
         assert!(depth <= MAX_DEPTH && lists.memory().len() >= Self::dma_bytes(depth));
-        let places = (0..depth).map(|_| Place { state: State::Free, uses: 0 }).collect();
+        let places = (0..depth).map(|_| Place { state: State::Free, uses: 0, round: 0 }).collect();
         let list_words = Words::all(&lists);
         Self { places, free: (0..depth).rev().collect(), busy: 0, lists, list_words }
     }
@@ -112,10 +164,16 @@ impl Table {
 
     /// Takes a free place for a command: the place, the command's identifier
     /// and its two data pointers.
-    pub(crate) fn occupy(&mut self, payload: Payload, waker: Waker) -> (u16, u16, (u64, u64)) {
+    pub(crate) fn occupy(
+        &mut self,
+        payload: Payload,
+        waker: Waker,
+        round: u32,
+    ) -> (u16, u16, (u64, u64)) {
         let index = self.free.pop().expect("the caller has seen a free place");
         let pointers = self.point(index, &payload);
         let place = &mut self.places[usize::from(index)];
+        place.round = round;
         place.uses = (place.uses + 1) & (u16::MAX >> PLACE_BITS);
         place.state = State::Busy { buffer: payload.into_buffer(), waker: Some(waker) };
         self.busy += 1;
@@ -147,6 +205,24 @@ impl Table {
         let busy = |place: &Place| matches!(place.state, State::Busy { .. });
         let index = self.places.iter().position(busy)?;
         Some(self.places[index].uses << PLACE_BITS | index as u16)
+    }
+
+    /// The identifiers of commands that have been under way since at least
+    /// `rounds` rounds before `now`.
+    pub(crate) fn late(&self, now: u32, rounds: u32) -> Vec<u16> {
+        let late = |place: &Place| {
+            matches!(place.state, State::Busy { .. }) && now.wrapping_sub(place.round) >= rounds
+        };
+        let places = self.places.iter().enumerate().filter(|(_, place)| late(place));
+        places.map(|(index, place)| place.uses << PLACE_BITS | index as u16).collect()
+    }
+
+    /// Whether the command with this identifier is under way.
+    pub(crate) fn is_busy(&self, id: u16) -> bool {
+        let place = self.places.get(usize::from(id & MAX_DEPTH));
+        place.is_some_and(|place| {
+            matches!(place.state, State::Busy { .. }) && place.uses == id >> PLACE_BITS
+        })
     }
 
     /// Fetches the outcome from a place and frees it, or leaves the waker.
@@ -250,10 +326,10 @@ mod tests {
         let pool = Pool::private(2, PAGE).expect("memory");
         let blocks =
             || Payload::Blocks { buffer: pool.take().expect("free"), offset: 0, bytes: PAGE };
-        let (place, first, _) = table.occupy(blocks(), Waker::noop().clone());
+        let (place, first, _) = table.occupy(blocks(), Waker::noop().clone(), 0);
         assert!(table.end(first, Ending::Reset).is_ok());
         assert!(table.fetch(place, Waker::noop()).is_some());
-        let (_, second, _) = table.occupy(blocks(), Waker::noop().clone());
+        let (_, second, _) = table.occupy(blocks(), Waker::noop().clone(), 0);
         assert_eq!(table.end(first, Ending::Reset).err(), Some(NotUnderWay));
         assert_eq!((table.busy(), pool.available()), (1, 1));
         assert!(table.end(second, Ending::Reset).is_ok());
@@ -265,7 +341,7 @@ mod tests {
         let pool = Pool::private(1, PAGE).expect("memory");
         let buffer = pool.take().expect("free");
         let payload = Payload::Blocks { buffer, offset: 0, bytes: PAGE };
-        let (place, id, _) = table.occupy(payload, Waker::noop().clone());
+        let (place, id, _) = table.occupy(payload, Waker::noop().clone(), 0);
         assert!(!table.abandon(place));
         assert_eq!((pool.available(), table.free()), (0, 3));
         assert!(table.end(id, Ending::Reset).expect("it was under way").is_none());
@@ -277,7 +353,7 @@ mod tests {
         let mut table = table(MAX_DEPTH);
         for _ in 0..64 {
             let ids: Vec<u16> = (0..MAX_DEPTH)
-                .map(|_| table.occupy(Payload::Nothing, Waker::noop().clone()).1)
+                .map(|_| table.occupy(Payload::Nothing, Waker::noop().clone(), 0).1)
                 .collect();
             for id in ids {
                 assert_ne!(id, u16::MAX);

@@ -1,7 +1,7 @@
 //! The admin command set (NVMe Base 2.0, section 5).
 
 use super::SoftOptions;
-use super::engine::{Answer, Engine};
+use super::engine::{Answer, Engine, Stuck};
 use super::identify;
 use super::prp;
 use super::queue::{CompletionQueue, SubmissionQueue};
@@ -287,7 +287,7 @@ impl Engine {
         let (queue, id) = (command.dword(10) as u16, (command.dword(10) >> 16) as u16);
         let found = |held: &super::engine::Held| held.queue == queue && held.command.id() == id;
         let Some(index) = self.held.iter().position(found) else { return Ok(1) };
-        if !self.has_room(queue, registers) {
+        if self.held[index].stuck == Stuck::Fast || !self.has_room(queue, registers) {
             return Ok(1);
         }
         self.held.swap_remove(index);

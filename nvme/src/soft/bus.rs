@@ -36,6 +36,10 @@ impl Bus for SoftBus {
         self.controller.registry.allocate(bytes)
     }
 
+    fn cut_off(&self) {
+        self.controller.cut_off();
+    }
+
     fn relax(&self) {
         if !self.driven_here || self.controller.work() == 0 {
             std::thread::yield_now();

@@ -35,8 +35,18 @@ pub(super) enum Answer {
 pub(super) struct Held {
     pub(super) queue: u16,
     pub(super) command: Command,
+    pub(super) stuck: Stuck,
+}
+
+/// Whether a command that is held back is executed at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// In its turn.
+    No,
     /// It waits for an abort or the end of its queue.
-    pub(super) stuck: bool,
+    UntilAborted,
+    /// It waits for the end of its queue.
+    Fast,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +71,12 @@ pub(super) struct Engine {
     switches: Switches,
     chance: Chance,
     budget: usize,
+    /// It does nothing.
+    hangs: bool,
+    /// It reaches no memory.
+    cut_off: bool,
+    /// A reset costs what was not flushed.
+    reset_loses: Option<Chance>,
 }
 
 impl Engine {
@@ -82,12 +98,15 @@ impl Engine {
             switches: Switches::default(),
             chance: Chance::new(options.disorder.map_or(0, |disorder| disorder.seed)),
             budget: 0,
+            hangs: false,
+            cut_off: false,
+            reset_loses: None,
             options,
         }
     }
 
     pub(super) fn work(&mut self, registers: &Registers, registry: &Registry) -> usize {
-        if registers.is_gone() {
+        if registers.is_gone() || self.hangs || self.cut_off {
             return 0;
         }
         self.windows.refresh(registry);
@@ -105,29 +124,45 @@ impl Engine {
 
     pub(super) fn inject(&mut self, fault: Fault, registers: &Registers) {
         match fault {
-            Fault::Stick { count } => self.switches.stick(count),
+            Fault::Stick { count } => self.switches.stick(count, false),
+            Fault::StickFast { count } => self.switches.stick(count, true),
             Fault::Fail { opcode, status, count } => self.switches.fail(opcode, status, count),
             Fault::Fatal => self.fail(registers),
+            Fault::Hang => self.hangs = true,
             Fault::Removal => registers.remove(),
+            Fault::Return { seed } => {
+                registers.put_back();
+                self.hangs = false;
+                self.power_cut(seed, registers);
+            }
+            Fault::Shrink { blocks } => {
+                self.namespaces.iter_mut().take(1).for_each(|namespace| namespace.shrink(blocks));
+            }
+            Fault::LossyReset { seed } => self.reset_loses = Some(Chance::new(seed)),
         }
     }
 
     pub(super) fn power_cut(&mut self, seed: u64, registers: &Registers) {
         let mut chance = Chance::new(seed);
-        self.cut_off(&mut chance, registers);
+        self.break_off(&mut chance, registers);
         for namespace in &mut self.namespaces {
             namespace.power_cut(&mut chance);
         }
     }
 
     pub(super) fn host_died(&mut self, seed: u64, registers: &Registers) {
-        self.cut_off(&mut Chance::new(seed), registers);
+        self.break_off(&mut Chance::new(seed), registers);
+    }
+
+    /// The driver takes memory away, or comes anew and gives some.
+    pub(super) fn reach_memory(&mut self, reaches: bool) {
+        self.cut_off = !reaches;
     }
 
     /// Stops in the middle of everything.
-    fn cut_off(&mut self, chance: &mut Chance, registers: &Registers) {
+    fn break_off(&mut self, chance: &mut Chance, registers: &Registers) {
         for held in std::mem::take(&mut self.held) {
-            if !held.stuck && chance.below(2) == 0 {
+            if held.stuck == Stuck::No && chance.below(2) == 0 {
                 self.execute(&held.command);
             }
         }
@@ -146,6 +181,9 @@ impl Engine {
             }
             Power::Running | Power::Failed if !enabled => {
                 self.stop(registers);
+                if let Some(chance) = &mut self.reset_loses {
+                    self.namespaces.iter_mut().for_each(|namespace| namespace.power_cut(chance));
+                }
                 1
             }
             _ if configuration & CC_SHUTDOWN_MASK != 0
@@ -236,8 +274,9 @@ impl Engine {
             Verdict::Serve if self.options.disorder.is_none() => {
                 return Answer::Now(self.execute(command), 0);
             }
-            Verdict::Serve => false,
-            Verdict::Stick => true,
+            Verdict::Serve => Stuck::No,
+            Verdict::Stick { fast: false } => Stuck::UntilAborted,
+            Verdict::Stick { fast: true } => Stuck::Fast,
             Verdict::Fail(status) => return Answer::Now(status, 0),
         };
         self.held.push(Held { queue, command: *command, stuck });
@@ -264,7 +303,11 @@ impl Engine {
             let held = &self.held[index];
             let queue = held.queue;
             let waits = self.chance.below(disorder.delay as usize + 1) > 0;
-            if held.stuck || waits || self.budget == 0 || !self.has_room(queue, registers) {
+            if held.stuck != Stuck::No
+                || waits
+                || self.budget == 0
+                || !self.has_room(queue, registers)
+            {
                 continue;
             }
             let command = self.held.swap_remove(index).command;
@@ -277,7 +320,9 @@ impl Engine {
 
     fn may_hold(&self, queue: u16) -> bool {
         let Some(disorder) = self.options.disorder else { return true };
-        queue == 0 || self.held.iter().filter(|held| !held.stuck).count() < disorder.held.max(1)
+        queue == 0
+            || self.held.iter().filter(|held| held.stuck == Stuck::No).count()
+                < disorder.held.max(1)
     }
 
     /// Whether a completion of this submission queue's commands has room.
@@ -292,8 +337,9 @@ impl Engine {
         let Some(source) = &self.submission[usize::from(queue)] else { return };
         let (head, target) = (source.head(), source.completion);
         if let Some(completion) = &mut self.completion[usize::from(target)] {
-            // Nothing here would go differently at a second attempt.
-            let status = if status.is_success() { status } else { status.final_answer() };
+            // Nothing else here would go differently at a second attempt.
+            let may_retry = status.is_success() || status == Status::ABORT_REQUESTED;
+            let status = if may_retry { status } else { status.final_answer() };
             completion.post(queue, head, id, status, result);
         }
     }

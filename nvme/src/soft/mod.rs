@@ -85,7 +85,7 @@ impl Default for SoftOptions {
 #[derive(Debug)]
 pub struct SoftController {
     registers: Registers,
-    registry: Registry,
+    registry: Arc<Registry>,
     engine: Mutex<Engine>,
 }
 
@@ -96,6 +96,24 @@ impl SoftController {
     /// If the options contradict their own documentation.
     #[must_use]
     pub fn new(options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
+        Self::over(Arc::default(), options, namespaces)
+    }
+
+    /// Another controller of the same driver: each reaches the memory that was
+    /// allocated on a bus to the other, at the same addresses.
+    ///
+    /// # Panics
+    /// As [`SoftController::new`].
+    #[must_use]
+    pub fn beside(&self, options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
+        Self::over(Arc::clone(&self.registry), options, namespaces)
+    }
+
+    fn over(
+        registry: Arc<Registry>,
+        options: SoftOptions,
+        namespaces: Vec<SoftNamespace>,
+    ) -> Arc<Self> {
         assert!(options.queue_entries >= 2 && options.queues >= 1);
         let pages = options.max_transfer / crate::PAGE;
         assert!(
@@ -105,7 +123,7 @@ impl SoftController {
         );
         Arc::new(Self {
             registers: Registers::new(options.queues, options.queue_entries),
-            registry: Registry::default(),
+            registry,
             engine: Mutex::new(Engine::new(options, namespaces)),
         })
     }
@@ -114,12 +132,14 @@ impl SoftController {
     /// an answer does the controller's work.
     #[must_use]
     pub fn bus(self: &Arc<Self>) -> Arc<dyn Bus> {
+        self.engine().reach_memory(true);
         Arc::new(SoftBus::driven_here(Arc::clone(self)))
     }
 
     /// A bus for a driver while another thread drives the controller.
     #[must_use]
     pub fn distant_bus(self: &Arc<Self>) -> Arc<dyn Bus> {
+        self.engine().reach_memory(true);
         Arc::new(SoftBus::driven_elsewhere(Arc::clone(self)))
     }
 
@@ -171,6 +191,12 @@ impl SoftController {
     /// been executed; the cache loses nothing.
     pub fn host_died(&self, seed: u64) {
         self.engine().host_died(seed, &self.registers);
+    }
+
+    /// From when this returns it touches no memory of a driver, until there is
+    /// a new bus to it.
+    fn cut_off(&self) {
+        self.engine().reach_memory(false);
     }
 
     fn engine(&self) -> MutexGuard<'_, Engine> {

@@ -98,6 +98,11 @@ impl SoftNamespace {
         self.lba_count
     }
 
+    /// Forgets its end.
+    pub(super) fn shrink(&mut self, blocks: u64) {
+        self.lba_count = self.lba_count.min(blocks);
+    }
+
     /// Whether writes may stay volatile until a flush.
     pub(super) fn set_cached(&mut self, cached: bool) {
         self.cached = cached;

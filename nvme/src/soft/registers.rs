@@ -112,6 +112,11 @@ impl Registers {
         self.gone.store(true, Ordering::Relaxed);
     }
 
+    /// Somebody answers again.
+    pub(super) fn put_back(&self) {
+        self.gone.store(false, Ordering::Relaxed);
+    }
+
     pub(super) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
