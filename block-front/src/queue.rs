@@ -487,3 +487,6 @@ impl Queue {
 }
 
 const _: () = assert!(MAX_QUEUE_SIZE as usize * MAX_PIECES <= u32::MAX as usize);
+
+#[cfg(test)]
+mod hostile;

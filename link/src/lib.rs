@@ -19,6 +19,9 @@ pub mod attach;
 pub mod host;
 pub mod server;
 
+#[cfg(test)]
+mod hostile;
+
 pub use attach::{Access, AttachReply, AttachRequest, Attached, FrontId, Refused, VolumeName};
 pub use client::{Client, ClientSettings, VolumeState};
 pub use host::{Host, Reply, SessionIndex, SlotRef, Work};
