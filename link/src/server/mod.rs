@@ -186,14 +186,29 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         let Some(index) = self.find(id, from) else { return };
         let Some(session) = &self.sessions[index] else { return };
         let (front, segments) = (session.front(), session.segments());
-        let old_runs = self
-            .sessions
-            .iter()
-            .flatten()
-            .any(|session| session.front() == front && session.is_closing());
-        if !old_runs {
+        if !self.is_ending(front) {
             self.note(from, Note::Opened(id, segments));
         }
+    }
+
+    /// Whether requests of a session that the front has given up still run.
+    fn is_ending(&self, front: FrontId) -> bool {
+        let mut sessions = self.sessions.iter().flatten();
+        sessions.any(|session| session.front() == front && session.is_closing())
+    }
+
+    /// The front's last request of an old session has ended: its new one is
+    /// said to be open at once, not when the front asks again.
+    fn announce(&mut self, front: FrontId) {
+        if self.is_ending(front) {
+            return;
+        }
+        let opened: Vec<(P, Note)> = self
+            .live_sessions_of(front)
+            .filter(|(_, session)| session.is_fresh())
+            .map(|(_, session)| (session.peer(), Note::Opened(session.id(), session.segments())))
+            .collect();
+        opened.into_iter().for_each(|(peer, note)| self.note(peer, note));
     }
 
     fn admit(&mut self, now: Time, from: P, id: u32, open: &Open, host: &mut impl Host) -> bool {
@@ -252,11 +267,12 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
 
     fn forget_if_ended(&mut self, index: usize, host: &mut impl Host) {
         let ended = |session: &mut Session<P>| session.is_closing() && session.running() == 0;
-        if self.sessions[index].take_if(ended).is_some() {
+        if let Some(session) = self.sessions[index].take_if(ended) {
             let me = SessionIndex(index as u16);
             self.waiting.retain(|session| *session != me);
             self.queue.retain(|slot| slot.session != me);
             host.closed(me);
+            self.announce(session.front());
         }
     }
 
@@ -346,6 +362,8 @@ fn send_note<W: Wire>(wire: &mut W, to: W::Peer, note: &Note) {
             let body = &mut padded[..*size];
             welcome.encode(body);
             wire.send(to, &header(*session).encode(Kind::Welcome, body), body);
+            // By itself: one that is too large must not take another with it.
+            wire.flush();
         }
         Note::Refuse(refused) => {
             let body = refused.encode();

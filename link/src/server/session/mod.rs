@@ -92,6 +92,19 @@ impl<P: Copy + Eq> Session<P> {
         self.id == id && self.peer == peer
     }
 
+    pub(in crate::server) const fn id(&self) -> u32 {
+        self.id
+    }
+
+    pub(in crate::server) const fn peer(&self) -> P {
+        self.peer
+    }
+
+    /// Whether the front has not used it: it may not know that it is open.
+    pub(in crate::server) fn is_fresh(&self) -> bool {
+        !self.closing && self.slots.iter().all(|slot| slot.number == 0)
+    }
+
     pub(in crate::server) const fn front(&self) -> FrontId {
         self.front
     }
