@@ -173,6 +173,8 @@ impl Greeting {
             hello.encode(body);
             let header: [u8; HEADER_BYTES] = Header::default().encode(Kind::Hello, body);
             wire.send(to, &header, body);
+            // By itself: one that is too large must not take another with it.
+            wire.flush();
         }
     }
 }

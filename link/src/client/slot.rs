@@ -1,11 +1,22 @@
 //! A slot at the front: one outstanding request and what is known of it.
 
+use std::time::Duration;
+
 use block_core::{Buffer, Op, Time};
 
 use super::kept::Mark;
 use crate::attach::BODY_BYTES;
 use crate::path::Part;
 use crate::segment::{SegmentSet, Segmentation};
+
+/// How often the same segments may fail to come before they count as too large
+/// for the path. Of a path that loses every second frame that is one request in
+/// 65,536, and only a new handshake.
+const VAIN_REPEATS: u8 = 16;
+
+/// For how long they must have failed: a receiver that is short of memory for a
+/// moment drops large frames before small ones.
+const VAIN_SPAN: Duration = Duration::from_millis(100);
 
 /// What a slot is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +83,29 @@ pub(super) struct Slot {
     pub(super) covers: Mark,
     /// The counter of the last frame that brought a segment of the read.
     pub(super) last_counter: u64,
+    pub(super) lack: Lack,
+}
+
+/// What of a request did not come although it was sent, and how often.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lack {
+    segments: SegmentSet,
+    since: Time,
+    repeats: u8,
+}
+
+impl Lack {
+    const NONE: Self = Self { segments: SegmentSet::EMPTY, since: Time::ZERO, repeats: 0 };
+
+    /// Notes that `segments` have to be sent once more. Whether the same ones
+    /// did not come so often and for so long that chance does not explain it.
+    pub(super) fn note(&mut self, now: Time, segments: SegmentSet) -> bool {
+        if self.segments != segments {
+            *self = Self { segments, since: now, repeats: 0 };
+        }
+        self.repeats = self.repeats.saturating_add(1);
+        self.repeats > VAIN_REPEATS && now - self.since > VAIN_SPAN
+    }
 }
 
 impl Slot {
@@ -94,6 +128,7 @@ impl Slot {
             unscheduled: false,
             covers: Mark::START,
             last_counter: 0,
+            lack: Lack::NONE,
         }
     }
 
@@ -110,6 +145,7 @@ impl Slot {
         self.doublings = 0;
         self.unscheduled = false;
         self.last_counter = 0;
+        self.lack = Lack::NONE;
     }
 
     /// The bytes that the request carries.

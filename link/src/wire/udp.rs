@@ -135,31 +135,61 @@ impl Udp {
     }
 
     fn send_batch(&mut self) {
-        let Some(UdpPeer { address: destination, local }) = self.batch.to.take() else { return };
+        let Some(to) = self.batch.to.take() else { return };
         let segment_size = (self.batch.frames > 1).then_some(self.batch.frame);
-        let transmit = Transmit {
-            destination,
-            ecn: None,
-            contents: &self.batch.bytes,
-            segment_size,
-            src_ip: local,
-        };
-        match self.state.try_send((&self.socket).into(), &transmit) {
-            Ok(()) => {}
-            // The probes for a larger segment size are meant to fail on some
-            // paths; a full socket loses frames as a full switch would.
-            Err(error)
-                if quinn_udp::is_msg_size_err(&error)
-                    || error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                self.broken_sends += 1;
-                if self.broken_sends.is_power_of_two() {
-                    tracing::warn!(%destination, %error, times = self.broken_sends, "cannot send");
-                }
+        if let Err(error) = transmit(&self.socket, &self.state, to, &self.batch.bytes, segment_size)
+        {
+            if segment_size.is_some() && error.kind() != io::ErrorKind::WouldBlock {
+                self.send_singly(to);
+            } else {
+                self.note_error(to, &error);
             }
         }
         self.batch.clear();
     }
+
+    /// Sends the frames of a batch one by one: the kernel takes none of a batch
+    /// in which some are too large for the path.
+    fn send_singly(&mut self, to: UdpPeer) {
+        let mut too_large = false;
+        for start in (0..self.batch.bytes.len()).step_by(self.batch.frame) {
+            let end = self.batch.bytes.len().min(start + self.batch.frame);
+            let frame = &self.batch.bytes[start..end];
+            if let Err(error) = transmit(&self.socket, &self.state, to, frame, None) {
+                too_large |= quinn_udp::is_msg_size_err(&error);
+                self.note_error(to, &error);
+            }
+        }
+        // It was the path's fault, not that of batches: they are used again.
+        if too_large && let Ok(state) = UdpSocketState::new((&self.socket).into()) {
+            self.state = state;
+        }
+    }
+
+    fn note_error(&mut self, to: UdpPeer, error: &io::Error) {
+        // The probes for a larger segment size are meant to fail on some
+        // paths; a full socket loses frames as a full switch would.
+        if quinn_udp::is_msg_size_err(error) || error.kind() == io::ErrorKind::WouldBlock {
+            return;
+        }
+        self.broken_sends += 1;
+        if self.broken_sends.is_power_of_two() {
+            let (to, times) = (to.address, self.broken_sends);
+            tracing::warn!(%to, %error, times, "cannot send");
+        }
+    }
+}
+
+fn transmit(
+    socket: &UdpSocket,
+    state: &UdpSocketState,
+    to: UdpPeer,
+    contents: &[u8],
+    segment_size: Option<usize>,
+) -> io::Result<()> {
+    let UdpPeer { address: destination, local: src_ip } = to;
+    let transmit = Transmit { destination, ecn: None, contents, segment_size, src_ip };
+    state.try_send(socket.into(), &transmit)
 }
 
 impl Batch {

@@ -16,10 +16,18 @@ use link::wire::memory::Port;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use world::{CLIENT, Faults, SERVER, World};
+use world::{CLIENT, Faults, Narrowing, SERVER, World};
 
-const CLEAN: Faults =
-    Faults { loss: 0, double: 0, damage: 0, delay: 0, mtu: 9000, kills: 0, resets: 0 };
+const CLEAN: Faults = Faults {
+    loss: 0,
+    double: 0,
+    damage: 0,
+    delay: 0,
+    mtu: 9000,
+    kills: 0,
+    resets: 0,
+    narrows: None,
+};
 
 fn seeds() -> u64 {
     std::env::var("VRIO_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(600)
@@ -30,13 +38,26 @@ fn faults_of(seed: u64) -> Faults {
     let mut up_to = |most: u32| random.random_range(0..=most);
     let (loss, double, damage, delay) = (up_to(120), up_to(60), up_to(40), up_to(300));
     let mtu = [9000, 4200, 1500, 1280][seed as usize % 4];
-    Faults { loss, double, damage, delay, mtu, kills: 0, resets: 0 }
+    Faults { loss, double, damage, delay, mtu, ..CLEAN }
 }
 
 #[test]
 fn hundreds_of_bad_links_lose_nothing_and_repeat_nothing() {
     for seed in 0..seeds() {
         World::new(seed, faults_of(seed)).run(120);
+    }
+}
+
+/// The path becomes narrower under a session: requests, answers or both that
+/// passed do not any more. That is a pause.
+#[test]
+fn a_path_that_becomes_narrower_is_a_pause() {
+    for seed in 0..seeds() / 2 {
+        let mtu = [4200, 1500, 1280][seed as usize % 3];
+        let to = [None, Some(CLIENT), Some(SERVER)][seed as usize / 3 % 3];
+        let narrows = Some(Narrowing { at: 10 + seed % 70, mtu, to });
+        let faults = if seed % 2 == 0 { CLEAN } else { faults_of(seed) };
+        World::new(seed, Faults { mtu: 9000, narrows, ..faults }).run(120);
     }
 }
 

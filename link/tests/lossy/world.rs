@@ -37,6 +37,26 @@ pub(crate) struct Faults {
     pub(crate) kills: usize,
     /// How often the device loses its cache while the server lives.
     pub(crate) resets: usize,
+    pub(crate) narrows: Option<Narrowing>,
+}
+
+/// The path becomes narrower under a session, and stays so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Narrowing {
+    /// The request before which it does.
+    pub(crate) at: u64,
+    pub(crate) mtu: usize,
+    /// Towards which end; both, if none.
+    pub(crate) to: Option<Port>,
+}
+
+impl Faults {
+    fn carries(&self, token: u64, datagram: &Datagram) -> bool {
+        let bytes = datagram.bytes.len();
+        let narrow = self.narrows.filter(|narrow| token >= narrow.at);
+        let narrow = narrow.filter(|narrow| narrow.to.is_none_or(|to| to == datagram.to));
+        bytes <= self.mtu && narrow.is_none_or(|narrow| bytes <= narrow.mtu)
+    }
 }
 
 /// Who wrote a sector: the token of the change, zero for zeroes.
@@ -140,7 +160,7 @@ impl World {
         while let Some(mut datagram) = self.network.take() {
             let mut delay = Duration::from_micros(10);
             if let Some(faults) = self.faults {
-                if datagram.bytes.len() > faults.mtu || self.chance(faults.loss) {
+                if !faults.carries(self.next_token, &datagram) || self.chance(faults.loss) {
                     continue;
                 }
                 if self.chance(faults.double) {
@@ -292,7 +312,8 @@ impl World {
         let clash = pending.op.changes()
             && self.guest.pending.values().any(|other| {
                 let (one, other) = (other.changed(), &changed);
-                one.start < other.end && other.start < one.end
+                // A discard of less than a block changes nothing.
+                one.start.max(other.start) < one.end.min(other.end)
             });
         self.guest.pending.insert(token, pending);
         let part = Part { token: Token(token), volume, op, range };
@@ -369,6 +390,7 @@ impl World {
         let volume = self.client.attach(self.now, SERVER, name, Access::Write).expect("memory");
         self.client.settle(volume);
         let (kills, resets) = self.faults.map_or((0, 0), |faults| (faults.kills, faults.resets));
+        let narrows = self.faults.is_some_and(|faults| faults.narrows.is_some());
         let mut kill_at = self.moments(kills, requests);
         let mut reset_at = self.moments(resets, requests);
         while self.next_token < requests {
@@ -393,16 +415,19 @@ impl World {
             assert!(self.now < late, "seed {}: stuck at {token}", self.seed);
         }
         self.finish(volume);
-        if kills + resets == 0 {
+        // In a new session what had no answer runs once more.
+        if kills + resets == 0 && !narrows {
             let twice = self.disk.ran.values().filter(|&&times| times != 1).count();
             assert_eq!(twice, 0, "seed {}: writes that ran more than once", self.seed);
         }
     }
 
-    /// The faults end; so does everything that is under way, and the volume is
-    /// given back: then all that was answered is on the medium.
+    /// The faults end, but the path stays as narrow as it is; so does
+    /// everything that is under way, and the volume is given back: then all
+    /// that was answered is on the medium.
     fn finish(&mut self, volume: VolumeHandle) {
-        self.faults = None;
+        self.faults =
+            self.faults.map(|Faults { mtu, narrows, .. }| Faults { mtu, narrows, ..crate::CLEAN });
         let end = self.now + Duration::from_secs(20);
         while !self.guest.pending.is_empty() || !self.disk.is_settled() {
             // An idle front has not heard that its server died.

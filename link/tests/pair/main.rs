@@ -3,6 +3,7 @@
 //! handshake.
 
 mod kept;
+mod narrow;
 mod rig;
 
 use std::time::Duration;
@@ -12,11 +13,8 @@ use link::frame::{Frame, Header, Kind};
 use link::hello::SessionRefused;
 use link::wire::Wire;
 use link::wire::memory::{Datagram, End, Network, Port};
-use link::{
-    Access, AttachReply, Client, ClientSettings, FrontId, Part, Path, Refused, Token, VolumeName,
-    VolumeState,
-};
-use rig::{CLIENT, OneRequest, Pair, SERVER, Sevens, turn_server};
+use link::{Access, AttachReply, Client, Part, Path, Refused, Token, VolumeName, VolumeState};
+use rig::{CLIENT, OneRequest, Pair, SERVER, Sevens, settings, turn_server};
 
 /// The second half of a read was lost, and so was the front's wish to have it
 /// read again. The server then said "finished" of the old attempt; the front
@@ -145,14 +143,7 @@ fn a_front_of_another_version_is_told_so() {
 #[test]
 fn an_older_start_of_a_front_is_refused() {
     let (mut pair, _) = Pair::attached();
-    let settings = ClientSettings {
-        front: FrontId([1; 16]),
-        incarnation: 4,
-        least_timeout: Duration::from_millis(1),
-        seed: 2,
-        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
-    };
-    let mut copy = Client::new(pair.network.end(Port(8)), settings);
+    let mut copy = Client::new(pair.network.end(Port(8)), settings(1, 4));
     let name = VolumeName::new("disk").expect("a name");
     let volume = copy.attach(pair.now, SERVER, name, Access::Write).expect("memory");
     for _ in 0..4 {
@@ -160,6 +151,30 @@ fn an_older_start_of_a_front_is_refused() {
         pair.run(Duration::from_millis(1), |_| false);
     }
     assert_eq!(copy.session_refused(volume), Some(SessionRefused::Stale));
+}
+
+/// A front was killed while a request of its ran, and started again. It asked
+/// whether its session was open before that request had ended, heard nothing,
+/// and asked again only after up to a quarter of a second.
+#[test]
+fn a_new_session_is_open_as_soon_as_the_old_ones_last_request_has_ended() {
+    let (mut pair, volume) = Pair::attached();
+    pair.host.stalls = true;
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_millis(1), |_| false);
+    pair.client = Client::new(pair.network.end(CLIENT), settings(1, 6));
+    pair.attach("disk");
+    let (mut opens, mut opened) = (0, 0);
+    pair.run(Duration::from_millis(5), |frame| {
+        opens += usize::from(frame.kind == Kind::Open);
+        opened += usize::from(frame.kind == Kind::Opened);
+        false
+    });
+    assert_eq!((opens, opened), (1, 0), "the old session's write still runs");
+    pair.host.stalls = false;
+    pair.server_turn();
+    let opened = |datagram: &Datagram| datagram.bytes[3] == Kind::Opened as u8;
+    assert!(pair.sent().iter().any(opened), "the front need not ask again");
 }
 
 /// While the front was away the volume was restored: the guest's memory and
@@ -251,15 +266,8 @@ fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
     pair.run(Duration::from_millis(2), |frame| frame.header.offset > 0);
     let _drained = pair.host.pool.take();
     assert_eq!(pair.host.pool.available(), 0);
-    let settings = ClientSettings {
-        front: FrontId([2; 16]),
-        incarnation: 1,
-        least_timeout: Duration::from_millis(1),
-        seed: 2,
-        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
-    };
     // The dead one is cut off; its neighbour comes.
-    let mut neighbour = Client::new(pair.network.end(Port(8)), settings);
+    let mut neighbour = Client::new(pair.network.end(Port(8)), settings(2, 1));
     let _cut = pair.network.end(CLIENT);
     pair.client = neighbour_of_nobody();
     let name = VolumeName::new("disk").expect("a name");
@@ -278,14 +286,7 @@ fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
 
 /// A client that nobody serves, in the place of one that died.
 fn neighbour_of_nobody() -> Client<End> {
-    let settings = ClientSettings {
-        front: FrontId([0; 16]),
-        incarnation: 1,
-        least_timeout: Duration::from_millis(1),
-        seed: 3,
-        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
-    };
-    Client::new(Network::new().end(Port(99)), settings)
+    Client::new(Network::new().end(Port(99)), settings(0, 1))
 }
 
 /// The server was restarted while the front was idle, and then the front was

@@ -36,6 +36,8 @@ pub(crate) struct Sevens {
     /// The volume is attached in this server's session.
     pub(crate) holds: bool,
     pub(crate) detached: usize,
+    /// What runs does not end.
+    pub(crate) stalls: bool,
 }
 
 impl Sevens {
@@ -54,6 +56,7 @@ impl Sevens {
             refuses: None,
             holds: false,
             detached: 0,
+            stalls: false,
         }
     }
 }
@@ -135,10 +138,23 @@ impl Guest for OneRequest {
     }
 }
 
+/// A front, at one of its starts.
+pub(crate) fn settings(front: u8, incarnation: u64) -> ClientSettings {
+    ClientSettings {
+        front: FrontId([front; 16]),
+        incarnation,
+        least_timeout: Duration::from_millis(1),
+        seed: incarnation,
+        kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
+    }
+}
+
 pub(crate) fn turn_server(now: Time, server: &mut Server<Port>, wire: &mut End, host: &mut Sevens) {
     wire.receive(&mut |from, bytes| server.handle_frame(now, from, bytes, host))
         .expect("a memory wire");
-    while let Some((at, reply)) = host.replies.pop_front() {
+    while !host.stalls
+        && let Some((at, reply)) = host.replies.pop_front()
+    {
         server.handle_reply(now, at, reply, host);
     }
     server.serve_waiting(now, host);
@@ -158,16 +174,9 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) fn new() -> Self {
         let network = Network::new();
-        let settings = ClientSettings {
-            front: FrontId([1; 16]),
-            incarnation: 5,
-            least_timeout: Duration::from_millis(1),
-            seed: 1,
-            kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
-        };
         Self {
             now: Time::ZERO,
-            client: Client::new(network.end(CLIENT), settings),
+            client: Client::new(network.end(CLIENT), settings(1, 5)),
             server: Self::server(1),
             server_wire: network.end(SERVER),
             host: Sevens::new(),

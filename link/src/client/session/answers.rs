@@ -13,7 +13,7 @@ use crate::client::{Volume, VolumeState};
 use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES};
 use crate::frame::{Frame, Header};
 use crate::path::Guest;
-use crate::segment::SegmentSet;
+use crate::segment::{SegmentSet, Segmentation};
 use crate::wire::Peer;
 
 /// How long a server that could not attach or detach is left alone.
@@ -56,13 +56,14 @@ impl<P: Peer> Session<P> {
         }
         if outcome.is_ok() && slot.is_read() {
             self.place(index, frame, guest);
-            self.read_gaps_again(header.counter);
+            self.read_gaps_again(now, header.counter);
             let slot = &self.slots[index];
             if slot.received != self.cut.all(slot.bytes) {
                 return;
             }
         }
         self.finish(now, index, outcome, frame, volumes, guest);
+        self.ask_for_overtaken();
     }
 
     /// Puts one verified segment of a read where it belongs.
@@ -87,19 +88,34 @@ impl<P: Peer> Session<P> {
 
     /// Reads again what a gap shows to be lost: frames sent well after it have
     /// come.
-    pub(super) fn read_gaps_again(&mut self, counter: u64) {
+    pub(super) fn read_gaps_again(&mut self, now: Time, counter: u64) {
         let mut partly = self.partly_read;
         while partly != 0 {
             let index = partly.trailing_zeros() as usize;
             partly &= partly - 1;
             let slot = &mut self.slots[index];
             if counter.saturating_sub(slot.last_counter) > REORDER_FRAMES {
-                slot.read_again(self.cut);
                 slot.last_counter = counter;
-                self.partly_read &= !(1 << index);
+                self.read_again(now, index);
                 self.enqueue(index as u16);
             }
         }
+    }
+
+    fn read_again(&mut self, now: Time, index: usize) {
+        let slot = &self.slots[index];
+        self.note_lack(now, index, self.cut.all(slot.bytes).without(slot.received));
+        self.slots[index].read_again(self.cut);
+        self.partly_read &= !(1 << index);
+    }
+
+    /// Segments have to be sent again. If they never come, while the questions
+    /// for them do, the path has become too narrow for them.
+    fn note_lack(&mut self, now: Time, index: usize, missing: SegmentSet) {
+        let slot = &mut self.slots[index];
+        let smallest = Segmentation::SMALLEST.size();
+        let is_large = |segment| self.cut.range(segment, slot.bytes).len() > smallest;
+        self.too_wide |= slot.lack.note(now, missing) && missing.iter().any(is_large);
     }
 
     /// Ends what the slot does.
@@ -285,6 +301,8 @@ impl<P: Peer> Session<P> {
         slot.request_due = !slot.unsent.is_empty();
         slot.timed_from = None;
         slot.doublings = 0;
+        let missing = slot.unsent;
+        self.note_lack(now, index, missing);
         self.await_answer(now, index);
         self.enqueue(index as u16);
     }
@@ -297,19 +315,23 @@ impl<P: Peer> Session<P> {
                 slot.request_due = true;
                 slot.timed_from = None;
                 if slot.carried().is_some() {
-                    slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
+                    let first = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
+                    slot.unsent = first;
+                    self.note_lack(now, index, first);
                 }
             }
             Some(Progress::Finished) if slot.is_read() => {
-                if frame.header.attempt == slot.attempt {
-                    slot.read_again(self.cut);
-                    self.partly_read &= !(1 << index);
-                }
                 // Else our wish to have it read again was lost: repeat that.
                 slot.request_due = true;
+                if frame.header.attempt == slot.attempt {
+                    self.read_again(now, index);
+                }
             }
             _ => return,
         }
+        // The server answers: what is lost now was not lost to congestion that
+        // a longer silence would end.
+        self.slots[index].doublings = 0;
         self.await_answer(now, index);
         self.enqueue(index as u16);
     }

@@ -5,6 +5,7 @@
 //! detach, one at a time.
 
 mod answers;
+mod overtaken;
 mod recovery;
 mod sending;
 
@@ -25,6 +26,7 @@ use crate::path::{Guest, Part, Refusal};
 use crate::rtt::RoundTrip;
 use crate::segment::Segmentation;
 use crate::wire::{Peer, Wire};
+use overtaken::Overtaken;
 use sending::earlier;
 
 /// The control slot.
@@ -63,6 +65,8 @@ pub(in crate::client) struct Session<P> {
     next_deadline: Option<Time>,
     credit: u16,
     unscheduled: u16,
+    /// Which requests others have overtaken.
+    overtaken: Overtaken,
     /// Bytes that may be asked for at once, and that have been.
     read_window: usize,
     reading: usize,
@@ -70,6 +74,8 @@ pub(in crate::client) struct Session<P> {
     redirect: Option<(usize, u16)>,
     /// A volume was found to have another size.
     resized: bool,
+    /// Segments of this session's size do not pass any more.
+    too_wide: bool,
 }
 
 impl<P: Peer> Session<P> {
@@ -98,10 +104,12 @@ impl<P: Peer> Session<P> {
             next_deadline: None,
             credit: 0,
             unscheduled: 0,
+            overtaken: Overtaken::default(),
             read_window: (window as usize).max(MAX_REQUEST_BYTES),
             reading: 0,
             redirect: None,
             resized: false,
+            too_wide: false,
         }
     }
 
@@ -281,11 +289,24 @@ impl<P: Peer> Session<P> {
             return;
         }
         match frame.kind {
-            Kind::UnknownSession | Kind::Bye => self.greet_again(now, volumes),
+            Kind::UnknownSession | Kind::Bye => {
+                tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
+                self.greet_again(now, volumes);
+            }
             Kind::Answer => self.handle_answer(now, frame, volumes, guest),
             Kind::Missing => self.handle_missing(now, frame),
             Kind::State => self.handle_state(now, frame),
             _ => {}
+        }
+        if std::mem::take(&mut self.too_wide) {
+            let segment = self.cut.size();
+            tracing::warn!(
+                server = ?self.peer,
+                segment,
+                "large frames do not arrive any more, small ones do (the path's MTU has changed?): \
+                 connecting again"
+            );
+            self.greet_again(now, volumes);
         }
     }
 
@@ -302,6 +323,7 @@ impl<P: Peer> Session<P> {
         self.partly_read = 0;
         self.next_deadline = None;
         self.queue.clear();
+        self.overtaken = Overtaken::with_room_for(offer.welcome.slots);
         let offered = usize::from(offer.welcome.slots.clamp(2, MAX_SLOTS));
         if self.slots.is_empty() {
             self.slots = (0..offered).map(|_| Slot::free()).collect();
@@ -317,7 +339,6 @@ impl<P: Peer> Session<P> {
     }
 
     fn greet_again(&mut self, now: Time, volumes: &mut [Volume]) {
-        tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
         self.next_cookie = self.next_cookie.wrapping_add(1);
         self.phase = Phase::Greeting(Greeting::new(now, self.index as u16, self.next_cookie));
         for volume in 0..volumes.len() {
