@@ -6,10 +6,10 @@ use anyhow::{Context, anyhow, bail};
 use block_core::time::Clock;
 use block_core::{BlockError, Time};
 use link::wire::Wire;
-use link::wire::udp::Udp;
 use link::{Access, Client, Guest, Path, Token, VolumeHandle, VolumeState};
 use turn::{Loop, Station};
 
+use super::FrontWire;
 use super::config::Disk;
 use crate::stop::Stop;
 
@@ -20,11 +20,11 @@ use crate::stop::Stop;
 pub(super) fn attach(
     turns: &Loop,
     clock: Clock,
-    mut client: Client<Udp>,
+    mut client: Client<FrontWire>,
     disks: &[Disk],
     patience: Option<Duration>,
     stop: &Stop,
-) -> anyhow::Result<(Client<Udp>, Vec<VolumeHandle>)> {
+) -> anyhow::Result<(Client<FrontWire>, Vec<VolumeHandle>)> {
     let start = clock.now();
     let volumes = disks
         .iter()
@@ -47,7 +47,7 @@ pub(super) fn attach(
 
 /// A client whose volumes are not all decided.
 struct Attaching<'a> {
-    client: Client<Udp>,
+    client: Client<FrontWire>,
     volumes: Vec<VolumeHandle>,
     until: Option<Time>,
     late: bool,

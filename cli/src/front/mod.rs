@@ -15,6 +15,7 @@ use anyhow::{Context, bail};
 use block_core::time::Clock;
 use block_front::{Breach, DiskSpec, Front};
 use clap::Args;
+use link::wire::faults::{Faults, Faulty};
 use link::wire::udp::Udp;
 use link::{Client, ClientSettings};
 use turn::{Loop, Poller};
@@ -49,7 +50,13 @@ pub(crate) struct FrontArgs {
     /// lets it go on; may be given several times.
     #[arg(long, value_name = "VOLUME")]
     accept_loss: Vec<String>,
+    /// For tests: loses, reorders and doubles frames that are sent
+    #[arg(long, value_name = "loss=P%,reorder=P%,duplicate=P%,seed=N", hide = true)]
+    wire_faults: Option<Faults>,
 }
+
+/// How a front reaches its servers.
+type FrontWire = Faulty<Udp>;
 
 /// Runs the front until it is told to stop.
 pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
@@ -63,7 +70,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let mut known = Known::open(&config.state)?;
     let clock = Clock::start();
     let poller = Poller::new().context("cannot make an epoll")?;
-    let wire = bind(&config.disks)?;
+    let wire = Faulty::new(bind(&config.disks)?, args.wire_faults);
     poller.registrar().add(stop.bell()).context("cannot wait for signals")?;
     if let Some(socket) = link::wire::Wire::descriptor(&wire) {
         poller.registrar().add(socket).context("cannot wait for the link")?;
@@ -97,12 +104,12 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
 /// Serves the disks until the front is told to stop.
 fn serve(
     turns: &Loop,
-    client: Client<Udp>,
+    client: Client<FrontWire>,
     specs: Vec<DiskSpec>,
     known: Known,
     config: &FrontConfig,
     stop: &Stop,
-) -> (Client<Udp>, anyhow::Result<()>) {
+) -> (Client<FrontWire>, anyhow::Result<()>) {
     let front = match Front::new(specs) {
         Ok(front) => front,
         Err(error) => return (client, Err(error.into())),

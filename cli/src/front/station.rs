@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use block_core::Time;
 use block_front::Front;
-use link::wire::udp::Udp;
 use link::{Client, Path, VolumeHandle, VolumeState};
 use turn::Station;
 
+use super::FrontWire;
 use super::config::Disk;
 use super::known::Known;
 use crate::stop::Stop;
@@ -18,7 +18,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// All disks of the front and the link that serves them.
 pub(super) struct FrontStation<'a> {
     front: Front,
-    client: Client<Udp>,
+    client: Client<FrontWire>,
     known: Known,
     disks: &'a [Disk],
     stop: &'a Stop,
@@ -30,7 +30,7 @@ pub(super) struct FrontStation<'a> {
 impl<'a> FrontStation<'a> {
     pub(super) fn new(
         front: Front,
-        client: Client<Udp>,
+        client: Client<FrontWire>,
         known: Known,
         disks: &'a [Disk],
         stop: &'a Stop,
@@ -62,7 +62,7 @@ impl<'a> FrontStation<'a> {
     }
 
     /// The link, when the disks are gone.
-    pub(super) fn into_client(self) -> Client<Udp> {
+    pub(super) fn into_client(self) -> Client<FrontWire> {
         self.client
     }
 }

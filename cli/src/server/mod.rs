@@ -17,6 +17,7 @@ use block_server::control::{Control, Office};
 use block_server::{Directory, Errand, Mailbox, Traces, WorkerIndex, WorkerStation};
 use clap::Args;
 use link::wire::Wire;
+use link::wire::faults::{Faults, Faulty};
 use link::wire::udp::Udp;
 use link::{Server, ServerSettings};
 use turn::{Loop, Poller};
@@ -39,13 +40,16 @@ pub(crate) struct ServerArgs {
     /// Open the pool on this device although it is older than the server remembers
     #[arg(long, value_name = "DEVICE")]
     accept_rollback: Vec<String>,
+    /// For tests: loses, reorders and doubles frames that are sent
+    #[arg(long, value_name = "loss=P%,reorder=P%,duplicate=P%,seed=N", hide = true)]
+    wire_faults: Option<Faults>,
 }
 
 /// Runs the server until it is told to stop.
 pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
     let config = ServerConfig::read(&args.config)?;
     let stop = Stop::listen()?;
-    let workers = Workers::start(&config, &args.accept_rollback, &stop)?;
+    let workers = Workers::start(&config, args, &stop)?;
     let control = Control::start(&config.control, workers.office(&config))?;
     for worker in &config.workers {
         tracing::info!(listen = %worker.listen, "ready");
@@ -65,7 +69,7 @@ struct Workers {
 
 impl Workers {
     /// Starts all of them; they serve when this returns.
-    fn start(config: &ServerConfig, accept: &[String], stop: &Stop) -> anyhow::Result<Self> {
+    fn start(config: &ServerConfig, args: &ServerArgs, stop: &Stop) -> anyhow::Result<Self> {
         let clock = Clock::start();
         let mut workers =
             Self { directory: Arc::default(), traces: Arc::default(), threads: Vec::new() };
@@ -78,15 +82,15 @@ impl Workers {
                 mailbox: Arc::clone(&mailbox),
                 clock,
                 state: config.state.clone(),
-                accept_rollback: accept.to_vec(),
+                accept_rollback: args.accept_rollback.clone(),
             };
-            let settings = settings.clone();
+            let (settings, faults) = (settings.clone(), args.wire_faults);
             let ringer = stop.ringer()?;
             let (started, outcome) = mpsc::channel();
             let body = move || {
                 // However the thread ends, the server hears of it.
                 let _ringer = ringer;
-                serve(&settings, seat, &started)
+                serve(&settings, faults, seat, &started)
             };
             let thread = std::thread::Builder::new().name(format!("vrio-worker-{index}"));
             let thread = thread.spawn(body).context("cannot start a worker's thread")?;
@@ -147,13 +151,19 @@ impl Workers {
 }
 
 /// A worker's thread, from its start to its end.
-fn serve(settings: &WorkerConfig, seat: Seat, started: &Sender<()>) -> anyhow::Result<()> {
+fn serve(
+    settings: &WorkerConfig,
+    faults: Option<Faults>,
+    seat: Seat,
+    started: &Sender<()>,
+) -> anyhow::Result<()> {
     if let Some(cpu) = settings.cpu {
         crate::thread::pin(cpu)?;
     }
     let wire = Udp::bind(settings.listen).with_context(|| {
         format!("cannot listen on udp://{}: is another server running?", settings.listen)
     })?;
+    let wire = Faulty::new(wire, faults);
     let poller = Poller::new().context("cannot make an epoll")?;
     poller.registrar().add(seat.mailbox.bell()).context("cannot wait for errands")?;
     if let Some(socket) = wire.descriptor() {

@@ -20,7 +20,14 @@ pub(crate) fn vrio() -> Command {
 /// A folder with a server and its fronts; all end with it.
 pub(crate) struct Stand {
     folder: TempDir,
+    /// Where the server listens.
+    host: &'static str,
     port: u16,
+    /// The network namespaces of the server and of the fronts, if they have
+    /// their own.
+    namespaces: [Option<String>; 2],
+    /// More words for their command lines.
+    pub(crate) words: String,
     server: Option<Process>,
     fronts: Vec<(String, Process)>,
 }
@@ -103,19 +110,57 @@ impl Stand {
     ) -> Self {
         // The kernel picks a free port; nobody else is given it soon.
         let port = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+        let mut stand = Self::empty("127.0.0.1", port, [None, None]);
+        stand.configure_server(device_mib, more);
+        stand.start_server();
+        stand
+    }
+
+    /// A server and fronts in network namespaces of their own; the server's
+    /// has this address.
+    pub(crate) fn start_in(
+        namespaces: [String; 2],
+        host: &'static str,
+        words: &str,
+        device_mib: u64,
+    ) -> Self {
+        let mut stand = Self::empty(host, 7700, namespaces.map(Some));
+        stand.words = words.to_owned();
+        stand.configure_server(device_mib, |_| String::new());
+        stand.start_server();
+        stand
+    }
+
+    fn empty(host: &'static str, port: u16, namespaces: [Option<String>; 2]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut stand = Self { folder, port, server: None, fronts: Vec::new() };
+        let (server, fronts, words) = (None, Vec::new(), String::new());
+        Self { folder, host, port, namespaces, words, server, fronts }
+    }
+
+    fn configure_server(
+        &self,
+        device_mib: u64,
+        more: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> String,
+    ) {
+        let stand = self;
         let text = format!(
-            "listen = \"udp://127.0.0.1:{port}\"\ncontrol = \"{}\"\nstate = \"{}\"\n\
+            "listen = \"{}\"\ncontrol = \"{}\"\nstate = \"{}\"\n\
              [[device]]\nname = \"soft\"\npath = \"soft:{}\"\nsize = \"{device_mib}M\"\n{}",
+            stand.server_address(),
             stand.path("control.sock").display(),
             stand.path("server").display(),
             stand.path("device.img").display(),
             more(&|name| stand.path(name)),
         );
         fs::write(stand.path("server.toml"), text).expect("write");
-        stand.start_server();
-        stand
+    }
+
+    /// A `vrio` in one of the namespaces.
+    fn vrio_in(&self, place: usize) -> Command {
+        let Some(namespace) = &self.namespaces[place] else { return vrio() };
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_vrio")]);
+        command
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -123,12 +168,13 @@ impl Stand {
     }
 
     pub(crate) fn server_address(&self) -> String {
-        format!("udp://127.0.0.1:{}", self.port)
+        format!("udp://{}:{}", self.host, self.port)
     }
 
     pub(crate) fn start_server(&mut self) {
-        let mut command = vrio();
+        let mut command = self.vrio_in(0);
         command.arg("server").arg("--config").arg(self.path("server.toml"));
+        command.args(self.words.split_whitespace());
         let control = self.path("control.sock");
         let _ = fs::remove_file(&control);
         let mut server = Process::spawn(&mut command, self.path("server.log"));
@@ -207,8 +253,9 @@ impl Stand {
     }
 
     pub(crate) fn spawn_front(&self, front: &str, config: &Path) -> Process {
-        let mut command = vrio();
+        let mut command = self.vrio_in(1);
         command.arg("front").arg("--config").arg(config);
+        command.args(self.words.split_whitespace());
         Process::spawn(&mut command, self.path(&format!("{front}.log")))
     }
 

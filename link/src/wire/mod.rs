@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::frame::HEADER_BYTES;
 
+pub mod faults;
 pub mod memory;
 pub mod udp;
 

@@ -1,0 +1,157 @@
+//! A front and a server in two network namespaces: frames are lost, doubled and
+//! overtaken, and the path becomes narrower.
+//!
+//! `cargo nextest run -p vrio --no-capture hard_weather` shows the figures;
+//! `VRIO_WEATHER_ROUNDS=10` repeats the measurement, for longer.
+
+mod stand;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use stand::{Stand, bench};
+
+/// Where the server is, and where the fronts are.
+const ADDRESSES: [&str; 2] = ["10.213.7.1", "10.213.7.2"];
+
+/// Two network namespaces and a cable.
+struct Cable {
+    ends: [String; 2],
+}
+
+impl Cable {
+    /// None, where nobody may make namespaces.
+    fn lay(name: &str) -> Option<Self> {
+        let ends =
+            ["server", "front"].map(|end| format!("vrio-{name}-{}-{end}", std::process::id()));
+        let cable = Self { ends };
+        let [one, other] = &cable.ends;
+        let made = ip(&format!("netns add {one}")) && ip(&format!("netns add {other}"));
+        if !made {
+            eprintln!("no network namespaces here (this takes root): not tested");
+            return None;
+        }
+        let pair = format!("-n {one} link add eth0 type veth peer name eth0 netns {other}");
+        assert!(ip(&pair), "a cable");
+        for (end, address) in cable.ends.iter().zip(ADDRESSES) {
+            assert!(ip(&format!("-n {end} address add {address}/24 dev eth0")));
+            assert!(ip(&format!("-n {end} link set lo up")));
+            assert!(ip(&format!("-n {end} link set eth0 mtu 9000 up")));
+        }
+        Some(cable)
+    }
+
+    /// What one end sends and takes from now on.
+    fn narrow(&self, end: usize, bytes: u32) {
+        assert!(ip(&format!("-n {} link set eth0 mtu {bytes}", self.ends[end])));
+    }
+
+    fn stand(&self, words: &str) -> Stand {
+        Stand::start_in(self.ends.clone(), ADDRESSES[0], words, 256)
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        for end in &self.ends {
+            ip(&format!("netns delete {end}"));
+        }
+    }
+}
+
+fn ip(words: &str) -> bool {
+    Command::new("ip").args(words.split_whitespace()).status().is_ok_and(|status| status.success())
+}
+
+/// The MTU shrinks at one end, then at the other, while a guest works: what was
+/// under way in large frames comes in smaller ones, each change once.
+#[test]
+fn a_narrower_path_is_a_pause() {
+    let Some(cable) = Cable::lay("mtu") else { return };
+    let mut stand = cable.stand("");
+    stand.create("disk", "64M");
+    let socket = stand.front("front", "disk", "");
+    let load = std::thread::spawn(move || {
+        bench(&socket, "--rw randrw --bs 4k-64k --depth 8 --seconds 3 --overwrite --verify")
+    });
+    std::thread::sleep(Duration::from_millis(700));
+    cable.narrow(0, 4500);
+    std::thread::sleep(Duration::from_millis(700));
+    cable.narrow(1, 1500);
+    let report = load.join().expect("no panic").unwrap_or_else(|error| {
+        panic!("{error}\n{}", stand.logs());
+    });
+    assert_verified(&report);
+    let log = stand.front_process("front").log();
+    for segment in ["segment=8192", "segment=4096", "segment=1368"] {
+        assert!(log.contains(segment), "{segment} is missing:\n{log}");
+    }
+    println!(
+        "{} requests, the longest stall {} ms",
+        report["ios"],
+        report["stalls"]["length_ns"]["max"].as_u64().unwrap_or(0) / 1_000_000
+    );
+}
+
+fn assert_verified(report: &Value) {
+    assert_eq!(report["verify"]["mismatched_sectors"], 0);
+    assert_eq!(report["verify"]["read_back_blocks"], report["verify"]["known_blocks"]);
+}
+
+fn rounds() -> Option<u32> {
+    std::env::var("VRIO_WEATHER_ROUNDS").ok().and_then(|text| text.parse().ok())
+}
+
+/// Of the frames that either end sends one in a hundred is lost, one is sent
+/// twice, one is overtaken. What is read is what was written. The figures:
+/// requests a second at depth 32 beside those of a clean path, and the slowest
+/// request.
+#[test]
+fn one_lost_frame_in_a_hundred_costs_little() {
+    let Some(cable) = Cable::lay("loss") else { return };
+    let weather = "--wire-faults loss=1%,reorder=1%,duplicate=1%,seed=7";
+    for (rw, seconds) in [("randread", 0.5), ("randwrite", 0.5)] {
+        let (mut clean, mut foul) = (Vec::new(), Vec::new());
+        let mut slowest = 0.0_f64;
+        let (rounds, seconds) = rounds().map_or((1, seconds), |rounds| (rounds, 5.0));
+        for _ in 0..rounds {
+            let options = format!("--rw {rw} --bs 4k --depth 32 --seconds {seconds} --overwrite");
+            clean.push(measure(&cable, "", &options).0);
+            let (iops, worst) = measure(&cable, weather, &options);
+            foul.push(iops);
+            slowest = slowest.max(worst);
+        }
+        let (clean, foul) = (median(&mut clean), median(&mut foul));
+        println!(
+            "{rw}: clean {clean:.0}/s, under loss {foul:.0}/s ({:.1}%), slowest {slowest:.1} ms",
+            100.0 * foul / clean
+        );
+    }
+    let mut stand = cable.stand(weather);
+    stand.create("disk", "16M");
+    let socket = stand.front("front", "disk", "");
+    let shape = "--rw randrw --bs 512-64k --depth 16 --seconds 1 --overwrite --verify";
+    let report = bench(&socket, shape).unwrap_or_else(|error| panic!("{error}\n{}", stand.logs()));
+    assert_verified(&report);
+}
+
+/// Requests a second, and milliseconds of the slowest.
+fn measure(cable: &Cable, words: &str, options: &str) -> (f64, f64) {
+    let mut stand = cable.stand(words);
+    stand.create("disk", "64M");
+    let socket = stand.front("front", "disk", "");
+    let run = |socket: &Path, options: &str| {
+        bench(socket, options).unwrap_or_else(|error| panic!("{error}\n{}", stand.logs()))
+    };
+    run(&socket, "--rw write --bs 128k --bytes 64M --depth 8 --overwrite");
+    let report = run(&socket, options);
+    let worst = report["kinds"][0]["latency_ns"]["max"].as_f64().expect("a figure");
+    (report["iops"].as_f64().expect("a figure"), worst / 1e6)
+}
+
+fn median(figures: &mut [f64]) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
