@@ -259,15 +259,44 @@ fn a_volume_comes_home_from_a_worker_that_is_gone() {
 /// and in the end nobody else got one.
 #[test]
 fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
+    let (pair, _) = half_written();
+    assert_eq!(served_beside(pair, |_| ()), Some(Ok(())));
+}
+
+/// A front sent the first segments of its writes again and again, and never the
+/// rest. That counted as a sign of life, and kept the buffers from all others.
+#[test]
+fn the_same_segment_again_does_not_keep_a_buffer() {
+    let (pair, firsts) = half_written();
+    let again = |pair: &Pair| firsts.iter().for_each(|first| pair.network.deliver(first.clone()));
+    assert_eq!(served_beside(pair, again), Some(Ok(())));
+}
+
+/// A front that has all buffers for writes of which only the first segments
+/// came, which are returned.
+fn half_written() -> (Pair, Vec<Datagram>) {
     let (mut pair, volume) = Pair::attached();
     for write in 0..7 {
         pair.submit_at(volume, Op::Write, 64 * write, 64);
     }
-    pair.run(Duration::from_millis(2), |frame| frame.header.offset > 0);
+    let mut firsts = Vec::new();
+    pair.run(Duration::from_millis(2), |frame| {
+        if frame.kind == Kind::Request && frame.header.offset == 0 {
+            let bytes = [&frame.header.encode(frame.kind, frame.payload)[..], frame.payload];
+            firsts.push(Datagram { from: CLIENT, to: SERVER, bytes: bytes.concat() });
+        }
+        frame.header.offset > 0
+    });
+    assert_eq!(firsts.len(), 7);
+    (pair, firsts)
+}
+
+/// The front dies and a neighbour of it reads: what that comes to.
+fn served_beside(mut pair: Pair, beside: impl Fn(&Pair)) -> Option<Result<(), BlockError>> {
     let _drained = pair.host.pool.take();
     assert_eq!(pair.host.pool.available(), 0);
-    // The dead one is cut off; its neighbour comes.
     let mut neighbour = Client::new(pair.network.end(Port(8)), settings(2, 1));
+    // The dead one is cut off; its neighbour comes.
     let _cut = pair.network.end(CLIENT);
     pair.client = neighbour_of_nobody();
     let name = VolumeName::new("disk").expect("a name");
@@ -276,12 +305,13 @@ fn a_dead_fronts_half_written_requests_give_their_buffers_back() {
     let part = Part { token: Token(0), volume, op: Op::Read, range: SectorRange::new(8, 8) };
     let mut submitted = false;
     for _ in 0..8000 {
+        beside(&pair);
         neighbour.turn(pair.now, &mut guest);
         submitted = submitted || neighbour.submit(pair.now, part, &mut guest).is_ok();
         pair.run(Duration::from_micros(500), |_| false);
     }
     assert!(submitted);
-    assert_eq!(guest.outcome, Some(Ok(())));
+    guest.outcome
 }
 
 /// A client that nobody serves, in the place of one that died.

@@ -368,10 +368,11 @@ impl<P: Copy + Eq> Session<P> {
         let (offset, len) = (frame.header.offset as usize, frame.payload.len());
         let Some(segment) = self.cut.index(offset, len, asked.bytes) else { return };
         slot.last_counter = frame.header.counter;
-        slot.since = now;
         if received.contains(segment) {
             return;
         }
+        // Only what is new is a sign that the rest will come.
+        slot.since = now;
         let start = asked.data_start() + offset;
         buffer[start..start + len].copy_from_slice(frame.payload);
         received.insert(segment);
