@@ -82,7 +82,11 @@ impl<D: Device + 'static> Store<D> {
             volume.revoke(|hold| hold.front() == front).await;
         }
         if old.attachments != attachments || !volume.has_epoch.get() {
-            let order_epoch = old.order_epoch + u32::from(!volume.has_epoch.get());
+            let raised = old.order_epoch.checked_add(u32::from(!volume.has_epoch.get()));
+            let Some(order_epoch) = raised else {
+                error!("the catalog says that order numbers are used up; it is damaged");
+                return Err(Refused::Failed);
+            };
             let record = VolumeRecord { attachments, order_epoch, ..old };
             if let Err(error) = self.commit(volume, record).await {
                 error!("an attachment could not be stored: {error}");

@@ -2,6 +2,7 @@
 
 mod crash;
 mod disk;
+mod hostile;
 mod made;
 mod volume;
 mod worker;

@@ -20,3 +20,6 @@ pub use binding::{Binding, Class};
 pub use identity::{DomainId, Epoch, EraId, LineId, PoolId};
 pub use pointer::{Kind, Pointer, Seal};
 pub use record::Record;
+
+#[cfg(test)]
+mod hostile;
