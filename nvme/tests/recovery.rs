@@ -14,7 +14,7 @@ use block_core::{BlockError, Buffer, Pba};
 use harness::{Drive, Rig, disorder, filled, memory, poll};
 use nvme::command::io;
 use nvme::completion::Status;
-use nvme::soft::Fault;
+use nvme::soft::{Fault, Image};
 use nvme::{Health, LbaSize, SoftNamespace, SoftOptions};
 
 const BLOCK: usize = 4096;
@@ -297,7 +297,7 @@ fn dropped_queue_pairs_give_back_buffers_and_numbers() {
 fn a_power_cut_takes_only_what_was_not_flushed() {
     let (mut lost, mut kept, mut torn) = (0, 0, 0);
     for seed in 0..60 {
-        let namespace = SoftNamespace::losing_memory(64 << 12, LbaSize::B512).expect("memory");
+        let namespace = SoftNamespace::losing_memory(64 << 12, LbaSize::B512, Image::default());
         let rig = Rig::new(SoftOptions::default(), vec![namespace], Drive::Here);
         let pool = rig.pool(1, BLOCK);
         let namespace = rig.namespace(1);
@@ -346,7 +346,7 @@ fn a_power_cut_takes_only_what_was_not_flushed() {
 
 #[test]
 fn without_a_volatile_cache_a_power_cut_takes_nothing() {
-    let namespace = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096).expect("memory");
+    let namespace = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096, Image::default());
     let options = SoftOptions { write_cache: false, ..SoftOptions::default() };
     let rig = Rig::new(options, vec![namespace], Drive::Here);
     let pool = rig.pool(1, BLOCK);

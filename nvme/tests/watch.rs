@@ -13,7 +13,7 @@ use std::time::Duration;
 use block_core::device::{Device, Durability};
 use block_core::{BlockError, Buffer, Pba, Pool, Time};
 use harness::{Drive, disorder, filled, memory, poll};
-use nvme::soft::{Fault, Runner};
+use nvme::soft::{Fault, Image, Runner};
 use nvme::watch::Trouble;
 use nvme::{
     Controller, LbaSize, Namespace, News, Patience, QueuePair, SoftController, SoftNamespace,
@@ -233,7 +233,7 @@ fn a_fatal_status_is_reset_at_once() {
 #[test]
 fn a_controller_that_was_away_is_found_again() {
     for drive in [Drive::Here, Drive::SecondThread] {
-        let disk = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096).expect("memory");
+        let disk = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096, Image::default());
         let mut rig = Rig::new(SoftOptions::default(), disk, drive);
         let namespace = rig.namespace();
         let write = namespace.write(Pba(1), filled(&rig.pool, 7), 0..1, Durability::Through);
@@ -320,7 +320,7 @@ fn another_device_at_the_same_place_is_given_up() {
 fn a_lossy_reset_costs_what_was_not_flushed() {
     let mut lost = 0;
     for seed in 0..20 {
-        let disk = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096).expect("memory");
+        let disk = SoftNamespace::losing_memory(64 << 12, LbaSize::B4096, Image::default());
         let mut rig = Rig::new(SoftOptions::default(), disk, Drive::Here);
         let namespace = rig.namespace();
         rig.soft.inject(Fault::LossyReset { seed });

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block_core::{BLOCK_SIZE, Pool, Time};
+use block_core::{Pool, Time};
 use block_server::{Engine, NvmeEngine};
-use nvme::soft::Disorder;
+use nvme::soft::{Disorder, Image};
 use nvme::{Controller, LbaSize, Namespace, SoftController, SoftNamespace, SoftOptions};
 
 use crate::dice::Dice;
@@ -43,12 +43,6 @@ pub struct DriveKind {
     pub delay: u32,
 }
 
-/// What a device holds, without the device: its pages that are not zeroes.
-#[derive(Clone, Debug, Default)]
-pub struct Image {
-    pages: Vec<(u64, Box<[u8; BLOCK_SIZE]>)>,
-}
-
 /// A device, as it stands in the IOhost.
 #[derive(Debug)]
 pub struct Drive {
@@ -60,25 +54,20 @@ pub struct Drive {
 
 impl Drive {
     /// A device that holds what the image says.
-    ///
-    /// # Errors
-    /// The kernel's, when it has no memory to give.
-    pub fn new(kind: DriveKind, image: &Image, dice: &mut Dice) -> io::Result<Self> {
+    #[must_use]
+    pub fn new(kind: DriveKind, image: &Image, dice: &mut Dice) -> Self {
         let lba = if kind.small_lbas { LbaSize::B512 } else { LbaSize::B4096 };
-        let mut namespace = SoftNamespace::losing_memory(kind.bytes, lba)?;
-        image.pages.iter().for_each(|(page, content)| namespace.preset(*page, content));
+        let namespace = SoftNamespace::losing_memory(kind.bytes, lba, image.clone());
         let disorder = Disorder { seed: dice.number(), held: kind.held, delay: kind.delay };
         let options = SoftOptions { disorder: Some(disorder), ..SoftOptions::default() };
         let soft = SoftController::new(options, vec![namespace]);
-        Ok(Self { soft, stalled: Rc::default(), now: Rc::default() })
+        Self { soft, stalled: Rc::default(), now: Rc::default() }
     }
 
     /// What it holds.
     #[must_use]
     pub fn image(&self) -> Image {
-        let pages = (0..).map_while(|page| Some((page, self.soft.page(1, page)?)));
-        let written = pages.filter(|(_, content)| *content != [0; BLOCK_SIZE]);
-        Image { pages: written.map(|(page, content)| (page, Box::new(content))).collect() }
+        self.soft.image(1).unwrap_or_default()
     }
 
     /// Starts the controller for a worker.

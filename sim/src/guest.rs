@@ -68,6 +68,13 @@ impl Memory {
         known.collect()
     }
 
+    /// The memory of guests that start anew: no request of theirs has the name
+    /// of an earlier one.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        Self { last: self.last, ..Self::default() }
+    }
+
     /// All requests that have not ended, the oldest first.
     #[must_use]
     pub fn under_way(&self) -> Vec<Token> {
@@ -82,10 +89,9 @@ impl Memory {
         }
     }
 
-    /// The guests are gone, with all they had asked for.
-    pub fn forget_all(&mut self) -> Vec<(Token, Asked)> {
-        let all = std::mem::take(&mut self.asked).into_iter();
-        all.map(|(token, asked)| (Token(token), asked)).collect()
+    /// All requests that have not ended, with what they ask for.
+    pub fn all(&self) -> impl Iterator<Item = (Token, &Asked)> {
+        self.asked.iter().map(|(&token, asked)| (Token(token), asked))
     }
 }
 
@@ -129,6 +135,8 @@ pub struct Guest {
     /// request ends that is later than this one.
     owed: Option<Token>,
     last: Token,
+    /// How many changes it has asked for.
+    pub changes: u64,
 }
 
 impl Guest {
@@ -147,6 +155,7 @@ impl Guest {
             served: false,
             owed: None,
             last: Token(0),
+            changes: 0,
         }
     }
 
@@ -238,6 +247,7 @@ impl Guest {
         let Some(range) = range.filter(|_| op.changes()) else {
             return self.oracle.begin(id, range);
         };
+        self.changes += 1;
         let copied = dice.happens(self.habits.copies).then(|| dice.within(1..=3));
         let content = |sector: u64| match (op.carries_data(), copied) {
             (false, _) => Content::ZERO,

@@ -16,11 +16,12 @@ use block_server::{
 };
 use link::wire::memory::{End, Port};
 use link::{Server, ServerSettings, VolumeName};
+use nvme::soft::Image;
 use tokio::sync::oneshot;
 use turn::Station;
 
 use crate::dice::Dice;
-use crate::drive::{Drive, DriveEngine, DriveKind, Image, VirtualClock};
+use crate::drive::{Drive, DriveEngine, DriveKind, VirtualClock};
 use crate::fabric::Fabric;
 
 /// The port of the first worker.
@@ -31,6 +32,9 @@ const TURN: Duration = Duration::from_micros(20);
 
 /// Turns in which an errand must be done while a world is made.
 const ERRAND_TURNS: usize = 200_000;
+
+/// What the server calls requests that change a volume.
+const CHANGES: [&str; 3] = ["write", "discard", "zero"];
 
 /// A worker and its device.
 #[derive(Clone, Copy, Debug)]
@@ -72,23 +76,16 @@ pub struct IoHost {
 
 impl IoHost {
     /// Devices for these workers, and no server.
-    ///
-    /// # Errors
-    /// The kernel's, when it has no memory to give.
-    pub fn new(
-        kinds: &[WorkerKind],
-        room: Room,
-        furniture: &Furniture,
-        mut dice: Dice,
-    ) -> Result<Self> {
+    #[must_use]
+    pub fn new(kinds: &[WorkerKind], room: Room, furniture: &Furniture, mut dice: Dice) -> Self {
         let key = furniture.key.clone();
         let seats = kinds.iter().map(|&kind| {
             let image = if kind.pooled { &furniture.pool } else { &furniture.raw };
-            let drive = Drive::new(kind.drive, image, &mut dice)?;
-            Ok(Seat { kind, drive, mailbox: None, station: None })
+            let drive = Drive::new(kind.drive, image, &mut dice);
+            Seat { kind, drive, mailbox: None, station: None }
         });
-        let seats = seats.collect::<Result<Vec<Seat>>>()?;
-        Ok(Self { clock: VirtualClock::default(), key, room, seats, dice })
+        let seats = seats.collect();
+        Self { clock: VirtualClock::default(), key, room, seats, dice }
     }
 
     /// Where a worker listens.
@@ -212,6 +209,18 @@ impl IoHost {
         Ok(now)
     }
 
+    /// How many changes of a volume the server has carried out since it was
+    /// started; takes a little time.
+    ///
+    /// # Errors
+    /// A sentence about what does not work.
+    pub fn changes(&mut self, now: &mut Time, worker: usize, volume: &VolumeName) -> Result<u64> {
+        let name = volume.clone();
+        let shown = self.errand(now, worker, |answer| Errand::Show { name, answer })?;
+        let kinds = shown.hooks.kinds.iter().filter(|kind| CHANGES.contains(&kind.kind.as_str()));
+        Ok(kinds.map(|kind| kind.requests).sum())
+    }
+
     fn errand<T>(
         &mut self,
         now: &mut Time,
@@ -256,7 +265,7 @@ impl Furniture {
         let drive = DriveKind { bytes: blocks * 4096, small_lbas: false, held: 64, delay: 0 };
         let room = Room { sessions: 1, slots: 2, small_buffers: 2, large_buffers: 2 };
         let kind = WorkerKind { drive, pooled };
-        let mut host = IoHost::new(&[kind], room, self, Dice::new(0))?;
+        let mut host = IoHost::new(&[kind], room, self, Dice::new(0));
         host.start(Time::ZERO, &Fabric::new(0, Dice::new(0)))?;
         if pooled {
             let mut now = Time::ZERO;

@@ -36,6 +36,9 @@ impl Stage {
     /// # Errors
     /// A sentence about what does not work.
     pub fn new() -> Result<Self> {
+        // A large page is cleared as a whole, and a world touches little of its
+        // memory.
+        rustix::thread::disable_transparent_huge_pages(true)?;
         let folder = tempfile::tempdir()?;
         let key = folder.path().join("key");
         fs::write(&key, [7; 32])?;

@@ -21,6 +21,9 @@ pub enum Fault {
     KillFront(usize, Duration),
     /// A VMhost fails with its guests, which start anew later.
     FailVmHost(usize, Duration),
+    /// A VMhost is thought dead, and its guests start anew with another front;
+    /// later the first one goes on.
+    Haunt(usize, Duration),
     /// A front hears and says nothing.
     CutOffFront(usize, Duration),
     /// A worker hears and says nothing.
@@ -138,7 +141,7 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
         let (front, worker) = (dice.below(fronts), dice.below(workers));
         plan.push((
             at,
-            match dice.below(11) {
+            match dice.below(13) {
                 0 | 1 => Fault::KillServer(pause),
                 2 | 3 => Fault::LosePower(pause),
                 4 => Fault::KillFront(front, pause),
@@ -147,6 +150,7 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
                 7 => Fault::CutOffWorker(worker, pause),
                 8 => Fault::Stall(worker, pause),
                 9 => Fault::Intrude(front),
+                10 | 11 => Fault::Haunt(front, pause),
                 _ => Fault::Mtu(dice.pick(&[4200, 1500, 1280]), pause),
             },
         ));

@@ -20,6 +20,9 @@ const THINKING: (Duration, Duration) = (Duration::from_micros(1), Duration::from
 /// Most requests that one turn takes from the rings.
 const TAKEN_A_TURN: usize = 4;
 
+/// How far apart the ports of a VMhost's fronts are.
+const PORTS_APART: u16 = 100;
+
 /// A VMhost.
 pub struct VmHost {
     /// Its guests.
@@ -30,9 +33,21 @@ pub struct VmHost {
     client: Option<Client<End>>,
     volumes: Vec<(VolumeHandle, Port)>,
     memory: Memory,
+    ghost: Option<Ghost>,
     thinks_until: Time,
     resting: bool,
     dice: Dice,
+}
+
+/// A front that was thought dead, and what its guests had asked for then.
+struct Ghost {
+    client: Client<End>,
+    port: Port,
+    memory: Memory,
+    /// When it goes on.
+    wakes: Time,
+    /// Whether it gives its volumes back first.
+    leaves: bool,
 }
 
 /// What a turn of a front did.
@@ -58,6 +73,7 @@ impl VmHost {
             client: None,
             volumes,
             memory: Memory::default(),
+            ghost: None,
             thinks_until: Time::ZERO,
             resting: false,
             dice,
@@ -112,10 +128,45 @@ impl VmHost {
     /// The whole VMhost fails. Its guests start anew later.
     pub fn fail(&mut self) {
         self.client = None;
+        self.leave_guests();
+    }
+
+    /// The VMhost is thought dead, and its guests start anew with a later start
+    /// of the front, somewhere else. The old one goes on at `wakes`: it has its
+    /// sessions, its unanswered requests, and all that it had kept.
+    pub fn haunt(&mut self, wakes: Time) {
+        let Some(client) = self.client.take() else { return };
+        let memory = self.leave_guests();
+        let leaves = self.dice.happens(300);
+        self.ghost = Some(Ghost { client, port: self.port, memory, wakes, leaves });
+        self.port = Port(self.port.0 + PORTS_APART);
+    }
+
+    /// The guests are gone, with all they had asked for.
+    fn leave_guests(&mut self) -> Memory {
         self.guests.iter_mut().for_each(Guest::is_left);
-        for (token, asked) in self.memory.forget_all() {
-            self.guests[asked.disk].lose(token, &asked);
+        let anew = self.memory.anew();
+        let left = std::mem::replace(&mut self.memory, anew);
+        left.all().for_each(|(token, asked)| self.guests[asked.disk].lose(token, asked));
+        left
+    }
+
+    fn turn_ghost(&mut self, now: Time) -> bool {
+        let Some(ghost) = self.ghost.as_mut().filter(|ghost| ghost.wakes <= now) else {
+            return false;
+        };
+        if std::mem::take(&mut ghost.leaves) {
+            self.volumes.iter().for_each(|(volume, _)| ghost.client.detach(*volume));
         }
+        let moved = ghost.client.turn(now, &mut ghost.memory);
+        // Nobody is there any more who would hear of it.
+        moved | !ghost.memory.take_ended().is_empty()
+    }
+
+    /// Whether a frame to that port comes here.
+    #[must_use]
+    pub fn hears(&self, port: Port) -> bool {
+        self.port == port || self.ghost.as_ref().is_some_and(|ghost| ghost.port == port)
     }
 
     /// Guests ask for nothing new.
@@ -141,7 +192,9 @@ impl VmHost {
     /// # Errors
     /// When a guest sees what it must not.
     pub fn turn(&mut self, now: Time) -> Result<Turned, Wrong> {
-        let Some(client) = &mut self.client else { return Ok(Turned::default()) };
+        let haunted = self.turn_ghost(now);
+        let nothing = Turned { moved: haunted, ended: Vec::new() };
+        let Some(client) = &mut self.client else { return Ok(nothing) };
         if !self.resting && now >= self.thinks_until {
             for guest in self.guests.iter_mut().filter(|guest| guest.wants_more()) {
                 guest.ask_something(&mut self.memory, &mut self.dice);
@@ -150,7 +203,7 @@ impl VmHost {
             self.thinks_until = now + thinking;
         }
         let mut failed = Vec::new();
-        let mut moved = false;
+        let mut moved = haunted;
         for (guest, (volume, _)) in self.guests.iter_mut().zip(&self.volumes) {
             for _ in 0..TAKEN_A_TURN {
                 let Some(&token) = guest.ring.front() else { break };
@@ -184,10 +237,12 @@ impl VmHost {
     /// When the front must be turned though nothing comes.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        let client = self.client.as_ref()?;
+        let ghost = self.ghost.as_ref();
+        let ghost = ghost.and_then(|ghost| Some(ghost.client.deadline()?.max(ghost.wakes)));
+        let Some(client) = &self.client else { return ghost };
         let thinking = !self.resting && self.guests.iter().any(Guest::wants_more);
         let thinking = thinking.then_some(self.thinks_until);
-        [client.deadline(), thinking].into_iter().flatten().min()
+        [client.deadline(), thinking, ghost].into_iter().flatten().min()
     }
 
     /// Gives all volumes back.

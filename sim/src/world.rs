@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Most steps of a run: more is a world that spins.
 const MOST_STEPS: u64 = 2_000_000;
 
+/// When somebody notices that a VMhost is dead, and its guests start anew.
+const AFTER_DEATH: Duration = Duration::from_millis(5);
+
 /// How long a turn takes.
 const TURN: (Duration, Duration) = (Duration::from_micros(2), Duration::from_micros(40));
 
@@ -66,6 +69,8 @@ pub struct World {
     later: Vec<(Time, Later)>,
     stalls: Vec<Time>,
     intruder: Option<Intruder>,
+    /// No session has ended: no change may have run twice.
+    unbroken: bool,
     dice: Dice,
     story: Story,
     summary: Summary,
@@ -84,7 +89,7 @@ impl World {
     ) -> Result<Self> {
         let mut fabric = Fabric::new(scenario.mtu, dice.split());
         let (kinds, room) = (&scenario.workers, scenario.room);
-        let mut iohost = IoHost::new(kinds, room, furniture, dice.split())?;
+        let mut iohost = IoHost::new(kinds, room, furniture, dice.split());
         iohost.start(Time::ZERO, &fabric)?;
         let mut volumes = Vec::new();
         let mut hosts = Vec::new();
@@ -114,6 +119,7 @@ impl World {
             nodes: nodes.map(|node| (node, Some(now))).collect(),
             later: Vec::new(),
             intruder: None,
+            unbroken: true,
             summary: Summary::default(),
             scenario,
             fabric,
@@ -139,6 +145,7 @@ impl World {
         self.until("the guests read all", Some(PATIENCE), Self::is_done)?;
         self.each_guest(Guest::ask_for_flush);
         self.until("the guests flush", Some(PATIENCE), Self::is_done)?;
+        self.each_change_ran_once()?;
         // What is given back it could have.
         self.intruder = None;
         self.hosts.iter_mut().for_each(VmHost::detach);
@@ -159,6 +166,25 @@ impl World {
         self.until("the guests read what was flushed", Some(PATIENCE), Self::is_done)?;
         self.summary.lasted = self.now - Time::ZERO;
         Ok(self.summary)
+    }
+
+    /// A change that was repeated has run once, as long as nobody begins anew:
+    /// the server has carried out as many as the guests have asked for.
+    fn each_change_ran_once(&mut self) -> Result<(), Wrong> {
+        if !self.unbroken {
+            return Ok(());
+        }
+        for (host, disks) in self.hosts.iter().zip(&self.scenario.hosts) {
+            for (guest, disk) in host.guests.iter().zip(disks) {
+                let ran = self.iohost.changes(&mut self.now, disk.worker, &guest.volume);
+                let ran = ran.map_err(|error| Wrong(format!("{error:#}")))?;
+                if ran != guest.changes {
+                    let (volume, asked) = (&guest.volume, guest.changes);
+                    return Err(Wrong(format!("{volume}: {ran} changes ran, {asked} were asked")));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The moment it is.
@@ -232,11 +258,11 @@ impl World {
         for what in due {
             self.catch_up(what)?;
         }
-        let nodes = &mut self.nodes;
+        let (nodes, hosts) = (&mut self.nodes, &self.hosts);
         self.fabric.deliver(now, |port| {
             let named = |node: Node| match node {
                 Node::Worker(worker) => IoHost::port(worker) == port,
-                Node::Front(front) => port == Port(front as u16 + 1),
+                Node::Front(front) => hosts[front].hears(port),
                 Node::Intruder => port == intruder::PORT,
             };
             if let Some((_, due)) = nodes.iter_mut().find(|(node, _)| named(*node)) {
@@ -305,6 +331,7 @@ impl World {
     fn happen(&mut self, fault: Fault) -> Result<(), Wrong> {
         self.tell(|| format!("{fault:?}"));
         let now = self.now;
+        self.unbroken &= matches!(fault, Fault::Frames(_) | Fault::Stall(..) | Fault::Intrude(_));
         match fault {
             Fault::KillServer(pause) if self.iohost.is_up() => {
                 self.iohost.kill();
@@ -324,11 +351,16 @@ impl World {
                 self.hosts[front].fail();
                 self.later.push((now + pause, Later::StartFront(front)));
             }
+            Fault::Haunt(front, pause) if self.hosts[front].is_up() => {
+                self.hosts[front].haunt(now + pause);
+                self.later.push((now + AFTER_DEATH, Later::StartFront(front)));
+            }
             // What is down already cannot fail.
             Fault::KillServer(_)
             | Fault::LosePower(_)
             | Fault::KillFront(..)
-            | Fault::FailVmHost(..) => {}
+            | Fault::FailVmHost(..)
+            | Fault::Haunt(..) => {}
             Fault::CutOffFront(front, pause) => self.cut_off(self.hosts[front].port(), pause),
             Fault::CutOffWorker(worker, pause) => self.cut_off(IoHost::port(worker), pause),
             Fault::Stall(worker, pause) => {

@@ -18,6 +18,7 @@ mod fault;
 mod file;
 mod identify;
 mod io;
+mod layers;
 mod namespace;
 mod prp;
 mod queue;
@@ -40,6 +41,7 @@ use windows::Registry;
 pub use disorder::Disorder;
 pub use fault::Fault;
 pub use file::{FileOptions, OpenError};
+pub use layers::Image;
 pub use namespace::SoftNamespace;
 pub use thread::Runner;
 
@@ -177,13 +179,13 @@ impl SoftController {
         self.engine().power_cut(seed, &self.registers);
     }
 
-    /// What a page of 4096 bytes of a namespace in memory (the first is 1)
-    /// reads as; `None` when there is no such page.
+    /// What a namespace (the first is 1) holds that loses memory; `None` for
+    /// one of another kind.
     #[must_use]
-    pub fn page(&self, namespace: u32, page: u64) -> Option<[u8; crate::PAGE]> {
+    pub fn image(&self, namespace: u32) -> Option<Image> {
         let engine = self.engine();
         let index = usize::try_from(namespace).ok()?.checked_sub(1)?;
-        engine.namespaces.get(index)?.page(page)
+        engine.namespaces.get(index)?.image()
     }
 
     /// The host's process dies: what drove the controller is gone, and it is

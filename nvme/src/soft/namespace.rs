@@ -8,6 +8,7 @@ use block_core::Memory;
 
 use super::disorder::Chance;
 use super::file::{FileDisk, FileOptions, OpenError};
+use super::layers::{Image, Layers};
 use super::ram::Ram;
 use super::unflushed::Unflushed;
 use crate::completion::Status;
@@ -26,6 +27,7 @@ pub struct SoftNamespace {
 #[derive(Debug)]
 enum Backing {
     Ram(Ram),
+    Layers(Layers),
     File(FileDisk),
 }
 
@@ -42,36 +44,22 @@ impl SoftNamespace {
 
     /// Memory of which a power cut takes what was not flushed. It remembers
     /// every content that a block had since the last flush: for simulations.
-    ///
-    /// # Errors
-    /// As [`SoftNamespace::memory`].
-    pub fn losing_memory(bytes: u64, lba_size: LbaSize) -> io::Result<Self> {
-        let mut namespace = Self::memory(bytes, lba_size)?;
+    /// It begins as the image, durable; `bytes` are rounded down to 4096.
+    #[must_use]
+    pub fn losing_memory(bytes: u64, lba_size: LbaSize, image: Image) -> Self {
+        let bytes = bytes / crate::PAGE as u64 * crate::PAGE as u64;
+        let layers = Layers::over(image, bytes as usize);
+        let mut namespace = Self::over(Backing::Layers(layers), bytes, lba_size);
         namespace.unflushed = Some(Unflushed::new(lba_size));
-        Ok(namespace)
+        namespace
     }
 
-    /// Puts what was there before it is given to a controller: whole pages of
-    /// 4096 bytes of a namespace in memory, durable.
-    ///
-    /// # Panics
-    /// When there is no such page.
-    pub fn preset(&mut self, page: u64, content: &[u8; crate::PAGE]) {
-        let at = page * crate::PAGE as u64;
-        assert!(at + crate::PAGE as u64 <= self.lba_count << self.lba_size.bits());
-        if let Backing::Ram(ram) = &mut self.backing {
-            ram.restore(at as usize, content);
-        }
-    }
-
-    /// What a page of a namespace in memory reads as.
-    pub(super) fn page(&self, page: u64) -> Option<[u8; crate::PAGE]> {
-        let at = page.checked_mul(crate::PAGE as u64)?;
-        let size = self.lba_count << self.lba_size.bits();
-        let Backing::Ram(ram) = &self.backing else { return None };
-        let mut content = [0; crate::PAGE];
-        (at + crate::PAGE as u64 <= size).then(|| ram.content(at as usize, &mut content))?;
-        Some(content)
+    /// What a namespace that loses memory holds.
+    pub(super) fn image(&self) -> Option<Image> {
+        let Backing::Layers(layers) = &self.backing else { return None };
+        let bytes = (self.lba_count << self.lba_size.bits()) as usize;
+        let page = |at| layers.content(at, crate::PAGE).first_chunk().copied();
+        Some((0..bytes).step_by(crate::PAGE).filter_map(page).collect())
     }
 
     /// A file: sparse, locked against other processes, its size rounded down
@@ -126,6 +114,7 @@ impl SoftNamespace {
     ) -> Result<(), Status> {
         match &mut self.backing {
             Backing::Ram(ram) => ram.read(at as usize, to, offset, bytes),
+            Backing::Layers(layers) => layers.read(at as usize, to, offset, bytes),
             Backing::File(file) => return file.read(at, to, offset, bytes),
         }
         Ok(())
@@ -142,6 +131,7 @@ impl SoftNamespace {
         self.remember(&range);
         match &mut self.backing {
             Backing::Ram(ram) => ram.write(at as usize, from, offset, bytes),
+            Backing::Layers(layers) => layers.write(at as usize, from, offset, bytes),
             Backing::File(file) => file.write(at, from, offset, bytes)?,
         }
         self.settle(range)
@@ -153,6 +143,7 @@ impl SoftNamespace {
         self.remember(&range);
         match &mut self.backing {
             Backing::Ram(ram) => ram.zero(range.start as usize..range.end as usize)?,
+            Backing::Layers(layers) => layers.zero(range.start as usize..range.end as usize),
             Backing::File(file) => file.zero(range.clone(), keep)?,
         }
         self.settle(range)
@@ -168,6 +159,7 @@ impl SoftNamespace {
         self.remember(&range);
         match &mut self.backing {
             Backing::Ram(ram) => ram.give_back(range.start as usize..range.end as usize)?,
+            Backing::Layers(layers) => layers.zero(range.start as usize..range.end as usize),
             Backing::File(file) => file.deallocate(range.clone())?,
         }
         self.settle(range)
@@ -179,7 +171,7 @@ impl SoftNamespace {
             unflushed.forget(&range);
         }
         match &mut self.backing {
-            Backing::Ram(_) => Ok(()),
+            Backing::Ram(_) | Backing::Layers(_) => Ok(()),
             Backing::File(file) => file.persist(range),
         }
     }
@@ -190,20 +182,20 @@ impl SoftNamespace {
             unflushed.forget_all();
         }
         match &mut self.backing {
-            Backing::Ram(_) => Ok(()),
+            Backing::Ram(_) | Backing::Layers(_) => Ok(()),
             Backing::File(file) => file.flush(),
         }
     }
 
     pub(super) fn power_cut(&mut self, chance: &mut Chance) {
-        if let (Some(unflushed), Backing::Ram(ram)) = (&mut self.unflushed, &mut self.backing) {
-            unflushed.lose(ram, chance);
+        if let (Some(unflushed), Backing::Layers(it)) = (&mut self.unflushed, &mut self.backing) {
+            unflushed.lose(it, chance);
         }
     }
 
     fn remember(&mut self, range: &Range<u64>) {
-        if let (Some(unflushed), Backing::Ram(ram)) = (&mut self.unflushed, &self.backing) {
-            unflushed.remember(range, ram);
+        if let (Some(unflushed), Backing::Layers(it)) = (&mut self.unflushed, &self.backing) {
+            unflushed.remember(range, it);
         }
     }
 

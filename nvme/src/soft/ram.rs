@@ -47,14 +47,4 @@ impl Ram {
     pub(super) fn give_back(&mut self, range: Range<usize>) -> Result<(), Status> {
         sys::give_back(&self.memory, range.start, range.len()).map_err(|_| Status::INTERNAL)
     }
-
-    /// Copies what there is.
-    pub(super) fn content(&self, at: usize, into: &mut [u8]) {
-        sys::copy_out(&self.memory, at, into);
-    }
-
-    /// Puts another content in its place.
-    pub(super) fn restore(&mut self, at: usize, content: &[u8]) {
-        sys::copy_in(content, &self.memory, at);
-    }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::disorder::Chance;
-use super::ram::Ram;
+use super::layers::Layers;
 use crate::identify::LbaSize;
 
 #[derive(Debug)]
@@ -19,25 +19,25 @@ pub(super) struct Unflushed {
     /// For each block the durable content, then what was written over, oldest
     /// first. What is in memory now is the last one.
     earlier: BTreeMap<u64, Vec<Content>>,
-    /// Where a content is looked at.
-    desk: Vec<u8>,
 }
+
+const ZEROES: [u8; crate::PAGE] = [0; crate::PAGE];
 
 /// What a block held; `None`: zeroes, as most of what is written over.
 type Content = Option<Box<[u8]>>;
 
 impl Unflushed {
     pub(super) fn new(lba_size: LbaSize) -> Self {
-        Self { lba_size, earlier: BTreeMap::new(), desk: vec![0; lba_size.bytes()] }
+        Self { lba_size, earlier: BTreeMap::new() }
     }
 
     /// The bytes are about to change.
-    pub(super) fn remember(&mut self, range: &Range<u64>, ram: &Ram) {
+    pub(super) fn remember(&mut self, range: &Range<u64>, memory: &Layers) {
         for lba in self.lbas(range) {
             let at = (lba << self.lba_size.bits()) as usize;
-            ram.content(at, &mut self.desk);
-            let is_zero = self.desk.iter().all(|&byte| byte == 0);
-            let content = (!is_zero).then(|| self.desk.clone().into_boxed_slice());
+            let content = memory.content(at, self.lba_size.bytes());
+            let is_zero = *content == ZEROES[..content.len()];
+            let content = (!is_zero).then(|| content.into());
             self.earlier.entry(lba).or_default().push(content);
         }
     }
@@ -55,12 +55,12 @@ impl Unflushed {
     }
 
     /// The power fails: each block comes out with one of its contents.
-    pub(super) fn lose(&mut self, ram: &mut Ram, chance: &mut Chance) {
+    pub(super) fn lose(&mut self, memory: &mut Layers, chance: &mut Chance) {
         for (lba, earlier) in std::mem::take(&mut self.earlier) {
             let at = (lba << self.lba_size.bits()) as usize;
             match earlier.get(chance.below(earlier.len() + 1)) {
-                Some(Some(content)) => ram.restore(at, content),
-                Some(None) => ram.restore(at, &vec![0; self.lba_size.bytes()]),
+                Some(Some(content)) => memory.restore(at, content),
+                Some(None) => memory.restore(at, &vec![0; self.lba_size.bytes()]),
                 None => {}
             }
         }
