@@ -123,13 +123,14 @@ fn thirty_fronts_on_one_worker_take_bounded_memory() {
     let mut fronts: Vec<Front> =
         (1..=FRONTS).map(|number| Front::new(clock, number, server.into())).collect();
     let begin = Instant::now();
-    while fronts.iter().any(|front| front.guest.ended < 200) {
+    while fronts.iter().any(|front| front.guest.ended < 100) {
         fronts.iter_mut().for_each(|front| front.turn(clock));
         assert!(begin.elapsed() < Duration::from_secs(60), "{}", stand.logs());
     }
     let before = resident_kib(stand.server().id());
-    let seconds = std::env::var("VRIO_FRONTS_SECONDS").ok().and_then(|text| text.parse().ok());
-    let served = work(&mut fronts, clock, Duration::from_secs(seconds.unwrap_or(1)));
+    let seconds: Option<f64> =
+        std::env::var("VRIO_FRONTS_SECONDS").ok().and_then(|text| text.parse().ok());
+    let served = work(&mut fronts, clock, Duration::from_secs_f64(seconds.unwrap_or(0.5)));
     let after = resident_kib(stand.server().id());
     let mean = served.iter().sum::<u64>() as f64 / served.len() as f64;
     let slowest = *served.iter().min().expect("some");

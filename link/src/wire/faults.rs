@@ -6,15 +6,13 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use thiserror::Error;
 
 use crate::frame::HEADER_BYTES;
 use crate::wire::Wire;
 
 /// A frame is held back for at most so many turns. Others overtake it.
-const LONGEST_HOLD: u8 = 3;
+const LONGEST_HOLD: u32 = 3;
 
 /// What becomes of frames that are sent: chances in a million, which exclude
 /// each other.
@@ -82,14 +80,29 @@ pub struct Faulty<W: Wire> {
 #[derive(Debug)]
 struct Weather<P> {
     faults: Faults,
-    random: StdRng,
+    lots: Lots,
     held: Vec<Held<P>>,
+}
+
+/// Numbers by chance (splitmix64). What is measured under loss is the loss, so
+/// drawing a lot must cost next to nothing beside a frame.
+#[derive(Debug)]
+struct Lots(u64);
+
+impl Lots {
+    fn below(&mut self, count: u32) -> u32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((word >> 32) * u64::from(count) >> 32) as u32
+    }
 }
 
 /// A frame that others overtake.
 #[derive(Debug)]
 struct Held<P> {
-    turns: u8,
+    turns: u32,
     to: P,
     header: [u8; HEADER_BYTES],
     payload: Vec<u8>,
@@ -99,11 +112,8 @@ impl<W: Wire> Faulty<W> {
     /// The wire with these faults; without any it costs a branch.
     #[must_use]
     pub fn new(wire: W, faults: Option<Faults>) -> Self {
-        let weather = faults.map(|faults| Weather {
-            random: StdRng::seed_from_u64(faults.seed),
-            faults,
-            held: Vec::new(),
-        });
+        let weather =
+            faults.map(|faults| Weather { lots: Lots(faults.seed), faults, held: Vec::new() });
         Self { wire, weather }
     }
 
@@ -138,12 +148,12 @@ impl<W: Wire> Wire for Faulty<W> {
             return self.wire.send(to, header, payload);
         };
         let Faults { loss, reorder, duplicate, .. } = weather.faults;
-        let lot = weather.random.random_range(0..MILLION);
+        let lot = weather.lots.below(MILLION);
         if lot < loss {
             return;
         }
         if lot < loss + reorder {
-            let turns = weather.random.random_range(1..=LONGEST_HOLD);
+            let turns = weather.lots.below(LONGEST_HOLD) + 1;
             let held = Held { turns, to, header: *header, payload: payload.to_vec() };
             return weather.held.push(held);
         }
