@@ -13,8 +13,12 @@ use crate::wire::Wire;
 /// How long after the first welcome a larger one is waited for.
 const SETTLE: Duration = Duration::from_millis(2);
 
-/// Time between two hellos: at first, and at most after doubling.
+/// Time between two hellos: at first, and at most after doubling; for the first
+/// seconds of a silence, in which a server that was started anew comes back, and
+/// then.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const EAGER_PAUSE: Duration = Duration::from_millis(40);
+const EAGER: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Time between two hellos to a server that refused.
@@ -101,6 +105,7 @@ impl Greeting {
             Kind::UnknownSession if self.opening => {
                 self.opening = false;
                 self.offer = None;
+                self.next = self.next.min(now + FIRST_PAUSE);
                 None
             }
             _ => None,
@@ -155,7 +160,8 @@ impl Greeting {
             }
         }
         self.next = now + self.pause;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        let most = if now - self.begun < EAGER { EAGER_PAUSE } else { LONGEST_PAUSE };
+        self.pause = (self.pause * 2).min(most);
         true
     }
 

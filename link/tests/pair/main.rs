@@ -177,6 +177,25 @@ fn a_new_session_is_open_as_soon_as_the_old_ones_last_request_has_ended() {
     assert!(pair.sent().iter().any(opened), "the front need not ask again");
 }
 
+/// The server was killed a second time, while the front greeted it. The front's
+/// pauses had doubled meanwhile, and when the server was there again it was not
+/// greeted for a quarter of a second.
+#[test]
+fn a_server_that_dies_while_it_is_greeted_is_greeted_soon_after() {
+    let (mut pair, volume) = Pair::attached();
+    pair.restart_server();
+    pair.submit(volume, Op::Write, 8);
+    let mut hellos = 0;
+    pair.run(Duration::from_millis(700), |frame| {
+        hellos += usize::from(frame.kind == Kind::Hello);
+        hellos > 0
+    });
+    assert_eq!(pair.guest.outcome, None, "it is gone again");
+    pair.restart_server();
+    pair.run(Duration::from_millis(50), |_| false);
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+}
+
 /// While the front was away the volume was restored: the guest's memory and
 /// the disk no longer belong together, and the disk stops.
 #[test]
