@@ -83,26 +83,28 @@ impl Fabric {
         while let Some(datagram) = self.network.take() {
             if self.dice.happens(self.faults.replay) && !self.old.is_empty() {
                 let old = self.old[self.dice.below(self.old.len())].clone();
-                self.send(now, old);
+                self.send(now, old, false);
             }
             if datagram.bytes.len() > self.mtu || self.dice.happens(self.faults.loss) {
                 continue;
             }
             self.remember(&datagram);
             if self.dice.happens(self.faults.double) {
-                self.send(now, datagram.clone());
+                // A copy that comes late finds that the first one was served.
+                let late = self.dice.happens(500);
+                self.send(now, datagram.clone(), late);
             }
-            self.send(now, datagram);
+            self.send(now, datagram, false);
         }
     }
 
-    fn send(&mut self, now: Time, mut datagram: Datagram) {
+    fn send(&mut self, now: Time, mut datagram: Datagram, late: bool) {
         if self.dice.happens(self.faults.damage) {
             let at = self.dice.below(datagram.bytes.len());
             datagram.bytes[at] ^= 1 << self.dice.below(8);
         }
         let mut trip = TRIP;
-        if self.dice.happens(self.faults.late) {
+        if late || self.dice.happens(self.faults.late) {
             trip += self.dice.span(Duration::from_micros(5)..=Duration::from_millis(30));
         }
         self.next_number += 1;

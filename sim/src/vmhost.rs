@@ -245,8 +245,11 @@ impl VmHost {
         [client.deadline(), thinking, ghost].into_iter().flatten().min()
     }
 
-    /// Gives all volumes back.
+    /// Gives all volumes back. Nobody remembers then which start of the front
+    /// had them: a ghost would be let in when the server was started anew, and
+    /// would send again what it had kept. So it ends here.
     pub fn detach(&mut self) {
+        self.ghost = None;
         if let Some(client) = &mut self.client {
             self.volumes.iter().for_each(|(volume, _)| client.detach(*volume));
         }
