@@ -66,6 +66,11 @@ impl<B> Ordered<B> {
         self.verifier.get()
     }
 
+    /// Answered, unflushed writes may have been lost. Zero is no verifier.
+    pub fn renew(&self, verifier: u64) {
+        self.verifier.set(verifier.max(1));
+    }
+
     /// The next change gets this order number if that is higher than the last
     /// one.
     pub fn raise_order(&self, first: u64) {

@@ -54,7 +54,26 @@ impl<D: Device + 'static> Store<D> {
         claim: Claim,
         own: Option<&Rc<Hold>>,
     ) -> Result<Given, Refused> {
+        loop {
+            let downs = self.downs();
+            match self.give(volume, claim, own).await {
+                // The device went down meanwhile: that decides nothing.
+                Err(Refused::Failed) if self.downs() != downs => {}
+                decided => return decided,
+            }
+        }
+    }
+
+    async fn give(
+        &self,
+        volume: &Volume<D>,
+        claim: Claim,
+        own: Option<&Rc<Hold>>,
+    ) -> Result<Given, Refused> {
         let Claim { front, incarnation, access, settled } = claim;
+        if let Some(given) = self.while_down(volume, claim).await? {
+            return Ok(given);
+        }
         let _change = volume.change.lock().await;
         let old = self.existing(volume).map_err(|_| Refused::Unknown)?;
         if old.read_only && access == Access::Write {
@@ -77,7 +96,7 @@ impl<D: Device + 'static> Store<D> {
         };
         let attachment = Attachment { front, incarnation, verifier };
         let attachments = old.attachments.with(attachment, access)?;
-        let own = own.filter(|own| !own.is_revoked() && own.access() == access);
+        let own = own.filter(|own| own.check().is_ok() && own.access() == access);
         if own.is_none() {
             volume.revoke(|hold| hold.front() == front).await;
         }
@@ -103,6 +122,29 @@ impl<D: Device + 'static> Store<D> {
         Ok(Given { hold, stored_verifier: verifier })
     }
 
+    /// The answer of a device that is not there. While it is reset, who asks
+    /// waits: a front that starts takes a refusal for the last word. When the
+    /// device is given up, those that had a volume get it back to see their
+    /// requests fail; nothing can be stored of that.
+    async fn while_down(&self, volume: &Volume<D>, claim: Claim) -> Result<Option<Given>, Refused> {
+        if !self.is_down() {
+            return Ok(None);
+        }
+        self.end_of_reset().await;
+        if !self.is_down() {
+            return Ok(None);
+        }
+        let had = volume.record().attachments.of(claim.front);
+        match had.filter(|(access, _)| *access == claim.access && volume.has_failed()) {
+            Some((access, had)) => {
+                let hold = Hold::new(claim.front, access);
+                volume.holds.borrow_mut().push(Rc::clone(&hold));
+                Ok(Some(Given { hold, stored_verifier: had.verifier }))
+            }
+            None => Err(Refused::Failed),
+        }
+    }
+
     /// Takes the volume back from a front that is done with it, after the
     /// last of its requests. A hold that was taken away is not the front's any
     /// more: if the front has the volume again, by another handle or session,
@@ -119,6 +161,9 @@ impl<D: Device + 'static> Store<D> {
         }
         let old = self.existing(volume)?;
         volume.revoke(|hold| hold.front() == front).await;
+        if volume.has_failed() {
+            return Ok(());
+        }
         if old.attachments.has(front) {
             let attachments = old.attachments.without(front);
             self.commit(volume, VolumeRecord { attachments, ..old }).await?;

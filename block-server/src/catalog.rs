@@ -24,6 +24,8 @@ pub enum Formatting {
     IfBlank,
     /// Also one that holds something that is not ours; it is lost.
     IfForeign,
+    /// None: it held volumes before it was reset.
+    Never,
 }
 
 /// Why a device cannot be used.
@@ -41,6 +43,11 @@ pub enum OpenError {
          set `format = true` for it in the configuration"
     )]
     NotFormatted,
+    /// It held volumes until it was reset.
+    #[error(
+        "the device held volumes before it was reset and holds none now; nothing is written to it"
+    )]
+    Emptied,
     /// A later version wrote it.
     #[error("the device was formatted by a later version of vRIO (format {0}); use that version")]
     Newer(u16),
@@ -143,6 +150,7 @@ impl<D: Device> Catalog<D> {
         let mut opening = Opening { device: &*device, desk: Some(desk) };
         let superblock = match opening.decide(formatting).await? {
             Decision::Use(superblock) => superblock,
+            Decision::Format if formatting == Formatting::Never => return Err(OpenError::Emptied),
             Decision::Format => opening.format(fresh).await?,
         };
         let (then, now) = (superblock.blocks, device.blocks());

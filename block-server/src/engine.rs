@@ -1,13 +1,17 @@
 //! What carries a worker's commands to its devices and brings answers back.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::{Device, Pool, Time};
-use nvme::{Clock, Controller, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions};
+use nvme::{
+    Clock, Controller, Namespace, News, Patience, QueuePair, SoftController, SoftNamespace,
+    SoftOptions, Watch,
+};
 
-/// Most commands that a worker has under way on its queue pair.
+/// Most commands that a worker has under way on each queue pair.
 const QUEUE_DEPTH: u16 = 512;
 
 /// The moving part below a worker's devices. A worker calls it from its turn;
@@ -36,6 +40,14 @@ pub trait Engine {
         None
     }
 
+    /// Takes the next step about devices that are in trouble, and says what
+    /// became of one. Asked until it says nothing, first thing in a turn: what a
+    /// device that went down answers from then on is not to be believed.
+    fn look(&mut self, now: Time) -> Option<Change<Self::Device>> {
+        let _ = now;
+        None
+    }
+
     /// Buffers that all devices reach.
     ///
     /// # Errors
@@ -43,18 +55,55 @@ pub trait Engine {
     fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool>;
 }
 
-/// A queue pair of one NVMe controller, and the controller itself when it is
-/// a soft one of this thread.
+/// What became of a device. It is named by its place among the devices that the
+/// worker was given, which are the engine's, in its order.
+#[derive(Debug)]
+pub enum Change<D> {
+    /// It is about to be reset, and why. It may lose what it had answered.
+    Down {
+        /// Which one.
+        device: usize,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// It works again.
+    Up {
+        /// Which one.
+        device: usize,
+        /// What it is now.
+        made: D,
+    },
+    /// It does not come back, and why.
+    GivenUp {
+        /// Which one.
+        device: usize,
+        /// What was tried last.
+        why: String,
+    },
+}
+
+/// NVMe controllers with a queue pair of each, and those controllers themselves
+/// that are soft ones of this thread.
 pub struct NvmeEngine {
+    drives: Vec<Drive>,
+    clock: Clock,
+    changes: VecDeque<Change<Namespace>>,
+}
+
+struct Drive {
+    /// Declared first: what it is about to do to the others is dropped first.
+    watch: Watch,
     queue: Rc<QueuePair>,
     controller: Controller,
     soft: Option<Arc<SoftController>>,
-    clock: Clock,
+    /// The place of its first namespace among the engine's devices.
+    first: usize,
 }
 
 impl NvmeEngine {
-    /// A soft controller over these namespaces, driven from this thread, and
-    /// the namespaces as devices, in the same order.
+    /// Soft controllers, each over one of these namespaces, driven from this
+    /// thread, and the namespaces as devices, in the same order. If one gets
+    /// into trouble, the others do not notice.
     ///
     /// # Errors
     /// A sentence about the step of the bring-up that failed.
@@ -63,10 +112,22 @@ impl NvmeEngine {
         namespaces: Vec<SoftNamespace>,
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
-        let soft = SoftController::new(options, namespaces);
-        let controller = Controller::start(soft.bus(), Arc::clone(&clock))?;
-        let (mut engine, devices) = Self::new(controller, clock)?;
-        engine.soft = Some(soft);
+        let mut engine = Self { drives: Vec::new(), clock, changes: VecDeque::new() };
+        let mut devices = Vec::new();
+        let mut each: Vec<Vec<SoftNamespace>> =
+            namespaces.into_iter().map(|one| vec![one]).collect();
+        if each.is_empty() {
+            // Buffers are memory of a controller too.
+            each.push(Vec::new());
+        }
+        for namespaces in each {
+            let soft = match engine.drives.first().and_then(|drive| drive.soft.as_ref()) {
+                None => SoftController::new(options.clone(), namespaces),
+                Some(other) => other.beside(options.clone(), namespaces),
+            };
+            let controller = Controller::start(soft.bus(), Arc::clone(&engine.clock))?;
+            devices.extend(engine.add(controller, Some(soft), devices.len())?);
+        }
         Ok((engine, devices))
     }
 
@@ -79,16 +140,59 @@ impl NvmeEngine {
         controller: Controller,
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
-        let queue = controller.create_queue_pair(QUEUE_DEPTH)?;
-        let devices =
-            controller.namespaces().map(|info| Namespace::new(Rc::clone(&queue), info)).collect();
-        Ok((Self { queue, controller, soft: None, clock }, devices))
+        let mut engine = Self { drives: Vec::new(), clock, changes: VecDeque::new() };
+        let devices = engine.add(controller, None, 0)?;
+        Ok((engine, devices))
     }
 
-    /// The controller.
+    fn add(
+        &mut self,
+        controller: Controller,
+        soft: Option<Arc<SoftController>>,
+        first: usize,
+    ) -> Result<Vec<Namespace>, nvme::StartError> {
+        let queue = controller.create_queue_pair(QUEUE_DEPTH)?;
+        let watch = Watch::new(&controller, Rc::clone(&queue), Patience::default());
+        let drive = Drive { watch, queue, controller, soft, first };
+        let devices = drive.devices().collect();
+        self.drives.push(drive);
+        Ok(devices)
+    }
+
+    /// How long the controller of a device may take, from now on.
+    pub fn set_patience(&mut self, device: usize, patience: Patience) {
+        if let Some(drive) = self.drives.iter_mut().rfind(|drive| drive.first <= device) {
+            drive.watch = Watch::new(&drive.controller, Rc::clone(&drive.queue), patience);
+        }
+    }
+
+    /// The soft controller of a device, for tests that throw its switches.
     #[must_use]
-    pub fn controller(&self) -> &Controller {
-        &self.controller
+    pub fn soft_controller(&self, device: usize) -> Option<&Arc<SoftController>> {
+        self.drives.iter().rfind(|drive| drive.first <= device)?.soft.as_ref()
+    }
+}
+
+impl Drive {
+    /// Its namespaces as they are now.
+    fn devices(&self) -> impl Iterator<Item = Namespace> {
+        let namespaces = self.controller.namespaces();
+        namespaces.map(|info| Namespace::new(Rc::clone(&self.queue), info))
+    }
+
+    fn is_busy(&self) -> bool {
+        self.queue.in_flight() > 0 || self.watch.is_busy()
+    }
+
+    /// Passes on what the watch has to say, for each of the namespaces.
+    fn look(&mut self, now: Time, changes: &mut VecDeque<Change<Namespace>>) {
+        let Some(news) = self.watch.look(now) else { return };
+        let numbered = (self.first..).zip(self.devices());
+        changes.extend(numbered.map(|(device, made)| match &news {
+            News::Down(trouble) => Change::Down { device, why: trouble.to_string() },
+            News::Up(_) => Change::Up { device, made },
+            News::GivenUp(error) => Change::GivenUp { device, why: error.to_string() },
+        }));
     }
 }
 
@@ -96,26 +200,35 @@ impl Engine for NvmeEngine {
     type Device = Namespace;
 
     fn reap(&mut self) -> usize {
-        self.queue.reap()
+        self.drives.iter().map(|drive| drive.queue.reap()).sum()
     }
 
     fn ring(&mut self) {
-        self.queue.ring();
+        self.drives.iter().for_each(|drive| drive.queue.ring());
     }
 
     fn work(&mut self) -> usize {
-        self.soft.as_ref().map_or(0, |soft| soft.work())
+        let busy = self.drives.iter().filter(|drive| drive.is_busy());
+        busy.filter_map(|drive| drive.soft.as_ref()).map(|soft| soft.work()).sum()
     }
 
     fn is_busy(&self) -> bool {
-        self.queue.in_flight() > 0
+        self.drives.iter().any(Drive::is_busy)
     }
 
     fn now(&self) -> Option<Time> {
         Some((self.clock)())
     }
 
+    fn look(&mut self, now: Time) -> Option<Change<Namespace>> {
+        if self.changes.is_empty() {
+            self.drives.iter_mut().for_each(|drive| drive.look(now, &mut self.changes));
+        }
+        self.changes.pop_front()
+    }
+
     fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {
-        self.controller.pool(count, buffer_bytes)
+        let first = self.drives.first().ok_or(io::ErrorKind::NotFound)?;
+        first.controller.pool(count, buffer_bytes)
     }
 }

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use block_core::BlockError;
 use link::{Access, FrontId};
 use tokio::sync::Notify;
 
@@ -16,7 +17,9 @@ pub struct Hold {
     front: FrontId,
     access: Access,
     revoked: Cell<bool>,
-    /// It has been taken away.
+    /// The device was reset since it was given.
+    outdated: Cell<bool>,
+    /// It has been taken away, or is outdated.
     over: Notify,
     running: Cell<usize>,
     waiter: RefCell<Option<Waker>>,
@@ -36,6 +39,7 @@ impl Hold {
             front,
             access,
             revoked: Cell::new(false),
+            outdated: Cell::new(false),
             over: Notify::new(),
             running: Cell::new(0),
             waiter: RefCell::new(None),
@@ -66,14 +70,36 @@ impl Hold {
         self.running.get() == 0
     }
 
-    /// Counts a request in, unless the hold was taken away.
-    #[must_use]
-    pub fn begin(self: &Rc<Self>) -> Option<Running> {
-        if self.revoked.get() {
-            return None;
-        }
+    /// Counts a request in, unless the hold is over.
+    ///
+    /// # Errors
+    /// [`BlockError::Lost`] when the front has to attach the volume anew, else
+    /// [`BlockError::NotAttached`].
+    pub fn begin(self: &Rc<Self>) -> Result<Running, BlockError> {
+        self.check()?;
         self.running.set(self.running.get() + 1);
-        Some(Running { hold: Rc::clone(self) })
+        Ok(Running { hold: Rc::clone(self) })
+    }
+
+    /// Whether requests may still run, as [`Hold::begin`] says.
+    pub fn check(&self) -> Result<(), BlockError> {
+        if self.outdated.get() {
+            return Err(BlockError::Lost);
+        }
+        if self.revoked.get() { Err(BlockError::NotAttached) } else { Ok(()) }
+    }
+
+    /// The device is being reset, and may have lost what was answered: nothing
+    /// is served by this hold any more.
+    pub fn outdate(&self) {
+        self.outdated.set(true);
+        self.over.notify_waiters();
+    }
+
+    /// Whether the device was reset since the hold was given.
+    #[must_use]
+    pub fn is_outdated(&self) -> bool {
+        self.outdated.get()
     }
 
     /// Takes the hold away: no request begins any more.
@@ -82,11 +108,14 @@ impl Hold {
         self.over.notify_waiters();
     }
 
-    /// Waits until the hold is taken away.
-    pub async fn over(&self) {
-        let over = self.over.notified();
-        if !self.is_revoked() {
-            over.await;
+    /// Waits until the hold is over; why requests may not run any more.
+    pub async fn over(&self) -> BlockError {
+        loop {
+            let over = self.over.notified();
+            match self.check() {
+                Ok(()) => over.await,
+                Err(why) => return why,
+            }
         }
     }
 

@@ -18,6 +18,8 @@ pub mod hold;
 
 pub mod volume;
 
+pub mod bound;
+
 pub mod extents;
 
 pub mod engine;

@@ -13,6 +13,7 @@ use interpose::Pool;
 use interpose::pool::{PoolError, SnapshotKey};
 use interpose::vault::{Domain, NewWay, WayKind};
 use link::VolumeName;
+use tokio::sync::Notify;
 use tracing::{error, warn};
 
 use crate::api::{DomainInfo, FigureInfo, KeysInfo, PoolContent, SecretKind, WayInfo};
@@ -60,13 +61,39 @@ pub struct Pooled<D> {
     rollback: Rollback,
     /// The newest checkpoint that was remembered.
     remembered: Cell<u64>,
+    abandoned: Rc<Abandoned>,
+}
+
+/// Tells a pool's background that there is no device for it any more.
+#[derive(Default)]
+struct Abandoned {
+    yes: Cell<bool>,
+    told: Notify,
 }
 
 impl<D: Device + 'static> Pooled<D> {
     /// What goes on in the pool's background.
     #[must_use]
     pub fn lives(&self) -> Vec<Life> {
-        self.pool.tasks()
+        self.pool.tasks().into_iter().map(|life| self.until_abandoned(life)).collect()
+    }
+
+    fn until_abandoned(&self, life: Life) -> Life {
+        let abandoned = Rc::clone(&self.abandoned);
+        Box::pin(async move {
+            let told = abandoned.told.notified();
+            if !abandoned.yes.get() {
+                tokio::select! { biased; () = told => {} () = life => {} }
+            }
+        })
+    }
+
+    /// The device is being reset: everything that is under way ends with an
+    /// error, and the background ends. What is in memory is given up.
+    pub fn abandon(&self) {
+        self.pool.abandon();
+        self.abandoned.yes.set(true);
+        self.abandoned.told.notify_waiters();
     }
 
     /// A turn begins.

@@ -19,8 +19,8 @@ use crate::room::{Located, Room};
 use crate::volume::Volume;
 
 /// Most volumes that one session has at a time, and handles that it has been
-/// given and lost.
-pub const MAX_HANDLES: usize = 1024;
+/// given and lost: one for each volume whenever its device is reset.
+pub const MAX_HANDLES: usize = 16 * 1024;
 
 /// One slot: where the worker puts work, and its task finds it.
 #[derive(Default)]
@@ -87,6 +87,8 @@ impl<D: Device + 'static> Handle<D> {
             Ok(running) => {
                 let Served { outcome, word, buffer } = self.volume.requests.serve(request).await;
                 drop(running);
+                // An answer from before a reset may be of what is lost.
+                let outcome = if self.hold.is_outdated() { Err(BlockError::Lost) } else { outcome };
                 let news = self.volume.requests.blocks() != self.told;
                 Reply { outcome, word, buffer, attach: None, news }
             }
@@ -95,7 +97,10 @@ impl<D: Device + 'static> Handle<D> {
     }
 
     fn begin(&self, op: Op) -> Result<Running, BlockError> {
-        let running = self.hold.begin().ok_or(BlockError::NotAttached)?;
+        let running = self.hold.begin()?;
+        if self.volume.has_failed() {
+            return Err(BlockError::Medium);
+        }
         if op.changes() && self.hold.access() == Access::Read {
             return Err(BlockError::ReadOnly);
         }
@@ -131,9 +136,8 @@ impl<D: Device + 'static> Session<D> {
             ticket = hooks.admit(RequestFacts::from(&request), room.clock()) => ticket,
             // What waits has had no effect: neither the front's next session
             // nor whoever takes the volume away waits for it.
-            () = handle.hold.over() => {
-                let outcome = Err(BlockError::NotAttached);
-                return Reply { buffer: request.buffer, ..Reply::plain(outcome, 0) };
+            why = handle.hold.over() => {
+                return Reply { buffer: request.buffer, ..Reply::plain(Err(why), 0) };
             }
         };
         let reply = handle.serve(request).await;

@@ -12,6 +12,7 @@ use block_core::{
 use interpose::hooks::Hooks;
 use link::{FrontId, VolumeName};
 
+use crate::bound::Bound;
 use crate::extents::RawVolume;
 use crate::hold::Hold;
 use crate::hooked;
@@ -25,10 +26,10 @@ pub enum Backing<D> {
         /// Its place in the device's catalog.
         place: usize,
         /// The extents.
-        blocks: RawVolume<D>,
+        blocks: Bound<RawVolume<D>>,
     },
     /// The pool that the device is.
-    Pool(Rc<PoolBlocks<D>>),
+    Pool(Bound<PoolBlocks<D>>),
 }
 
 /// A volume that is there.
@@ -40,6 +41,8 @@ pub struct Volume<D> {
     /// In a pool: with whose volumes it shares a key and blocks.
     domain: Option<String>,
     record: RefCell<VolumeRecord>,
+    /// Its device is given up: every request fails.
+    failed: Cell<bool>,
     /// Held by whoever changes the record: one at a time, in order of arrival.
     pub(crate) change: tokio::sync::Mutex<()>,
     deleted: Cell<bool>,
@@ -61,13 +64,14 @@ impl<D: Device + 'static> Volume<D> {
         verifier: u64,
     ) -> Self {
         let blocks = RawVolume::new(Rc::clone(device), record.blocks, &record.extents);
+        let blocks = Bound::new(Rc::new(blocks));
         Self::new(Backing::Raw { place, blocks }, None, record, scratch, verifier)
     }
 
     /// A volume that a pool has.
     pub(crate) fn pooled(found: Found<D>, scratch: &Rc<Scratch>, verifier: u64) -> Self {
         let Found { blocks, domain, record } = found;
-        Self::new(Backing::Pool(blocks), Some(domain), record, scratch, verifier)
+        Self::new(Backing::Pool(Bound::new(blocks)), Some(domain), record, scratch, verifier)
     }
 
     fn new(
@@ -85,6 +89,7 @@ impl<D: Device + 'static> Volume<D> {
             record: RefCell::new(record),
             change: tokio::sync::Mutex::new(()),
             deleted: Cell::new(false),
+            failed: Cell::new(false),
             has_epoch: Cell::new(false),
             holds: RefCell::new(Vec::new()),
             imported_to: Cell::new(None),
@@ -94,6 +99,7 @@ impl<D: Device + 'static> Volume<D> {
     /// Serves as a record says that has been stored.
     pub(crate) fn follow(&self, record: VolumeRecord) {
         if let Backing::Raw { blocks, .. } = self.requests.below()
+            && let Some(blocks) = blocks.get()
             && record.blocks != blocks.blocks()
         {
             blocks.remap(record.blocks, &record.extents);
@@ -104,8 +110,8 @@ impl<D: Device + 'static> Volume<D> {
     /// Ends the wait of an import for room in a full pool: somebody wants to do
     /// something else with the volume, and would wait for it in turn.
     pub(crate) fn interrupt_import(&self) {
-        if let (Backing::Pool(blocks), Some(_)) = (self.requests.below(), self.imported_to.get()) {
-            blocks.give_up_waiting();
+        if self.imported_to.get().is_some() {
+            self.give_up_waiting();
         }
     }
 
@@ -116,12 +122,61 @@ impl<D: Device + 'static> Volume<D> {
             self.holds.borrow().iter().filter(|hold| which(hold)).cloned().collect();
         revoked.iter().for_each(|hold| hold.revoke());
         // What waits for room in a full pool would be waited for in turn.
-        if let (Backing::Pool(blocks), false) = (self.requests.below(), revoked.is_empty()) {
-            blocks.give_up_waiting();
+        if !revoked.is_empty() {
+            self.give_up_waiting();
         }
         for hold in revoked {
             hold.drained().await;
             self.holds.borrow_mut().retain(|held| !Rc::ptr_eq(held, &hold));
+        }
+    }
+
+    /// Ends the wait of requests for room in a full pool.
+    fn give_up_waiting(&self) {
+        if let Backing::Pool(blocks) = self.requests.below()
+            && let Some(blocks) = blocks.get()
+        {
+            blocks.give_up_waiting();
+        }
+    }
+
+    /// The device is being reset. Every request, those that run too, ends as
+    /// [`BlockError::Lost`]: whoever sent it attaches the volume anew and
+    /// sends again what it may have lost, in its order.
+    pub(crate) fn outdate(&self) {
+        self.holds.borrow().iter().for_each(|hold| hold.outdate());
+        self.give_up_waiting();
+    }
+
+    /// Whether no request runs, of holds that were taken away too.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.holds.borrow().iter().all(|hold| hold.is_idle())
+    }
+
+    /// Lets go of the device that was reset.
+    pub(crate) fn release(&self) {
+        match self.requests.below() {
+            Backing::Raw { blocks, .. } => blocks.release(),
+            Backing::Pool(blocks) => blocks.release(),
+        }
+    }
+
+    /// Serves, as its record says, from the device as it is after a reset.
+    pub(crate) fn bind_raw(&self, device: &Rc<D>, record: VolumeRecord) {
+        if let Backing::Raw { blocks, .. } = self.requests.below() {
+            let extents = RawVolume::new(Rc::clone(device), record.blocks, &record.extents);
+            blocks.bind(Rc::new(extents));
+            *self.record.borrow_mut() = record;
+        }
+    }
+
+    /// Serves from the pool as it was found after a reset.
+    pub(crate) fn bind_pooled(&self, found: Found<D>) {
+        if let Backing::Pool(blocks) = self.requests.below() {
+            blocks.bind(found.blocks);
+            *self.record.borrow_mut() = found.record;
+            // What had come since it was last durable may be gone.
+            self.imported_to.set(None);
         }
     }
 }
@@ -147,6 +202,17 @@ impl<D> Volume<D> {
     /// Whether it is not there any more.
     pub(crate) fn is_deleted(&self) -> bool {
         self.deleted.get()
+    }
+
+    /// Its device does not come back: requests fail from now on.
+    pub(crate) fn fail(&self) {
+        self.failed.set(true);
+    }
+
+    /// Whether every request fails.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
     }
 
     /// It is not there any more.

@@ -4,7 +4,7 @@
 //! and moves work and replies between it and a wire ([`Host`]) or, fused, a
 //! front.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
-use block_core::{Buffer, Chance, Pool, Time};
+use block_core::{Buffer, Chance, Device, Pool, Time};
 use interpose::layout::stream::FRAME_BLOCKS;
 use link::{FrontId, Host, Reply, SessionIndex, SlotRef, Work};
 use nvme::Namespace;
@@ -26,7 +26,7 @@ use turn::{Executor, TaskId};
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
 use crate::config::PoolConfig;
 use crate::directory::{Directory, WorkerIndex};
-use crate::engine::{Engine, NvmeEngine};
+use crate::engine::{Change, Engine, NvmeEngine};
 use crate::errand::{self, Errand};
 use crate::mailbox::Mailbox;
 use crate::pooled::page_buffers;
@@ -184,7 +184,8 @@ struct Seat<D> {
 }
 
 impl<E: Engine> Worker<E> {
-    /// Opens the devices, formats those that may be, and makes all buffers.
+    /// Opens the devices, which are the engine's in its order, formats those
+    /// that may be, and makes all buffers.
     ///
     /// # Errors
     /// A sentence about what is in the way.
@@ -199,18 +200,19 @@ impl<E: Engine> Worker<E> {
         let large = engine.pool(limits.large_buffers, LARGE_BYTES).map_err(memory("requests"))?;
         let count = devices.len().max(1);
         let desks = engine.pool(count, DESK_BYTES).map_err(memory("the catalog"))?;
+        let mut changes = Vec::new();
         let scratch = engine.pool(1, BLOCK_SIZE).map_err(memory("partial blocks"))?.take();
         let scratch = Rc::new(tokio::sync::Mutex::new(scratch));
         let (mut stores, mut lives) = (Vec::with_capacity(count), Vec::new());
         for Owned { name, device, formatting, unlock, pool, rollback } in devices {
-            let desk = desks.take().expect("a desk for each device");
             let buffers = unlock.as_ref().map_or(1, |_| page_buffers(&pool));
             let pages = engine.pool(buffers, BLOCK_SIZE).map_err(memory("a pool's pages"))?;
             let transfer = engine.pool(2, TRANSFER_BYTES).map_err(memory("streams"))?;
             let means = Means {
                 transfers: Transfers::new(transfer),
                 name: name.clone(),
-                device: Rc::new(device),
+                device: RefCell::new(Rc::new(device)),
+                desks: desks.clone(),
                 scratch: Rc::clone(&scratch),
                 chance: place.chance.clone(),
                 wall: place.wall,
@@ -219,7 +221,7 @@ impl<E: Engine> Worker<E> {
                 pool,
                 rollback,
             };
-            match complete(&mut engine, Store::open(means, desk, formatting)) {
+            match complete(&mut engine, Store::open(means, formatting), &mut changes) {
                 Ok((store, begun)) => {
                     stores.push((name, store));
                     lives.extend(begun);
@@ -237,12 +239,14 @@ impl<E: Engine> Worker<E> {
         }
         let room = Room::new(stores, place.directory, place.worker);
         lives.into_iter().for_each(|life| room.begin(life));
+        let room = Rc::new(room);
+        changes.into_iter().for_each(|change| heed(&room, change));
         Ok(Self {
             // Twice: the tasks of a session that has just been closed end in
             // the next turn, and a new one may have opened by then.
             executor: Executor::new(2 * limits.slots + ERRANDS + LIVES),
             sessions: std::iter::repeat_with(|| None).take(limits.sessions).collect(),
-            room: Rc::new(room),
+            room,
             small,
             large,
             mailbox: place.mailbox,
@@ -265,7 +269,12 @@ impl<E: Engine> Worker<E> {
     pub fn run(&mut self, now: Time) -> bool {
         self.turns = self.turns.wrapping_add(1);
         self.room.tick(now);
-        let mut moved = usize::from(self.take_errands(now));
+        let mut moved = 0;
+        while let Some(change) = self.engine.look(now) {
+            heed(&self.room, change);
+            moved += 1;
+        }
+        moved += usize::from(self.take_errands(now));
         moved += self.begin_lives();
         moved += self.step();
         // A controller of this thread answers at once: look again.
@@ -473,11 +482,41 @@ fn refuse(work: Work) -> Reply {
     }
 }
 
+/// A device is in trouble, or no longer.
+fn heed<D: Device + 'static>(room: &Rc<Room<D>>, change: Change<D>) {
+    let (device, change) = match change {
+        Change::Down { device, why } => {
+            if let Some((_, store)) = room.stores.get(device) {
+                store.go_down(&why);
+            }
+            return;
+        }
+        Change::Up { device, made } => (device, Ok(Rc::new(made))),
+        Change::GivenUp { device, why } => (device, Err(why)),
+    };
+    let life_room = Rc::clone(room);
+    room.begin(Box::pin(async move {
+        let Some((_, store)) = life_room.stores.get(device) else { return };
+        match change {
+            Ok(made) => store.come_back(&life_room, made).await,
+            Err(why) => store.give_up(&life_room, &why).await,
+        }
+    }));
+}
+
 /// Turns the engine until a future of one of its devices is ready: at
-/// start-up, when there is nothing else to do.
-fn complete<E: Engine, T>(engine: &mut E, future: impl Future<Output = T>) -> T {
+/// start-up, when there is nothing else to do. What becomes of devices
+/// meanwhile is to be heeded afterwards.
+fn complete<E: Engine, T>(
+    engine: &mut E,
+    future: impl Future<Output = T>,
+    changes: &mut Vec<Change<E::Device>>,
+) -> T {
     let mut future = pin!(future);
     loop {
+        if let Some(now) = engine.now() {
+            changes.extend(std::iter::from_fn(|| engine.look(now)));
+        }
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready(ready) = future.as_mut().poll(&mut context) {
             return ready;

@@ -89,8 +89,8 @@ pub enum ReadOnly {
     Checkpoint,
     /// The device lost its cache while the pool was open.
     #[error(
-        "its device was reset and may have lost what was written last and not flushed; restart \
-         the server, which opens the pool as after a power cut"
+        "its device was reset and may have lost what was written last and not flushed; the server \
+         opens it anew, as after a power cut"
     )]
     Lost,
 }

@@ -219,6 +219,14 @@ impl<D: Device + 'static> Pool<D> {
         ]
     }
 
+    /// The device may have lost what it had answered, and is not to be used any
+    /// more: whatever waits ends with an error. Reads that find their block in
+    /// memory still work. What was flushed is found by opening the pool again.
+    pub fn abandon(&self) {
+        // What it says is that the device does not answer for its writes.
+        let _ = self.core.heed(Err(BlockError::Lost));
+    }
+
     /// Tells the time; wakes what is due.
     pub fn tick(&self, now: Time) {
         self.core.journal.tick(now);

@@ -63,6 +63,9 @@ pub struct DeviceInfo {
     /// Why it is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// How often it came back from a reset since the server was started.
+    #[serde(default)]
+    pub resets: u64,
 }
 
 /// `POST /volumes`; the answer is a [`VolumeInfo`].

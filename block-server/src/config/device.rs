@@ -1,6 +1,7 @@
 //! A device in the configuration, and how a pool on it is served.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use block_core::BlockCount;
 use serde::Deserialize;
@@ -26,6 +27,9 @@ const MIN_INDEX: Size = Size(64 << 10);
 /// The most for an index whose size is not said: it covers 128 GiB of blocks.
 const MAX_DEFAULT_INDEX: Size = Size(256 << 20);
 
+/// The longest that a command may have no answer, in seconds.
+const MOST_TIMEOUT: u64 = 3600;
+
 /// A device with volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
@@ -41,6 +45,8 @@ pub struct DeviceConfig {
     pub unlock: Option<Unlock>,
     /// How its pool is served, if it has one.
     pub pool: PoolConfig,
+    /// How long a command may have no answer before it is aborted.
+    pub command_timeout: Duration,
 }
 
 /// How a pool is served: bounds on its memory, and what it does when it is
@@ -118,6 +124,9 @@ pub enum DeviceProblem {
     /// It is too small, or has a part of a block.
     #[error("`size` must be a multiple of 4096 bytes and at least {least}; {0} is not", least = Size(MIN_BLOCKS.bytes()))]
     Size(Size),
+    /// A limit that every command exceeds, or that no one reaches.
+    #[error("`command_timeout_seconds` must be from 1 to {MOST_TIMEOUT}; {0} is not")]
+    Timeout(u64),
     /// Nobody can say what unlocks it.
     #[error(transparent)]
     Unlock(#[from] BadUnlock),
@@ -150,6 +159,8 @@ pub(super) struct RawDevice {
     format: bool,
     worker: Option<usize>,
     unlock: Option<String>,
+    #[serde(default = "default_timeout")]
+    command_timeout_seconds: u64,
     #[serde(default)]
     pool: RawPool,
 }
@@ -199,6 +210,12 @@ fn default_lba() -> u32 {
     4096
 }
 
+/// Linux waits as long (`nvme_core.io_timeout`): a flush of a large cache may
+/// need it.
+fn default_timeout() -> u64 {
+    30
+}
+
 impl RawDevice {
     pub(super) fn check(&self, number: usize, workers: usize) -> Result<DeviceConfig, ConfigError> {
         let wrong = |problem| ConfigError::Device { name: self.name.clone(), problem };
@@ -212,6 +229,9 @@ impl RawDevice {
             && (size.0 < MIN_BLOCKS.bytes() || !size.0.is_multiple_of(4096))
         {
             return Err(wrong(DeviceProblem::Size(size)));
+        }
+        if !(1..=MOST_TIMEOUT).contains(&self.command_timeout_seconds) {
+            return Err(wrong(DeviceProblem::Timeout(self.command_timeout_seconds)));
         }
         let worker = self.worker.unwrap_or(number % workers);
         if worker >= workers {
@@ -228,6 +248,7 @@ impl RawDevice {
             worker: WorkerIndex(worker),
             unlock,
             pool,
+            command_timeout: Duration::from_secs(self.command_timeout_seconds),
         })
     }
 }

@@ -170,6 +170,7 @@ impl<D: Device + 'static> Room<D> {
             volumes: store.volumes().len(),
             is_pool: store.is_pool(),
             problem: store.problem(),
+            resets: store.resets(),
         };
         self.stores.iter().map(device).collect()
     }

@@ -34,7 +34,7 @@ impl<D: Device + 'static> Pooled<D> {
         let (pool, told) = (Rc::clone(&self.pool), Rc::clone(&self.check));
         let options =
             CheckOptions { blocks_per_second: rate.map(blocks), ..CheckOptions::default() };
-        Some(Box::pin(async move {
+        Some(self.until_abandoned(Box::pin(async move {
             let outcome = pool.check(&options, &|progress| tell(&told, progress)).await;
             if let Some(check) = &mut *told.borrow_mut() {
                 check.running = false;
@@ -45,7 +45,7 @@ impl<D: Device + 'static> Pooled<D> {
                 // Whoever asked may be gone; what was found stays here.
                 let _ = ended.send(check.clone());
             }
-        }))
+        })))
     }
 
     /// How far the check is, or what the last one found.

@@ -41,7 +41,7 @@ impl<D: Device + 'static> Pooled<D> {
         if !matches!(holds_raw_volumes(means).await, Ok(false)) {
             return Opening::NoPool;
         }
-        let probed = Pool::probe(&*means.device, &means.pages).await;
+        let probed = Pool::probe(&*means.device(), &means.pages).await;
         if !matches!(probed, Ok(Probe::Pool(_))) {
             return Opening::NoPool;
         }
@@ -75,7 +75,7 @@ impl<D: Device + 'static> Pooled<D> {
         let first = NewWay::new(FIRST_WAY, secret, Cost::USUAL, &means.chance);
         let first = first.map_err(|error| error.to_string())?;
         let options = CreateOptions { first, journal };
-        let (device, pages) = (Rc::clone(&means.device), means.pages.clone());
+        let (device, pages) = (means.device(), means.pages.clone());
         let made = Pool::create(device, pages, means.chance.clone(), options).await;
         made.map_err(|error| error.to_string())?;
         Self::unlock(means, secret).await
@@ -83,16 +83,16 @@ impl<D: Device + 'static> Pooled<D> {
 
     async fn unlock(means: &Means<D>, secret: &Secret) -> Result<Self, String> {
         let parts = interpose::Means {
-            device: Rc::clone(&means.device),
+            device: means.device(),
             buffers: means.pages.clone(),
             chance: means.chance.clone(),
             wall: Box::new(means.wall),
         };
-        let settings = settings(&means.pool, means.device.blocks());
+        let settings = settings(&means.pool, means.device().blocks());
         let pool = Pool::open(parts, secret, settings, means.rollback.newest()).await;
         let pool = pool.map_err(|error| error.to_string())?;
         let (check, rollback) = (Rc::default(), means.rollback.clone());
-        Ok(Self { pool, check, rollback, remembered: Cell::new(0) })
+        Ok(Self { pool, check, rollback, remembered: Cell::new(0), abandoned: Rc::default() })
     }
 }
 
@@ -116,13 +116,14 @@ fn settings(config: &PoolConfig, device: BlockCount) -> Settings {
 /// likes.
 async fn holds_raw_volumes<D: Device>(means: &Means<D>) -> Result<bool, BlockError> {
     let mut buffer = means.pages.take().ok_or(BlockError::Medium)?;
+    let device = means.device();
     for copy in [Copy::A, Copy::B] {
         let at = copy.superblock();
-        if at.0 >= means.device.blocks().0 {
+        if at.0 >= device.blocks().0 {
             continue;
         }
         let outcome;
-        (buffer, outcome) = means.device.read(at, buffer, 0..1).await;
+        (buffer, outcome) = device.read(at, buffer, 0..1).await;
         let block = buffer.first_chunk().expect("a buffer has a block");
         if outcome.is_ok() && !matches!(Superblock::parse(block), Found::Blank | Found::Foreign) {
             return Ok(true);

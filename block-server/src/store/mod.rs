@@ -3,6 +3,7 @@
 
 mod error;
 mod pools;
+mod resets;
 mod snapshots;
 mod streams;
 
@@ -28,6 +29,7 @@ use crate::size::Size;
 use crate::unlock::Unlock;
 use crate::volume::{Backing, Volume};
 pub use error::StoreError;
+use resets::Resets;
 pub use snapshots::DIFF_RANGES;
 pub use streams::{Arriving, BeginImport, Transfers};
 
@@ -38,8 +40,8 @@ pub const DEFAULT_DOMAIN: &str = "default";
 pub struct Means<D> {
     /// What people call the device.
     pub name: String,
-    /// The device.
-    pub device: Rc<D>,
+    /// The device, as it is since its last reset.
+    pub device: RefCell<Rc<D>>,
     /// For requests that change a part of a block and bring no buffer.
     pub scratch: Rc<block_core::Scratch>,
     /// Where identities come from.
@@ -49,6 +51,11 @@ pub struct Means<D> {
     /// Buffers of one block: one to look for a pool, and all that one needs
     /// if something unlocks it.
     pub pages: block_core::Pool,
+    /// Buffers in which a catalog is worked on, of [`DESK_BYTES`] or more; one
+    /// is free for this device.
+    ///
+    /// [`DESK_BYTES`]: crate::catalog::DESK_BYTES
+    pub desks: block_core::Pool,
     /// What streams go through.
     pub transfers: Transfers,
     /// What unlocks a pool.
@@ -59,9 +66,18 @@ pub struct Means<D> {
     pub rollback: Rollback,
 }
 
+impl<D> Means<D> {
+    /// The device, as it is since its last reset.
+    #[must_use]
+    pub fn device(&self) -> Rc<D> {
+        Rc::clone(&self.device.borrow())
+    }
+}
+
 /// A device with volumes.
 pub struct Store<D> {
     means: Means<D>,
+    resets: Resets<D>,
     keeper: RefCell<Keeper<D>>,
     volumes: RefCell<Vec<Rc<Volume<D>>>>,
     /// Names of volumes that are being made, or that may be there.
@@ -80,6 +96,8 @@ enum Keeper<D> {
     Unmade(String),
     /// The device is being made a pool.
     Changing,
+    /// Nowhere: the device is being reset or was given up, as this says.
+    Down(String),
 }
 
 impl<D> Clone for Keeper<D> {
@@ -90,13 +108,14 @@ impl<D> Clone for Keeper<D> {
             Self::Locked(why) => Self::Locked(why.clone()),
             Self::Unmade(why) => Self::Unmade(why.clone()),
             Self::Changing => Self::Changing,
+            Self::Down(why) => Self::Down(why.clone()),
         }
     }
 }
 
 impl<D: Device + 'static> Store<D> {
     /// Opens a device: a pool, if there is one on it, else as
-    /// [`Raw::open`] says, to which `desk` and `formatting` go. A pool that
+    /// [`Raw::open`] says, to which `formatting` goes. A pool that
     /// does not open is kept as it is, and says why. The lives are the pool's
     /// background, to be begun.
     ///
@@ -104,10 +123,10 @@ impl<D: Device + 'static> Store<D> {
     /// A sentence about the device.
     pub async fn open(
         means: Means<D>,
-        desk: block_core::Buffer,
         formatting: crate::catalog::Formatting,
     ) -> Result<(Self, Vec<Life>), OpenError> {
         let (mut volumes, mut lives) = (Vec::new(), Vec::new());
+        let resets = Resets::new(&means);
         let opening = Pooled::open(&means).await;
         let keeper = match opening {
             Opening::Open(pool) => {
@@ -123,12 +142,12 @@ impl<D: Device + 'static> Store<D> {
                 Keeper::Locked(why)
             }
             Opening::NoPool => {
-                let (device, fresh) = (Rc::clone(&means.device), DeviceId(means.chance.id()));
-                let (raw, found) = Raw::open(device, desk, formatting, fresh).await?;
+                let (device, fresh) = (means.device(), DeviceId(means.chance.id()));
+                let desk = means.desks.take().expect("one is free for each device");
+                let (raw, found) = Raw::open(Rc::clone(&device), desk, formatting, fresh).await?;
                 for (place, record) in found {
                     let verifier = means.chance.number();
-                    let volume =
-                        Volume::raw(place, record, &means.device, &means.scratch, verifier);
+                    let volume = Volume::raw(place, record, &device, &means.scratch, verifier);
                     volumes.push(Rc::new(volume));
                 }
                 Keeper::Raw(Rc::new(raw))
@@ -136,7 +155,7 @@ impl<D: Device + 'static> Store<D> {
         };
         let volumes = RefCell::new(volumes);
         let (keeper, reserved) = (RefCell::new(keeper), RefCell::default());
-        Ok((Self { means, keeper, volumes, reserved }, lives))
+        Ok((Self { means, resets, keeper, volumes, reserved }, lives))
     }
 
     /// What the device has for volumes that nobody uses.
@@ -145,14 +164,16 @@ impl<D: Device + 'static> Store<D> {
         match self.keeper() {
             Keeper::Raw(raw) => raw.free(),
             Keeper::Pool(pool) => pool.free(),
-            Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing => BlockCount(0),
+            Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing | Keeper::Down(_) => {
+                BlockCount(0)
+            }
         }
     }
 
     /// The device's size.
     #[must_use]
     pub fn blocks(&self) -> BlockCount {
-        self.means.device.blocks()
+        self.means.device().blocks()
     }
 
     /// All volumes.
@@ -211,8 +232,8 @@ impl<D: Device + 'static> Store<D> {
                         provenance: Provenance::default(),
                     };
                     let (place, record) = raw.create(record).await?;
-                    let Means { device, scratch, .. } = &self.means;
-                    Ok(Volume::raw(place, record, device, scratch, verifier))
+                    let (device, scratch) = (self.means.device(), &self.means.scratch);
+                    Ok(Volume::raw(place, record, &device, scratch, verifier))
                 }
                 Keeper::Pool(pool) => {
                     let attributes = Attributes::fresh(read_only);
@@ -220,7 +241,9 @@ impl<D: Device + 'static> Store<D> {
                     let found = pool.create(&name, blocks, domain, attributes).await?;
                     Ok(Volume::pooled(found, &self.means.scratch, verifier))
                 }
-                Keeper::Locked(why) | Keeper::Unmade(why) => Err(StoreError::Locked(why)),
+                Keeper::Locked(why) | Keeper::Unmade(why) | Keeper::Down(why) => {
+                    Err(StoreError::Locked(why))
+                }
                 Keeper::Changing => Err(StoreError::Changing),
             }
         };
@@ -266,10 +289,11 @@ impl<D: Device + 'static> Store<D> {
                 volume.follow(raw.grow(*place, old, to).await?);
             }
             (Backing::Pool(blocks), Keeper::Pool(pool)) => {
-                pool.resize(blocks, to, &Attributes::of(&old)).await?;
+                let blocks = blocks.get().ok_or(StoreError::Changing)?;
+                pool.resize(&blocks, to, &Attributes::of(&old)).await?;
                 volume.follow(VolumeRecord { blocks: to, ..old });
             }
-            _ => return Err(StoreError::Changing),
+            _ => return Err(self.not_now()),
         }
         Ok(Rc::clone(&volume))
     }
@@ -294,6 +318,7 @@ impl<D: Device + 'static> Store<D> {
                 gone = Some(raw);
             }
             (Backing::Pool(blocks), Keeper::Pool(pool)) => {
+                let blocks = &*blocks.get().ok_or(StoreError::Changing)?;
                 let found = pool.snapshots(blocks);
                 if !found.is_empty() && !snapshots {
                     let (name, count) = (name.clone(), found.len());
@@ -302,7 +327,7 @@ impl<D: Device + 'static> Store<D> {
                 volume.revoke(|_| true).await;
                 pool.delete(blocks).await?;
             }
-            _ => return Err(StoreError::Changing),
+            _ => return Err(self.not_now()),
         }
         volume.mark_deleted();
         self.volumes.borrow_mut().retain(|here| !Rc::ptr_eq(here, &volume));
@@ -331,10 +356,12 @@ impl<D: Device + 'static> Store<D> {
                 raw.commit(*place, record.clone()).await?;
             }
             (Backing::Pool(blocks), Keeper::Pool(pool)) => {
-                pool.commit(blocks, &Attributes::of(&record)).await?;
+                let lost = CommitError::Unchanged(block_core::BlockError::Lost);
+                let blocks = blocks.get().ok_or(lost)?;
+                pool.commit(&blocks, &Attributes::of(&record)).await?;
             }
-            // A volume does not outlive where it is kept.
-            _ => return Err(CommitError::Unchanged(block_core::BlockError::NotAttached)),
+            // Its device is being reset, or was given up.
+            _ => return Err(CommitError::Unchanged(block_core::BlockError::Lost)),
         }
         volume.follow(record);
         Ok(())
@@ -352,7 +379,11 @@ impl<D: Device + 'static> Store<D> {
     pub fn deadline(&self) -> Option<Time> {
         match &*self.keeper.borrow() {
             Keeper::Pool(pool) => pool.deadline(),
-            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing => None,
+            Keeper::Raw(_)
+            | Keeper::Locked(_)
+            | Keeper::Unmade(_)
+            | Keeper::Changing
+            | Keeper::Down(_) => None,
         }
     }
 

@@ -22,14 +22,18 @@ impl<D: Device + 'static> Store<D> {
     /// Whether the device is a pool, open or not.
     #[must_use]
     pub fn is_pool(&self) -> bool {
-        matches!(self.keeper(), Keeper::Pool(_) | Keeper::Locked(_) | Keeper::Unmade(_))
+        match self.keeper() {
+            Keeper::Pool(_) | Keeper::Locked(_) | Keeper::Unmade(_) => true,
+            Keeper::Down(_) => self.was_pool(),
+            Keeper::Raw(_) | Keeper::Changing => false,
+        }
     }
 
     /// Why the device's volumes are not served, if so.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self.keeper() {
-            Keeper::Locked(why) | Keeper::Unmade(why) => Some(why),
+            Keeper::Locked(why) | Keeper::Unmade(why) | Keeper::Down(why) => Some(why),
             Keeper::Pool(pool) => pool.problem(),
             Keeper::Raw(_) | Keeper::Changing => None,
         }
@@ -51,9 +55,11 @@ impl<D: Device + 'static> Store<D> {
                 (PoolState::ReadOnly, Some(pool.content()))
             }
             Keeper::Pool(pool) => (PoolState::Open, Some(pool.content())),
-            Keeper::Raw(_) | Keeper::Locked(_) | Keeper::Unmade(_) | Keeper::Changing => {
-                (PoolState::Locked, None)
-            }
+            Keeper::Raw(_)
+            | Keeper::Locked(_)
+            | Keeper::Unmade(_)
+            | Keeper::Changing
+            | Keeper::Down(_) => (PoolState::Locked, None),
         };
         let size = Size(self.blocks().bytes());
         let (device, problem) = (device.to_owned(), self.problem());
@@ -85,6 +91,7 @@ impl<D: Device + 'static> Store<D> {
                 return Err(StoreError::Occupied { device: name(), why: why.clone() });
             }
             Keeper::Changing => return Err(StoreError::Changing),
+            Keeper::Down(why) => return Err(StoreError::Locked(why.clone())),
         }
         let unlock = self.means.unlock.as_ref().ok_or_else(|| StoreError::NoSecret(name()))?;
         let secret = unlock.read().map_err(|error| StoreError::Pool(error.to_string()))?;
@@ -136,7 +143,7 @@ impl<D: Device + 'static> Store<D> {
     /// that the device is being formatted: a server that starts in between
     /// formats it for raw volumes. Each step is durable before the next one.
     async fn wipe(&self) -> Result<(), BlockError> {
-        let (device, blocks) = (&*self.means.device, self.blocks());
+        let (device, blocks) = (&*self.means.device(), self.blocks());
         let zero = async |start: Pba, end: Pba| {
             let count = BlockCount(end.0.min(blocks.0) - start.0);
             zero_extent(device, Extent { start, count }, false).await?;
@@ -257,7 +264,9 @@ impl<D: Device + 'static> Store<D> {
         match self.keeper() {
             Keeper::Pool(pool) => Ok(pool),
             Keeper::Raw(_) => Err(StoreError::NotAPool(self.means.name.clone())),
-            Keeper::Locked(why) | Keeper::Unmade(why) => Err(StoreError::Locked(why)),
+            Keeper::Locked(why) | Keeper::Unmade(why) | Keeper::Down(why) => {
+                Err(StoreError::Locked(why))
+            }
             Keeper::Changing => Err(StoreError::Changing),
         }
     }

@@ -21,7 +21,7 @@ use crate::volume::{Backing, Volume};
 pub const DIFF_RANGES: usize = 64 * 1024;
 
 /// A pool, and one of its volumes in it.
-pub(super) type InPool<'a, D> = (Rc<Pooled<D>>, &'a Rc<PoolBlocks<D>>);
+pub(super) type InPool<D> = (Rc<Pooled<D>>, Rc<PoolBlocks<D>>);
 
 impl<D: Device + 'static> Store<D> {
     /// Takes snapshots of these volumes at one moment.
@@ -47,11 +47,11 @@ impl<D: Device + 'static> Store<D> {
                 }
                 stale = true;
             }
-            if pool.snapshot(blocks, name).is_some() {
+            if pool.snapshot(&blocks, name).is_some() {
                 let name = name.clone();
                 return Err(StoreError::SnapshotExists { volume: record.name, name });
             }
-            members.push(Rc::clone(blocks));
+            members.push(blocks);
         }
         pool.take_snapshots(&members, name, stale).await?;
         info!(%name, volumes = volumes.len(), "snapshot taken");
@@ -73,7 +73,7 @@ impl<D: Device + 'static> Store<D> {
             as_is: found.as_is,
             branches: found.branches,
         };
-        Ok(pool.snapshots(blocks).into_iter().map(describe).collect())
+        Ok(pool.snapshots(&blocks).into_iter().map(describe).collect())
     }
 
     /// Makes a volume that begins as a snapshot.
@@ -88,7 +88,7 @@ impl<D: Device + 'static> Store<D> {
         read_only: bool,
     ) -> Result<Rc<Volume<D>>, StoreError> {
         let (pool, blocks) = self.in_pool(volume)?;
-        let found = self.found(&pool, blocks, volume, snapshot)?;
+        let found = self.found(&pool, &blocks, volume, snapshot)?;
         self.reserve(to)?;
         let cloned = pool.clone_snapshot(&found, to, Attributes::fresh(read_only)).await;
         let verifier = self.means.chance.number();
@@ -113,7 +113,7 @@ impl<D: Device + 'static> Store<D> {
         volume.interrupt_import();
         let _change = volume.change.lock().await;
         let old = self.existing(volume)?;
-        let found = self.found(&pool, blocks, volume, snapshot)?;
+        let found = self.found(&pool, &blocks, volume, snapshot)?;
         if !force {
             old.check_detached(
                 "stop that front before the volume is restored; if it will not come back, use \
@@ -125,7 +125,7 @@ impl<D: Device + 'static> Store<D> {
         // An import that had not come to its end is given up.
         let provenance = Provenance { coming: None, ..old.provenance };
         let record = VolumeRecord { attachments: Attachments::None, generation, provenance, ..old };
-        pool.restore(blocks, &found, &Attributes::of(&record)).await?;
+        pool.restore(&blocks, &found, &Attributes::of(&record)).await?;
         info!(name = %record.name, %snapshot, "volume restored");
         volume.follow(VolumeRecord { blocks: volume.requests.blocks(), ..record });
         volume.imported_to.set(None);
@@ -142,7 +142,7 @@ impl<D: Device + 'static> Store<D> {
         snapshot: &VolumeName,
     ) -> Result<(), StoreError> {
         let (pool, blocks) = self.in_pool(volume)?;
-        let found = self.found(&pool, blocks, volume, snapshot)?;
+        let found = self.found(&pool, &blocks, volume, snapshot)?;
         pool.delete_snapshot(&found).await?;
         info!(volume = %volume.record().name, %snapshot, "snapshot deleted");
         Ok(())
@@ -162,14 +162,17 @@ impl<D: Device + 'static> Store<D> {
         most: usize,
     ) -> Result<(Vec<LbaRange>, Option<Lba>), StoreError> {
         let (pool, blocks) = self.in_pool(volume)?;
-        let from = self.found(&pool, blocks, volume, from)?;
-        let to = to.map(|to| self.found(&pool, blocks, volume, to)).transpose()?;
-        pool.diff(blocks, &from, to.as_ref(), start, most).await
+        let from = self.found(&pool, &blocks, volume, from)?;
+        let to = to.map(|to| self.found(&pool, &blocks, volume, to)).transpose()?;
+        pool.diff(&blocks, &from, to.as_ref(), start, most).await
     }
 
-    pub(super) fn in_pool<'a>(&self, volume: &'a Volume<D>) -> Result<InPool<'a, D>, StoreError> {
+    pub(super) fn in_pool(&self, volume: &Volume<D>) -> Result<InPool<D>, StoreError> {
         match (volume.requests.below(), self.keeper()) {
-            (Backing::Pool(blocks), Keeper::Pool(pool)) => Ok((pool, blocks)),
+            (Backing::Pool(blocks), Keeper::Pool(pool)) => {
+                Ok((pool, blocks.get().ok_or(StoreError::Changing)?))
+            }
+            (Backing::Pool(_), _) => Err(self.not_now()),
             _ => Err(StoreError::NotAPool(self.means.name.clone())),
         }
     }

@@ -90,8 +90,8 @@ impl<D: Device + 'static> Store<D> {
         base: Option<&VolumeName>,
     ) -> Result<Manifest, StoreError> {
         let (pool, blocks) = self.in_pool(volume)?;
-        let found = self.found(&pool, blocks, volume, snapshot)?;
-        let base = base.map(|base| self.found(&pool, blocks, volume, base)).transpose()?;
+        let found = self.found(&pool, &blocks, volume, snapshot)?;
+        let base = base.map(|base| self.found(&pool, &blocks, volume, base)).transpose()?;
         pool.manifest(&found, base.as_ref()).await
     }
 
@@ -110,8 +110,8 @@ impl<D: Device + 'static> Store<D> {
         let (pool, blocks) = self.in_pool(volume)?;
         let transfers = &self.means.transfers;
         let (_turn, buffer) = transfers.take(&transfers.leaving).await?;
-        let found = self.found(&pool, blocks, volume, snapshot)?;
-        let base = base.map(|base| self.found(&pool, blocks, volume, base)).transpose()?;
+        let found = self.found(&pool, &blocks, volume, snapshot)?;
+        let base = base.map(|base| self.found(&pool, &blocks, volume, base)).transpose()?;
         if pool.manifest(&found, base.as_ref()).await?.about() != *about {
             let (volume, name) = (volume.record().name, snapshot.clone());
             return Err(StoreError::OtherSnapshot { volume, name });
@@ -162,7 +162,7 @@ impl<D: Device + 'static> Store<D> {
             return Err(StoreError::Pool(sentence.to_owned()));
         }
         let BeginImport { manifest, name, .. } = import;
-        let begun = pool.begin_import(blocks, old.provenance, manifest, name.as_str()).await?;
+        let begun = pool.begin_import(&blocks, old.provenance, manifest, name.as_str()).await?;
         volume.revoke(|_| true).await;
         if begun.provenance != old.provenance {
             let (provenance, generation) = (begun.provenance, old.generation + 1);
@@ -185,7 +185,7 @@ impl<D: Device + 'static> Store<D> {
         let _change = volume.change.lock().await;
         let (old, coming) = self.coming(volume, &step.about, step.after)?;
         for piece in &step.pieces {
-            buffer = pool.put(blocks, piece, buffer).await?;
+            buffer = pool.put(&blocks, piece, buffer).await?;
         }
         if step.upto.0 >= coming.position.0 + DURABLE_BLOCKS {
             blocks.flush().await.map_err(StoreError::Device)?;
@@ -213,7 +213,7 @@ impl<D: Device + 'static> Store<D> {
         let _change = volume.change.lock().await;
         let end = Lba(blocks.blocks().0);
         let (old, coming) = self.coming(volume, about, end)?;
-        let provenance = pool.end_import(blocks, &coming, name.as_str(), as_is).await?;
+        let provenance = pool.end_import(&blocks, &coming, name.as_str(), as_is).await?;
         let volume_name = old.name.clone();
         self.commit(volume, VolumeRecord { provenance, ..old }).await?;
         volume.imported_to.set(None);

@@ -44,7 +44,7 @@ pub(super) fn drive<T>(disk: &SimDisk, limit: usize, future: impl Future<Output 
 }
 
 pub(super) async fn open(disk: &SimDisk, formatting: Formatting) -> Result<SimStore, OpenError> {
-    let desk = Pool::private(1, DESK_BYTES).expect("memory").take().expect("a buffer");
+    let desks = Pool::private(1, DESK_BYTES).expect("memory");
     let scratch = Pool::private(1, BLOCK_SIZE).expect("memory").take();
     let scratch = Rc::new(tokio::sync::Mutex::new(scratch));
     let drawn = std::cell::Cell::new(disk.executed() as u64 + 1);
@@ -54,7 +54,8 @@ pub(super) async fn open(disk: &SimDisk, formatting: Formatting) -> Result<SimSt
     });
     let means = Means {
         name: "disk".to_owned(),
-        device: Rc::new(disk.clone()),
+        device: RefCell::new(Rc::new(disk.clone())),
+        desks,
         scratch,
         transfers: crate::store::Transfers::new(Pool::private(2, BLOCK_SIZE).expect("memory")),
         chance,
@@ -64,7 +65,7 @@ pub(super) async fn open(disk: &SimDisk, formatting: Formatting) -> Result<SimSt
         pool: PoolConfig::default(),
         rollback: Rollback::Unnoticed,
     };
-    Ok(Rc::new(Store::open(means, desk, formatting).await?.0))
+    Ok(Rc::new(Store::open(means, formatting).await?.0))
 }
 
 pub(super) fn name(text: &str) -> VolumeName {

@@ -1,6 +1,7 @@
 //! The power is cut while a device is made a pool. What comes back is a device
 //! without volumes, as before, or the pool: never one that nobody can use.
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -44,7 +45,7 @@ fn drive<T>(disk: &SimDisk, limit: usize, future: impl Future<Output = T>) -> Op
 }
 
 async fn open(disk: &SimDisk, key: &Path) -> Rc<Store<SimDisk>> {
-    let desk = Pool::private(1, DESK_BYTES).expect("memory").take().expect("a buffer");
+    let desks = Pool::private(1, DESK_BYTES).expect("memory");
     let scratch = Pool::private(1, BLOCK_SIZE).expect("memory").take();
     let drawn = std::cell::Cell::new(disk.executed() as u64 + 1);
     let chance = Chance::new(move || {
@@ -54,7 +55,8 @@ async fn open(disk: &SimDisk, key: &Path) -> Rc<Store<SimDisk>> {
     let pool = PoolConfig { page_cache: Size(4 << 20), ..PoolConfig::default() };
     let means = Means {
         name: "disk".to_owned(),
-        device: Rc::new(disk.clone()),
+        device: RefCell::new(Rc::new(disk.clone())),
+        desks,
         scratch: Rc::new(tokio::sync::Mutex::new(scratch)),
         transfers: crate::store::Transfers::new(Pool::private(2, BLOCK_SIZE).expect("memory")),
         chance,
@@ -64,7 +66,7 @@ async fn open(disk: &SimDisk, key: &Path) -> Rc<Store<SimDisk>> {
         pool,
         rollback: Rollback::Unnoticed,
     };
-    let opened = Store::open(means, desk, Formatting::IfBlank).await;
+    let opened = Store::open(means, Formatting::IfBlank).await;
     Rc::new(opened.expect("the server starts").0)
 }
 

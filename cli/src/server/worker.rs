@@ -11,7 +11,7 @@ use block_server::{
     Chance, Directory, Limits, Mailbox, NvmeEngine, Owned, Place, Worker, WorkerIndex,
 };
 use nvme::soft::FileOptions;
-use nvme::{LbaSize, SoftNamespace, SoftOptions};
+use nvme::{LbaSize, Patience, SoftNamespace, SoftOptions};
 
 /// Fronts that one worker serves at most.
 pub(crate) const SESSIONS: u16 = 64;
@@ -50,8 +50,12 @@ pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEng
     let namespaces = mine.iter().map(open).collect::<anyhow::Result<Vec<SoftNamespace>>>()?;
     let clock = seat.clock;
     let clock: nvme::Clock = Arc::new(move || clock.now());
-    let (engine, devices) = NvmeEngine::soft(SoftOptions::default(), namespaces, clock)
+    let (mut engine, devices) = NvmeEngine::soft(SoftOptions::default(), namespaces, clock)
         .context("the soft NVMe controller does not start")?;
+    for (device, config) in mine.iter().enumerate() {
+        let patience = Patience { command: config.command_timeout, ..Patience::default() };
+        engine.set_patience(device, patience);
+    }
     let (state, accepted) = (seat.state, seat.accept_rollback);
     let rollback = |name: &str| {
         let file = state.join("pools").join(name);

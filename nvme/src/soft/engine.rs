@@ -166,6 +166,7 @@ impl Engine {
                 self.execute(&held.command);
             }
         }
+        self.switches = Switches::default();
         registers.clear_configuration();
         self.stop(registers);
     }
