@@ -133,6 +133,8 @@ impl<D: Device> Core<D> {
             self.frozen_by.set(Some(why));
         }
         self.room.changed.notify_waiters();
+        // No checkpoint will be made that somebody may wait for.
+        self.checkpoints.done.notify_waiters();
     }
 
     /// The journal takes nothing any more, so neither does the pool. Says why.

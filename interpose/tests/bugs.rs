@@ -164,3 +164,25 @@ fn a_part_of_a_block_is_not_merged_with_what_was_before_a_restore() {
     }
     assert!(before > 5 && after > 5, "{before} before, {after} after");
 }
+
+/// A guest's write finds that the device has lost its cache just after somebody
+/// asked for a checkpoint and before it begins. None was made any more, and who
+/// waited for it waited for ever.
+#[test]
+fn who_waits_for_a_checkpoint_is_told_that_the_pool_takes_no_changes() {
+    for seed in 0..40 {
+        let mut world = World::new(300 + seed);
+        let (_, volume) = world.volume("disk", 100);
+        world.fill(&volume, 0, 100, 1);
+        world.disk.lose_cache();
+        let mut buffer = world.buffers.take().expect("a buffer");
+        buffer[..BLOCK_SIZE].copy_from_slice(&unique(500));
+        let pool = Rc::clone(&world.pool);
+        let (written, checkpoint) = world.run(async {
+            tokio::join!(volume.write(range(50, 1), buffer, 0, Durability::Cached), async {
+                pool.checkpoint().await
+            })
+        });
+        assert!(written.1.is_err() && checkpoint.is_err(), "seed {seed}");
+    }
+}

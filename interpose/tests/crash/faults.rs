@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use block_core::Blocks;
 use block_core::unit::{BLOCK_SIZE, BlockCount, Lba, LbaRange, Pba};
+use block_core::{Blocks, Device};
 use interpose::pool::ReadOnly;
 use interpose::{OpenError, Pool};
 use rand::rngs::SmallRng;
@@ -31,7 +31,7 @@ const SUPERBLOCKS: [[Pba; 2]; 2] = [[Pba(0), Pba(8192)], [Pba(1), Pba(8193)]];
 const HEAP: u64 = 1024 + JOURNAL.0;
 
 /// A pool at rest with some volumes and snapshots, and what they hold.
-fn pool_at_rest(seed: u64) -> (Medium, Model) {
+fn pool_at_rest(seed: u64) -> (Medium, Model, Options) {
     let mut machine = Machine::new(empty_pool(OPTIONS, seed), OPTIONS, seed);
     let pool = machine.open(seed, settings()).expect("an empty pool");
     let model = Rc::new(RefCell::new(Model::default()));
@@ -48,7 +48,9 @@ fn pool_at_rest(seed: u64) -> (Medium, Model) {
     let seen = machine.run(observe(&world.pool));
     model.borrow_mut().adopt(&seen);
     let model = model.borrow().clone();
-    (machine.disk.shut_down(), model)
+    // It may have grown.
+    let options = Options { blocks: machine.disk.blocks(), ..OPTIONS };
+    (machine.disk.shut_down(), model, options)
 }
 
 /// Each block of each volume, one at a time; `None` where it cannot be read.
@@ -90,14 +92,14 @@ fn check_each(model: &Model, seen: &BTreeMap<(String, u64), Option<Content>>) ->
 /// is told; all others read what they wrote.
 #[test]
 fn rot_is_an_error_for_those_who_read_it_and_for_nobody_else() {
-    let (medium, model) = pool_at_rest(1);
+    let (medium, model, options) = pool_at_rest(1);
     let blocks: usize = model.volumes.values().map(|volume| volume.blocks.len()).sum();
     let (mut some, mut none, mut refused) = (0, 0, 0);
     let mut random = SmallRng::seed_from_u64(1);
     for at in medium.written() {
         let mut rotten = medium.clone();
         rotten.flip(at, random.random_range(0..BLOCK_SIZE * 8));
-        let mut machine = Machine::new(rotten, OPTIONS, at.0);
+        let mut machine = Machine::new(rotten, options, at.0);
         match machine.open(at.0, settings()) {
             Ok(pool) => {
                 let seen = machine.run(read_each(&pool));
@@ -173,11 +175,11 @@ fn misdirected_and_lost_writes_are_never_read_as_data() {
 /// of a generation are gone: nobody can say what was flushed last.
 #[test]
 fn one_copy_of_a_superblock_is_enough_and_none_is_refused() {
-    let (medium, model) = pool_at_rest(2);
+    let (medium, model, options) = pool_at_rest(2);
     let open = |torn: &[Pba]| {
         let mut medium = medium.clone();
         torn.iter().for_each(|at| medium.flip(*at, 900));
-        let mut machine = Machine::new(medium, OPTIONS, 2);
+        let mut machine = Machine::new(medium, options, 2);
         let pool = machine.open(3, settings())?;
         let seen = machine.run(observe(&pool));
         model.check(&seen);
@@ -265,9 +267,9 @@ fn a_lost_cache_costs_no_flushed_block() {
 /// not one sealed block is the same, so no nonce was used twice with a key.
 #[test]
 fn copies_of_a_pool_never_seal_alike() {
-    let (medium, model) = pool_at_rest(4);
+    let (medium, model, options) = pool_at_rest(4);
     let go_on = |chance: u64| {
-        let mut machine = Machine::new(medium.clone(), OPTIONS, 5);
+        let mut machine = Machine::new(medium.clone(), options, 5);
         let pool = machine.open(chance, settings()).expect("a copy");
         let model = Rc::new(RefCell::new(model.clone()));
         let clock = machine.driver().clock();
