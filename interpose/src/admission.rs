@@ -6,7 +6,7 @@ use std::cell::Cell;
 use block_core::{BlockError, Device};
 use tokio::sync::Notify;
 
-use crate::core::Core;
+use crate::core::{Core, State};
 use crate::layout::pointer::POINTERS;
 use crate::layout::{dead, seals};
 use crate::overlay::Overlay;
@@ -38,6 +38,9 @@ pub(crate) struct Room {
     pub(crate) changed: Notify,
     /// Writes wait, or fail, for want of room.
     full: Cell<bool>,
+    /// The block of the journal in which it was last seen whether a checkpoint
+    /// is due.
+    paced: Cell<u64>,
     warned: Cell<u64>,
 }
 
@@ -108,6 +111,12 @@ impl Overlay {
     }
 }
 
+impl State {
+    fn overlay_bytes(&self) -> usize {
+        self.active.bytes() + self.merging.as_ref().map_or(0, Overlay::bytes)
+    }
+}
+
 impl<D: Device> Core<D> {
     /// Waits until so many blocks may be written, or until the caller's
     /// patience ends.
@@ -116,8 +125,11 @@ impl<D: Device> Core<D> {
         blocks: u64,
         patience: &Patience,
     ) -> Result<Promise<'_>, BlockError> {
-        self.wait_for_room(blocks * (1 + PAGES_PER_BLOCK), self.reserve(), patience).await?;
-        self.promise(blocks, blocks * (1 + PAGES_PER_BLOCK)).await
+        let (room, reserve) = (blocks * (1 + PAGES_PER_BLOCK), self.reserve());
+        if !self.finds_room(room + reserve) {
+            self.wait_for_room(room, reserve, patience).await?;
+        }
+        self.promise(blocks, room).await
     }
 
     /// Waits until something may be cleared: that may use the reserve, but not
@@ -132,7 +144,10 @@ impl<D: Device> Core<D> {
 
     async fn promise(&self, records: u64, blocks: u64) -> Result<Promise<'_>, BlockError> {
         let _blocks = Promised::new(&self.room, blocks);
-        let admitted = self.journal.admit(records as usize).await;
+        let admitted = match self.journal.try_admit(records as usize) {
+            Some(admitted) => Ok(admitted),
+            None => self.journal.admit(records as usize).await,
+        };
         let _journal = admitted.map_err(|_| {
             self.freeze_with_journal();
             BlockError::ReadOnly
@@ -148,7 +163,10 @@ impl<D: Device> Core<D> {
 
     /// Blocks that are free and not spoken for, less those that merging takes.
     pub(crate) fn available(&self) -> u64 {
-        let state = self.state.borrow();
+        self.available_in(&self.state.borrow())
+    }
+
+    fn available_in(&self, state: &State) -> u64 {
         let spoken = self.room.promised.get()
             + self.room.merging.get()
             + state.active.pages_to_write()
@@ -159,8 +177,16 @@ impl<D: Device> Core<D> {
 
     /// About how much memory changes take.
     pub(crate) fn overlay_bytes(&self) -> usize {
+        self.state.borrow().overlay_bytes()
+    }
+
+    /// Whether so many blocks are available now, and memory for changes.
+    fn finds_room(&self, blocks: u64) -> bool {
         let state = self.state.borrow();
-        state.active.bytes() + state.merging.as_ref().map_or(0, Overlay::bytes)
+        let found =
+            state.overlay_bytes() < self.settings.overlay && self.available_in(&state) >= blocks;
+        self.room.full.set(self.room.full.get() && !found);
+        found
     }
 
     /// Waits while the pool or the memory for changes is full.
@@ -176,9 +202,7 @@ impl<D: Device> Core<D> {
             if patience.has_ended() {
                 return Err(BlockError::NotAttached);
             }
-            if self.overlay_bytes() < self.settings.overlay && self.available() >= blocks + reserve
-            {
-                self.room.full.set(false);
+            if self.finds_room(blocks + reserve) {
                 return Ok(());
             }
             let wanted = self.checkpoints.request();
@@ -225,6 +249,15 @@ impl<D: Device> Core<D> {
         let level = WARNINGS.into_iter().find(|level| used >= *level).unwrap_or(0);
         if level > self.room.warned.replace(level) {
             tracing::warn!(pool = %self.id, "the pool is {used} % full");
+        }
+    }
+
+    /// As [`Core::pace`], once in each block of the journal: a write by itself
+    /// changes little.
+    pub(crate) fn pace_now_and_then(&self) {
+        let block = self.journal.position().next;
+        if self.room.paced.replace(block) != block {
+            self.pace();
         }
     }
 

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use block_core::{Device, Lba, Pba};
 
 use crate::core::{Core, Head, count};
+use crate::index::Candidates;
 use crate::layout::record::Hash;
 use crate::layout::{Binding, Class, Kind, Pointer, Record, Seal, seals};
 use crate::radix;
@@ -47,17 +48,18 @@ impl Drop for Turn<'_> {
 }
 
 impl<D: Device> Core<D> {
-    /// Refers to a block of that hash, if there is one and if `may` says so in
-    /// the same step: then the change is done. The caller was admitted to the
-    /// journal.
+    /// Refers to one of the candidates for a hash, if one is that block and if
+    /// `may` says so in the same step: then the change is done. The caller was
+    /// admitted to the journal.
     pub(crate) async fn share(
         &self,
         head: &Head,
         lba: Lba,
         hash: &Hash,
+        candidates: Candidates,
         may: impl Fn() -> bool,
     ) -> bool {
-        for pba in self.index.candidates(hash) {
+        for pba in candidates {
             let mut verdict = self.judge(pba, hash);
             if matches!(verdict, Verdict::Unread) {
                 let Some(_turn) = Turn::take(&self.tally.judging) else { continue };

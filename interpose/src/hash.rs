@@ -70,16 +70,19 @@ pub fn hash(key: &HashKey, block: &[u8]) -> Hash {
 /// another size: both are mistakes in the caller's code.
 pub fn hash_many(key: &HashKey, blocks: &[&[u8]], hashes: &mut [Hash]) {
     assert_eq!(blocks.len(), hashes.len());
-    let platform = Platform::detect();
+    if let ([block], [to]) = (blocks, &mut *hashes) {
+        *to = hash(key, block);
+        return;
+    }
     let (eights, rest) = blocks.as_chunks::<8>();
     let (eight_hashes, rest_hashes) = hashes.as_chunks_mut::<8>();
     for (blocks, hashes) in eights.iter().zip(eight_hashes) {
-        side_by_side(platform, key, blocks, hashes);
+        side_by_side(key, blocks, hashes);
     }
     let (fours, rest) = rest.as_chunks::<4>();
     let (four_hashes, rest_hashes) = rest_hashes.as_chunks_mut::<4>();
     for (blocks, hashes) in fours.iter().zip(four_hashes) {
-        side_by_side(platform, key, blocks, hashes);
+        side_by_side(key, blocks, hashes);
     }
     for (block, to) in rest.iter().zip(rest_hashes) {
         assert_eq!(block.len(), BLOCK_SIZE);
@@ -88,13 +91,8 @@ pub fn hash_many(key: &HashKey, blocks: &[&[u8]], hashes: &mut [Hash]) {
 }
 
 /// `N` blocks, one in each lane; `N` is at most eight.
-fn side_by_side<const N: usize>(
-    platform: Platform,
-    key: &HashKey,
-    blocks: &[&[u8]; N],
-    hashes: &mut [Hash; N],
-) {
-    let words = key.words();
+fn side_by_side<const N: usize>(key: &HashKey, blocks: &[&[u8]; N], hashes: &mut [Hash; N]) {
+    let (platform, words) = (Platform::detect(), key.words());
     let blocks = blocks.map(|block| {
         let (chunks, _) = block.as_chunks::<CHUNK_BYTES>();
         <&[[u8; CHUNK_BYTES]; CHUNKS]>::try_from(chunks).expect("a block has four chunks")

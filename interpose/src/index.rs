@@ -26,6 +26,8 @@ const LINE_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 7;
 const ENTRIES: usize = 9;
 
+type Line = [u8; LINE_BYTES];
+
 /// Where a line says how many of its entries are used.
 const USED_AT: usize = ENTRIES * ENTRY_BYTES;
 
@@ -71,14 +73,15 @@ impl Index {
     pub fn insert(&self, hash: &Hash, pba: Pba) -> Option<Pba> {
         let spot = self.spot(hash)?;
         let entry = spot.entry(pba)?;
-        let memory = &mut *self.memory.borrow_mut();
-        if spot.lines.iter().any(|&line| memory.place_of(line, entry).is_some()) {
+        let mut memory = self.memory.borrow_mut();
+        let lines = memory.lines_mut();
+        if spot.lines.iter().any(|&line| place_of(&lines[line], entry).is_some()) {
             return None;
         }
-        let Some(line) = self.line_with_room(memory, &spot) else {
-            return Some(memory.replace(&spot, entry));
+        let Some(line) = self.line_with_room(lines, &spot) else {
+            return Some(replace(lines, &spot, entry));
         };
-        memory.push(line, entry);
+        push(&mut lines[line], entry);
         self.len.set(self.len.get() + 1);
         None
     }
@@ -89,11 +92,13 @@ impl Index {
         let mut found = Candidates::new();
         let Some(spot) = self.spot(hash) else { return found };
         let memory = self.memory.borrow();
+        let lines = memory.lines();
+        let [first, second] = spot.lines.map(|line| &lines[line]);
         // Both lines come from memory together, not one after the other.
-        std::hint::black_box(memory.used(spot.lines[0]) ^ memory.used(spot.lines[1]));
-        memory.collect(spot.lines[0], spot.fingerprint, &mut found);
+        std::hint::black_box(first[USED_AT] ^ second[USED_AT]);
+        collect(first, spot.fingerprint, &mut found);
         if spot.lines[0] != spot.lines[1] {
-            memory.collect(spot.lines[1], spot.fingerprint, &mut found);
+            collect(second, spot.fingerprint, &mut found);
         }
         found
     }
@@ -102,10 +107,11 @@ impl Index {
     pub fn remove(&self, hash: &Hash, pba: Pba) {
         let Some(spot) = self.spot(hash) else { return };
         let Some(entry) = spot.entry(pba) else { return };
-        let memory = &mut *self.memory.borrow_mut();
+        let mut memory = self.memory.borrow_mut();
         for line in spot.lines {
-            if let Some(place) = memory.place_of(line, entry) {
-                memory.remove(line, place);
+            let line = &mut memory.lines_mut()[line];
+            if let Some(place) = place_of(line, entry) {
+                remove(line, place);
                 self.len.set(self.len.get() - 1);
                 return;
             }
@@ -159,10 +165,10 @@ impl Index {
 
     /// The emptier one of the spot's lines; if both are full, one whose entry
     /// could move into its other line.
-    fn line_with_room(&self, memory: &mut Memory, spot: &Spot) -> Option<usize> {
+    fn line_with_room(&self, lines: &mut [Line], spot: &Spot) -> Option<usize> {
         let [first, second] = spot.lines;
-        let line = if memory.used(second) < memory.used(first) { second } else { first };
-        if memory.used(line) < ENTRIES {
+        let line = if used(&lines[second]) < used(&lines[first]) { second } else { first };
+        if used(&lines[line]) < ENTRIES {
             return Some(line);
         }
         if self.len.get() * 256 >= self.lines * ENTRIES * CROWDED {
@@ -170,11 +176,11 @@ impl Index {
         }
         for line in spot.lines {
             for place in 0..ENTRIES {
-                let entry = memory.entry(line, place);
+                let entry = entry_at(&lines[line], place);
                 let other = self.other_line(line, entry >> PBA_BITS);
-                if memory.used(other) < ENTRIES {
-                    memory.remove(line, place);
-                    memory.push(other, entry);
+                if used(&lines[other]) < ENTRIES {
+                    remove(&mut lines[line], place);
+                    push(&mut lines[other], entry);
                     return Some(line);
                 }
             }
@@ -221,75 +227,64 @@ impl Memory {
         Ok(Self { bytes })
     }
 
-    fn line(&self, line: usize) -> &[u8; LINE_BYTES] {
-        let at = line * LINE_BYTES;
-        let line = self.bytes.as_deref().and_then(|bytes| bytes.get(at..)?.first_chunk());
-        line.expect("the spot lies in the memory")
+    fn lines(&self) -> &[Line] {
+        self.bytes.as_deref().map_or(&[], |bytes| bytes.as_chunks().0)
     }
 
-    fn line_mut(&mut self, line: usize) -> &mut [u8; LINE_BYTES] {
-        let at = line * LINE_BYTES;
-        let line =
-            self.bytes.as_deref_mut().and_then(|bytes| bytes.get_mut(at..)?.first_chunk_mut());
-        line.expect("the spot lies in the memory")
-    }
-
-    fn used(&self, line: usize) -> usize {
-        usize::from(self.line(line)[USED_AT])
-    }
-
-    fn entry(&self, line: usize, place: usize) -> u64 {
-        entry_at(self.line(line), place)
-    }
-
-    fn place_of(&self, line: usize, entry: u64) -> Option<usize> {
-        let bytes = self.line(line);
-        (0..usize::from(bytes[USED_AT])).find(|&place| entry_at(bytes, place) == entry)
-    }
-
-    fn collect(&self, line: usize, fingerprint: u64, found: &mut Candidates) {
-        let bytes = self.line(line);
-        for place in 0..usize::from(bytes[USED_AT]) {
-            let entry = entry_at(bytes, place);
-            if entry >> PBA_BITS == fingerprint {
-                found.push(Pba(entry & (MAX_BLOCKS - 1)));
-            }
-        }
-    }
-
-    fn push(&mut self, line: usize, entry: u64) {
-        let bytes = self.line_mut(line);
-        let place = usize::from(bytes[USED_AT]);
-        set_entry(bytes, place, entry);
-        bytes[USED_AT] += 1;
-    }
-
-    /// Closes the gap with the last entry.
-    fn remove(&mut self, line: usize, place: usize) {
-        let bytes = self.line_mut(line);
-        bytes[USED_AT] -= 1;
-        let last = entry_at(bytes, usize::from(bytes[USED_AT]));
-        set_entry(bytes, place, last);
-    }
-
-    /// Puts the entry over one of the spot's, whichever its bits say; returns
-    /// what that one named.
-    fn replace(&mut self, spot: &Spot, entry: u64) -> Pba {
-        let victim = scale(entry.wrapping_mul(GOLDEN), MAX_CANDIDATES);
-        let bytes = self.line_mut(spot.lines[victim / ENTRIES]);
-        let old = entry_at(bytes, victim % ENTRIES);
-        set_entry(bytes, victim % ENTRIES, entry);
-        Pba(old & (MAX_BLOCKS - 1))
+    fn lines_mut(&mut self) -> &mut [Line] {
+        self.bytes.as_deref_mut().map_or(&mut [], |bytes| bytes.as_chunks_mut().0)
     }
 }
 
-fn entry_at(line: &[u8; LINE_BYTES], place: usize) -> u64 {
+fn used(line: &Line) -> usize {
+    usize::from(line[USED_AT])
+}
+
+fn push(line: &mut Line, entry: u64) {
+    set_entry(line, used(line), entry);
+    line[USED_AT] += 1;
+}
+
+/// Closes the gap with the last entry.
+fn remove(line: &mut Line, place: usize) {
+    line[USED_AT] -= 1;
+    let last = entry_at(line, used(line));
+    set_entry(line, place, last);
+}
+
+/// Puts the entry over one of the spot's, whichever its bits say; returns what
+/// that one named.
+fn replace(lines: &mut [Line], spot: &Spot, entry: u64) -> Pba {
+    let victim = scale(entry.wrapping_mul(GOLDEN), MAX_CANDIDATES);
+    let line = &mut lines[spot.lines[victim / ENTRIES]];
+    let old = entry_at(line, victim % ENTRIES);
+    set_entry(line, victim % ENTRIES, entry);
+    Pba(old & (MAX_BLOCKS - 1))
+}
+
+fn entries(line: &Line) -> impl Iterator<Item = u64> {
+    (0..used(line).min(ENTRIES)).map(|place| entry_at(line, place))
+}
+
+fn place_of(line: &Line, entry: u64) -> Option<usize> {
+    entries(line).position(|there| there == entry)
+}
+
+fn collect(line: &Line, fingerprint: u64, found: &mut Candidates) {
+    for entry in entries(line) {
+        if entry >> PBA_BITS == fingerprint {
+            found.push(Pba(entry & (MAX_BLOCKS - 1)));
+        }
+    }
+}
+
+fn entry_at(line: &Line, place: usize) -> u64 {
     let at = place * ENTRY_BYTES;
     let bytes = line[at..].first_chunk().expect("an entry and one byte more");
     u64::from_le_bytes(*bytes) & ENTRY_MASK
 }
 
-fn set_entry(line: &mut [u8; LINE_BYTES], place: usize, entry: u64) {
+fn set_entry(line: &mut Line, place: usize, entry: u64) {
     let at = place * ENTRY_BYTES;
     line[at..at + ENTRY_BYTES].copy_from_slice(&entry.to_le_bytes()[..ENTRY_BYTES]);
 }

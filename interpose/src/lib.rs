@@ -25,6 +25,7 @@ mod core;
 pub mod overlay;
 pub mod readers;
 pub mod settings;
+mod shelf;
 
 pub mod check;
 mod checkpoint;

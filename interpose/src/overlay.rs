@@ -10,6 +10,7 @@ mod points;
 mod ranges;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use block_core::{BlockCount, Lba, LbaRange, Pba};
 
@@ -18,6 +19,7 @@ use self::points::{LEVELS, Points};
 use self::ranges::Ranges;
 use crate::layout::record::Hash;
 use crate::layout::{Epoch, Kind, LineId, Pointer, Seal};
+use crate::shelf::Use;
 
 /// A hole of at most so many blocks is kept as one entry a block: they are
 /// found with the pointers, at no cost.
@@ -114,7 +116,7 @@ impl Overlay {
         pointer: Pointer,
         hash: Hash,
     ) {
-        let change = self.blocks.store(pointer.pba);
+        let change = self.blocks.change(pointer.pba, Use::Coming);
         change.delta += 1;
         change.born = Some(Born { hash, seal: pointer.seal });
         self.put((line, since), lba, pointer);
@@ -122,7 +124,7 @@ impl Overlay {
 
     /// A block has the content of one that is there.
     pub fn share(&mut self, (line, since): (LineId, Epoch), lba: Lba, pointer: Pointer) {
-        self.blocks.change(pointer.pba).delta += 1;
+        self.blocks.change(pointer.pba, Use::Coming).delta += 1;
         self.put((line, since), lba, pointer);
     }
 
@@ -157,13 +159,13 @@ impl Overlay {
 
     /// References to a block went with a tree that was merged.
     pub fn unrefer(&mut self, pba: Pba) {
-        self.blocks.change(pba).delta -= 1;
+        self.blocks.change(pba, Use::Going).delta -= 1;
     }
 
     /// A page was taken, or is gone. One that was taken here and is gone was
     /// never there.
     pub fn page(&mut self, pba: Pba, change: PageChange) {
-        let page = &mut self.blocks.change(pba).page;
+        let page = &mut self.blocks.change(pba, Use::Going).page;
         let was_taken = *page == Some(PageChange::Taken);
         *page = if was_taken && change == PageChange::Gone { None } else { Some(change) };
     }
@@ -251,11 +253,11 @@ impl Overlay {
         if !self.has_some(line, (after, upto)) {
             return (Vec::new(), None);
         }
-        let (mut points, next) = self.points.some_of_line(line, (after, upto), from, most);
         if self.holes.is_empty() {
-            let changes = points.into_iter().map(|(lba, pointer)| Change::Point(lba, pointer));
-            return (changes.collect(), next);
+            return self.points.some_of_line(line, (after, upto), from, most, Change::Point);
         }
+        let as_pair = |lba, pointer| (lba, pointer);
+        let (mut points, next) = self.points.some_of_line(line, (after, upto), from, most, as_pair);
         let until = next.unwrap_or(Lba(1 << 40));
         let window = LbaRange { start: from, count: BlockCount(until.0 - from.0) };
         let holes: Vec<(Epoch, LbaRange)> = self
@@ -296,13 +298,16 @@ impl Overlay {
         (changes, next)
     }
 
-    /// The changed blocks from `from` on, in order, at most `most` of them.
-    pub fn blocks_from(
+    /// Looks at the changed blocks of a range, in order, or at about `most` of
+    /// them, and at some beside the range's ends. Says where to go on, if there
+    /// are more, in the range or after it.
+    pub fn look_at_blocks(
         &self,
-        from: Pba,
+        range: Range<Pba>,
         most: usize,
-    ) -> impl Iterator<Item = (Pba, &BlockChange)> + '_ {
-        self.blocks.from(from).take(most)
+        look: impl FnMut(Pba, &BlockChange),
+    ) -> Option<Pba> {
+        self.blocks.look(range, most, look)
     }
 
     /// Lets go of the memory of some pages and groups of blocks; true when
@@ -322,7 +327,7 @@ impl Overlay {
 /// A reference to a block went.
 fn kill(blocks: &mut Blocks, freed: &mut u64, old: &Pointer) {
     if old.kind == Kind::Data {
-        let change = blocks.change(old.pba);
+        let change = blocks.change(old.pba, Use::Going);
         change.delta -= 1;
         *freed += u64::from(change.delta == 0 && change.born.is_some());
     }

@@ -208,15 +208,19 @@ impl<D: Device + 'static> Pool<D> {
     #[must_use]
     pub fn tasks(&self) -> Vec<Task> {
         let core = || Rc::clone(&self.core);
-        let (journal, ahead) = (core(), core());
-        vec![
-            Box::pin(async move { journal.journal.run().await }),
+        let ahead = core();
+        let mut tasks: Vec<Task> = vec![
             Box::pin(core().make_checkpoints()),
             Box::pin(async move { ahead.space.keep_ahead().await }),
             Box::pin(core().keep_eras()),
             Box::pin(core().fill_index()),
             Box::pin(core().rewrite_old()),
-        ]
+        ];
+        for task in 0..crate::journal::TASKS {
+            let core = core();
+            tasks.push(Box::pin(async move { core.journal.run(task).await }));
+        }
+        tasks
     }
 
     /// The device may have lost what it had answered, and is not to be used any

@@ -44,7 +44,8 @@ impl Drop for Reading {
     fn drop(&mut self) {
         let reading = &self.readers.reading[self.turn];
         reading.set(reading.get() - 1);
-        if reading.get() == 0 {
+        // Nobody waits for those of the turn that goes on.
+        if reading.get() == 0 && self.turn != self.readers.turn.get() {
             self.readers.ended.notify_waiters();
         }
     }

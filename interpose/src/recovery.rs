@@ -263,17 +263,14 @@ async fn claim_shared<D: Device>(state: &RefCell<State>, space: &Space<D>) {
 /// Blocks that were shared and not stored since the checkpoint, as many as
 /// have their counts on one page or two, and where the next ones are.
 fn shared_from(active: &Overlay, from: Pba) -> (Vec<Pba>, Option<Pba>) {
-    let end = Pba(from.0 + REGION_BLOCKS);
     let mut shared = Vec::new();
-    for (pba, change) in active.blocks_from(from, usize::MAX) {
-        if pba >= end {
-            return (shared, Some(pba));
-        }
-        if change.born.is_none() && change.delta > 0 {
-            shared.push(pba);
-        }
-    }
-    (shared, None)
+    let next =
+        active.look_at_blocks(from..Pba(from.0 + REGION_BLOCKS), usize::MAX, |pba, change| {
+            if change.born.is_none() && change.delta > 0 {
+                shared.push(pba);
+            }
+        });
+    (shared, next)
 }
 
 async fn claim_all<D: Device>(space: &Space<D>, blocks: Vec<Pba>) {

@@ -263,7 +263,8 @@ impl<D: Device + 'static> Core<D> {
         self.hashes(head.domain, &[block], &mut hash)?;
         let [hash] = hash;
         let is_still = || self.is_still(id, found);
-        if self.share(head, *lba, &hash, is_still).await || !is_still() {
+        let candidates = self.index.candidates(&hash);
+        if self.share(head, *lba, &hash, candidates, is_still).await || !is_still() {
             return Ok(());
         }
         let extent = self.space.take(Purpose::Data, 1).await.map_err(|_| BlockError::NoSpace)?;

@@ -11,6 +11,7 @@ use crate::admission::Patience;
 use crate::catalog::head_of;
 use crate::core::{Core, Head};
 use crate::layout::control::VolumeId;
+use crate::write::MOST;
 
 /// A volume of an open pool. Its head may change under it: restoring drains
 /// what runs and lets the rest wait.
@@ -47,11 +48,18 @@ impl Drop for Running<'_> {
 
 impl Gate {
     async fn enter(&self) -> Running<'_> {
-        while self.closed.get() {
-            self.changed.notified().await;
+        if self.closed.get() {
+            self.wait().await;
         }
         self.running.set(self.running.get() + 1);
         Running(self)
+    }
+
+    /// Waits until it is open.
+    async fn wait(&self) {
+        while self.closed.get() {
+            self.changed.notified().await;
+        }
     }
 }
 
@@ -101,9 +109,7 @@ impl<D: Device + 'static> Volume<D> {
 
     /// Holds changes back, and waits for the last one under way.
     pub(crate) async fn drain(self: &Rc<Self>) -> Drained<D> {
-        while self.gate.closed.get() {
-            self.gate.changed.notified().await;
-        }
+        self.gate.wait().await;
         self.gate.closed.set(true);
         let drained = Drained { volume: Rc::clone(self) };
         while self.gate.running.get() > 0 {
@@ -152,8 +158,11 @@ impl<D: Device + 'static> Volume<D> {
         if version.is_some_and(|version| version != self.version()) {
             return (buffer, Ok(Completed::Outdated));
         }
-        let write = self.core.write(head, range, buffer, place, durability);
-        let (buffer, outcome) = write.await;
+        let (buffer, outcome) = if range.count.0 == 1 {
+            self.core.write::<1>(head, range, buffer, place, durability).await
+        } else {
+            self.core.write::<MOST>(head, range, buffer, place, durability).await
+        };
         (buffer, outcome.map(|()| Completed::Written))
     }
 }

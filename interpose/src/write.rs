@@ -16,7 +16,7 @@ use crate::read::block_at;
 use crate::space::Purpose;
 
 /// Blocks of a request, at most.
-const MOST: usize = MAX_REQUEST_BLOCKS + 1;
+pub(crate) const MOST: usize = MAX_REQUEST_BLOCKS + 1;
 
 /// Entries that a part of a trim takes out of the overlay at most: a bound on
 /// how long a turn lasts.
@@ -46,12 +46,14 @@ struct Batch<const N: usize> {
     place: usize,
     fates: [Fate; N],
     hashes: [Hash; N],
+    /// Of those that were sealed.
+    seals: [Seal; N],
 }
 
 impl<const N: usize> Batch<N> {
     fn new(head: Head, range: LbaRange, place: usize) -> Self {
         let (fates, hashes) = ([Fate::Done; N], [Hash::default(); N]);
-        Self { head, range, place, fates, hashes }
+        Self { head, range, place, fates, hashes, seals: [Seal::default(); N] }
     }
 
     fn blocks(&self) -> usize {
@@ -61,50 +63,72 @@ impl<const N: usize> Batch<N> {
     fn lba(&self, at: usize) -> Lba {
         Lba(self.range.start.0 + at as u64)
     }
+
+    /// The first run from `from` on that has to be stored.
+    fn to_store(&self, from: usize) -> Option<Range<usize>> {
+        let rest = self.fates.get(from..self.blocks())?;
+        let start = from + rest.iter().position(|fate| *fate == Fate::Store)?;
+        let run = self.fates[start..self.blocks()].iter();
+        Some(start..start + run.take_while(|fate| **fate == Fate::Store).count())
+    }
 }
 
 impl<D: Device> Core<D> {
-    /// Writes blocks `place..` of the buffer to a volume whose head is now
-    /// `head`. What is in the buffer afterwards is of no use.
+    /// Writes at most `N` blocks, `place..` of the buffer, to a volume whose
+    /// head is now `head`. What is in the buffer afterwards is of no use.
     ///
     /// After an error each block is old or new.
     /// The caller was admitted.
-    pub(crate) async fn write(
+    pub(crate) async fn write<const N: usize>(
         &self,
         head: Head,
         range: LbaRange,
-        buffer: Buffer,
+        mut buffer: Buffer,
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
         let _writing = self.writers.enter();
-        let (buffer, mut outcome) = if range.count.0 == 1 {
-            self.write_batch(Batch::<1>::new(head, range, place), buffer).await
-        } else {
-            self.write_batch(Batch::<MOST>::new(head, range, place), buffer).await
-        };
-        self.pace();
-        if outcome.is_ok() && durability == Durability::Through {
-            outcome = self.flush().await;
-        }
-        (buffer, outcome)
-    }
-
-    async fn write_batch<const N: usize>(
-        &self,
-        mut batch: Batch<N>,
-        buffer: Buffer,
-    ) -> (Buffer, Result<(), BlockError>) {
+        let mut batch = Batch::<N>::new(head, range, place);
         if let Err(error) = self.examine(&mut batch, &buffer) {
             return (buffer, Err(error));
         }
-        self.share_all(&mut batch, Fate::Store).await;
-        let (buffer, outcome) = self.store_all(&mut batch, buffer).await;
-        if outcome.is_err() || !batch.fates.contains(&Fate::Same) {
-            return (buffer, outcome);
+        let mut fate = Fate::Store;
+        loop {
+            self.share_all(&mut batch, fate).await;
+            let mut at = 0;
+            while let Some(run) = batch.to_store(at) {
+                let most = run.len() as u32;
+                let taken = match self.space.try_take(Purpose::Data, most) {
+                    Some(extent) => Ok(extent),
+                    None => self.space.take(Purpose::Data, most).await,
+                };
+                let Ok(extent) = taken else { return (buffer, Err(BlockError::NoSpace)) };
+                at = run.start + extent.count.0 as usize;
+                let run = run.start..at;
+                if let Err(error) = self.seal_run(&mut batch, &mut buffer, run.clone(), extent) {
+                    return (buffer, Err(error));
+                }
+                let places = place + run.start..place + run.end;
+                let write = self.device.write(extent.start, buffer, places, Durability::Cached);
+                let outcome;
+                (buffer, outcome) = write.await;
+                if self.heed(outcome).is_err() {
+                    self.space.set_aside(extent);
+                    return (buffer, outcome);
+                }
+                self.settle_run(&mut batch, run, extent);
+            }
+            if !batch.fates.contains(&Fate::Same) {
+                break;
+            }
+            fate = Fate::Same;
         }
-        self.share_all(&mut batch, Fate::Same).await;
-        self.store_all(&mut batch, buffer).await
+        self.pace_now_and_then();
+        let outcome = match durability {
+            Durability::Through => self.flush().await,
+            Durability::Cached => Ok(()),
+        };
+        (buffer, outcome)
     }
 
     /// Makes holes of zeroes, and hashes the rest.
@@ -154,81 +178,48 @@ impl<D: Device> Core<D> {
     /// stored.
     async fn share_all<const N: usize>(&self, batch: &mut Batch<N>, fate: Fate) {
         for at in 0..batch.blocks() {
-            if batch.fates[at] == fate {
-                let (lba, hash) = (batch.lba(at), batch.hashes[at]);
-                let shared = self.share(&batch.head, lba, &hash, || true).await;
-                batch.fates[at] = if shared { Fate::Done } else { Fate::Store };
-            }
-        }
-    }
-
-    /// Stores all blocks that have to be, run by run.
-    async fn store_all<const N: usize>(
-        &self,
-        batch: &mut Batch<N>,
-        mut buffer: Buffer,
-    ) -> (Buffer, Result<(), BlockError>) {
-        let mut at = 0;
-        while at < batch.blocks() {
-            let rest = &batch.fates[at..batch.blocks()];
-            let run = rest.iter().take_while(|fate| **fate == Fate::Store).count();
-            if run == 0 {
-                at += 1;
+            if batch.fates[at] != fate {
                 continue;
             }
-            let Ok(extent) = self.space.take(Purpose::Data, run as u32).await else {
-                return (buffer, Err(BlockError::NoSpace));
-            };
-            let outcome;
-            (buffer, outcome) = self.store(batch, buffer, at, extent).await;
-            if outcome.is_err() {
-                return (buffer, outcome);
-            }
-            at += extent.count.0 as usize;
+            let (lba, hash) = (batch.lba(at), batch.hashes[at]);
+            let candidates = self.index.candidates(&hash);
+            let shared = !candidates.is_empty()
+                && self.share(&batch.head, lba, &hash, candidates, || true).await;
+            batch.fates[at] = if shared { Fate::Done } else { Fate::Store };
         }
-        (buffer, Ok(()))
     }
 
-    /// Seals and writes blocks that follow each other, in the buffer from `at`
-    /// on and on the device.
-    async fn store<const N: usize>(
+    /// Seals blocks that follow each other, in the buffer and on the device.
+    fn seal_run<const N: usize>(
         &self,
         batch: &mut Batch<N>,
-        mut buffer: Buffer,
-        at: usize,
+        buffer: &mut Buffer,
+        run: Range<usize>,
         extent: Extent,
-    ) -> (Buffer, Result<(), BlockError>) {
-        let blocks = extent.count.0 as usize;
-        let mut seals = [Seal::default(); N];
-        for (number, seal) in seals[..blocks].iter_mut().enumerate() {
-            let pba = Pba(extent.start.0 + number as u64);
-            let bytes = block_at(&mut buffer, batch.place + at + number);
+    ) -> Result<(), BlockError> {
+        for (pba, at) in (extent.start.0..).map(Pba).zip(run) {
+            let bytes = block_at(buffer, batch.place + at);
             match self.seal_block(batch.head.domain, pba, bytes) {
-                Ok(sealed) => *seal = sealed,
+                Ok(seal) => batch.seals[at] = seal,
                 Err(error) => {
                     self.space.give_back(extent);
-                    return (buffer, Err(error));
+                    return Err(error);
                 }
             }
         }
-        let places = batch.place + at..batch.place + at + blocks;
-        let writing = self.device.write(extent.start, buffer, places, Durability::Cached);
-        let (buffer, outcome) = writing.await;
-        if self.heed(outcome).is_err() {
-            self.space.set_aside(extent);
-            return (buffer, outcome);
-        }
+        Ok(())
+    }
+
+    /// Refers to blocks that were written.
+    fn settle_run<const N: usize>(&self, batch: &mut Batch<N>, run: Range<usize>, extent: Extent) {
         // The epoch may have ended since the request came.
         let birth = self.state.borrow().catalog.epoch();
-        for (number, &seal) in seals[..blocks].iter().enumerate() {
-            let pba = Pba(extent.start.0 + number as u64);
-            let pointer = Pointer { seal, pba, birth, kind: Kind::Data };
-            let (line, lba, hash) =
-                (batch.head.line, batch.lba(at + number), batch.hashes[at + number]);
+        for (pba, at) in (extent.start.0..).map(Pba).zip(run) {
+            let pointer = Pointer { seal: batch.seals[at], pba, birth, kind: Kind::Data };
+            let (line, lba, hash) = (batch.head.line, batch.lba(at), batch.hashes[at]);
             self.settle(&Record::New { line, lba, pointer, hash });
-            batch.fates[at + number] = Fate::Done;
+            batch.fates[at] = Fate::Done;
         }
-        (buffer, Ok(()))
     }
 
     /// Makes the front part of a range of a volume read as zero, and gives up

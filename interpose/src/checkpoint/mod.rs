@@ -316,10 +316,13 @@ impl<D, T, W: Fn(Pba, &BlockChange) -> Option<T>> Iterator for ChangedBlocks<'_,
             let from = self.next.take()?;
             let state = self.core.state.borrow();
             let mut batch = Vec::with_capacity(CHANGED_BLOCKS);
-            for (pba, change) in state.merging.as_ref()?.blocks_from(from, CHANGED_BLOCKS) {
-                self.next = Some(Pba(pba.0 + 1));
-                batch.extend((self.wanted)(pba, change).map(|wanted| (pba, wanted)));
-            }
+            let look = |pba: Pba, change: &BlockChange| {
+                if let Some(wanted) = (self.wanted)(pba, change) {
+                    batch.push((pba, wanted));
+                }
+            };
+            let rest = from..Pba(u64::MAX);
+            self.next = state.merging.as_ref()?.look_at_blocks(rest, CHANGED_BLOCKS, look);
             self.batch = batch.into_iter();
         }
     }

@@ -11,6 +11,7 @@ use super::{CheckpointError, Making, first_tree};
 use crate::catalog::{Contradiction, head_of};
 use crate::layout::control::SnapshotKey;
 use crate::layout::node::{DeadList, Stage};
+use crate::layout::pointer::POINTERS;
 use crate::layout::{Class, Epoch, LineId};
 use crate::overlay::Change;
 use crate::radix::{Merge, Tree};
@@ -101,18 +102,14 @@ impl<D: Device + 'static> Making<D> {
         )
         .await?;
         loop {
-            let mut coming = batch.iter();
-            let mut expected = coming.next();
-            for change in &batch {
-                while let Some(next) = expected {
-                    if !merge.expect(next.first().0) {
-                        break;
+            let mut coming = batch.chunk_by(Change::is_beside).peekable();
+            for page in batch.chunk_by(Change::is_beside) {
+                while coming.next_if(|page| merge.expect(page[0].first().0)).is_some() {}
+                for change in page {
+                    match *change {
+                        Change::Point(lba, pointer) => merge.put(lba.0, pointer).await?,
+                        Change::Hole(range) => merge.clear(range.start.0..range.end().0).await?,
                     }
-                    expected = coming.next();
-                }
-                match *change {
-                    Change::Point(lba, pointer) => merge.put(lba.0, pointer).await?,
-                    Change::Hole(range) => merge.clear(range.start.0..range.end().0).await?,
                 }
             }
             dead.extend(kills.take_dead()).await?;
@@ -159,6 +156,11 @@ impl<D: Device + 'static> Making<D> {
 }
 
 impl Change {
+    /// Whether it begins under the same page of a map as another.
+    fn is_beside(&self, other: &Self) -> bool {
+        self.first().0 / POINTERS as u64 == other.first().0 / POINTERS as u64
+    }
+
     /// The first block that it changes.
     fn first(&self) -> Lba {
         match self {

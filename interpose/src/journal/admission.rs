@@ -20,7 +20,12 @@ pub(super) const MOST_EXEMPT: u64 = 1024;
 /// How many records a record counts as: a large [`Record::Control`] is many.
 #[must_use]
 pub fn weight(record: &Record) -> usize {
-    record.bytes().div_ceil(UNIT_BYTES)
+    weight_of(record.bytes())
+}
+
+/// The same of a record that has so many bytes.
+pub(super) const fn weight_of(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT_BYTES)
 }
 
 /// How much may be under way at a time.
@@ -113,13 +118,19 @@ impl<D> Journal<D> {
     /// # Errors
     /// When the journal has failed.
     pub async fn admit(&self, records: usize) -> Result<Admitted<'_>, JournalError> {
-        let limits = Limits { past_mark: self.gate.most, used: self.ring() / 4 * 3 };
-        if self.gate.waiting.get() == 0 && self.has_room(records as u64, limits) {
-            return self.reserve(records as u64);
+        if let Some(admitted) = self.try_admit(records) {
+            return Ok(admitted);
         }
         let _waiting = Waiting::new(&self.gate.waiting);
         let _first = self.gate.queue.lock().await;
-        self.wait_for_room(records as u64, limits).await
+        self.wait_for_room(records as u64, self.common()).await
+    }
+
+    /// As [`Journal::admit`]; `None` when there is no room now or somebody
+    /// waits for some.
+    pub fn try_admit(&self, records: usize) -> Option<Admitted<'_>> {
+        let has_room = self.gate.waiting.get() == 0 && self.has_room(records as u64, self.common());
+        has_room.then(|| self.reserve(records as u64).ok()).flatten()
     }
 
     /// As [`Journal::admit`], for what must go on while others wait: controls
@@ -137,6 +148,10 @@ impl<D> Journal<D> {
     pub fn admit_at_once(&self, records: usize) -> Option<Admitted<'_>> {
         let has_room = self.has_room(records as u64, self.exempt());
         has_room.then(|| self.reserve(records as u64).ok()).flatten()
+    }
+
+    fn common(&self) -> Limits {
+        Limits { past_mark: self.gate.most, used: self.ring() / 4 * 3 }
     }
 
     fn exempt(&self) -> Limits {

@@ -15,6 +15,9 @@ use super::{Journal, JournalError};
 /// changes as the deepest queues bring.
 pub(super) const LANES: usize = 4;
 
+/// Tasks that move a journal: the lanes, and who flushes.
+pub const TASKS: usize = LANES + 1;
+
 /// Records that nobody flushes are flushed after so long, at most.
 const IDLE_AFTER: Duration = Duration::from_millis(100);
 
@@ -119,7 +122,7 @@ impl<D> Journal<D> {
     fn want(&self, target: u64) {
         if target > self.wanted.get() {
             self.wanted.set(target);
-            self.work.notify_waiters();
+            self.to_flush.notify_waiters();
         }
     }
 
@@ -157,28 +160,30 @@ impl<D> Journal<D> {
         let number = tail.closed.front()?.number;
         let under_way = self.lanes.iter().filter_map(Cell::get).map(|before| before.number + 1);
         let needed = under_way.min().unwrap_or(number).min(self.oldest());
-        if number < needed + self.ring() { tail.closed.pop_front() } else { None }
+        if number >= needed + self.ring() {
+            return None;
+        }
+        let block = tail.closed.pop_front();
+        if !tail.closed.is_empty() {
+            self.to_write.notify_one();
+        }
+        block
     }
 }
 
 impl<D: Device> Journal<D> {
-    /// Writes what is closed and flushes when that is due, until the journal
-    /// fails.
-    pub async fn run(&self) {
-        let [a, b, c, d] = &self.lanes;
-        tokio::join!(
-            self.flush_when_due(),
-            self.write_closed(a),
-            self.write_closed(b),
-            self.write_closed(c),
-            self.write_closed(d),
-        );
+    /// One of the [`TASKS`] that move the journal, side by side, until it fails.
+    pub async fn run(&self, task: usize) {
+        match self.lanes.get(task) {
+            Some(lane) => self.write_closed(lane).await,
+            None => self.flush_when_due().await,
+        }
     }
 
     async fn write_closed(&self, lane: &Cell<Option<Reached>>) {
         while self.failed().is_none() {
             let Some(block) = self.next_to_write() else {
-                self.work.notified().await;
+                self.to_write.notified().await;
                 continue;
             };
             lane.set(Some(block.before));
@@ -191,14 +196,14 @@ impl<D: Device> Journal<D> {
             }
             lane.set(None);
             self.tail.borrow_mut().free.push(buffer);
-            self.work.notify_waiters();
+            self.to_flush.notify_waiters();
         }
     }
 
     async fn flush_when_due(&self) {
         while self.failed().is_none() {
             if !self.flush_is_due() {
-                self.work.notified().await;
+                self.to_flush.notified().await;
                 continue;
             }
             // Whoever runs in this turn can still join.
@@ -208,7 +213,7 @@ impl<D: Device> Journal<D> {
             }
             let target = self.said.get();
             while self.failed().is_none() && self.written().number < target {
-                self.work.notified().await;
+                self.to_flush.notified().await;
             }
             if self.failed().is_some() {
                 return;

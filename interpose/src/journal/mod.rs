@@ -28,6 +28,7 @@ use crate::vault::VaultError;
 
 pub use admission::{Admitted, weight};
 pub use block::{BODY_BYTES, HEADER_BYTES, Header, LEAST_RING_BLOCKS, Opened, Ring, Tag, Unproven};
+pub use flush::TASKS;
 pub use replay::{Chain, ReplayError, Start, Verdict, replay, scan};
 pub use writer::{BUFFERS, Journal, NoBuffers};
 

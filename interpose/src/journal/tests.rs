@@ -75,8 +75,10 @@ impl Bench {
         let mut driver = Driver::new(&disk, seed);
         let ticking = (Rc::clone(&journal), Rc::clone(&journal));
         driver.tick_at(move || ticking.0.deadline(), move |now| ticking.1.tick(now));
-        let running = Rc::clone(&journal);
-        driver.spawn(async move { running.run().await });
+        for task in 0..TASKS {
+            let running = Rc::clone(&journal);
+            driver.spawn(async move { running.run(task).await });
+        }
         Self { disk, keys, ring, journal, driver }
     }
 

@@ -9,7 +9,7 @@ use block_core::{BLOCK_SIZE, Buffer, Pool};
 use thiserror::Error;
 use tokio::sync::Notify;
 
-use super::admission::{Gate, MOST_EXEMPT, MOST_PAST_MARK, weight};
+use super::admission::{Gate, MOST_EXEMPT, MOST_PAST_MARK, weight_of};
 use super::flush::{LANES, Timers};
 use super::{BODY_BYTES, HEADER_BYTES, Header, JournalError, Position, Ring, block};
 use crate::layout::Record;
@@ -88,8 +88,11 @@ pub struct Journal<D> {
     pub(super) timers: Timers,
     failure: Cell<Option<JournalError>>,
     pub(super) gate: Gate,
-    /// The lanes and the flusher look again.
-    pub(super) work: Notify,
+    /// There may be a block that a lane can write. Who takes one tells the next
+    /// lane when there are more.
+    pub(super) to_write: Notify,
+    /// The flusher looks again.
+    pub(super) to_flush: Notify,
     /// The mark has moved, or never will.
     pub(super) marked: Notify,
 }
@@ -141,7 +144,8 @@ impl<D> Journal<D> {
             timers: Timers::default(),
             failure: Cell::new(None),
             gate: Gate::new(place.blocks()),
-            work: Notify::new(),
+            to_write: Notify::new(),
+            to_flush: Notify::new(),
             marked: Notify::new(),
         })
     }
@@ -161,7 +165,7 @@ impl<D> Journal<D> {
             return;
         }
         let full = self.put(record, bytes);
-        let weight = weight(record) as u64;
+        let weight = weight_of(bytes) as u64;
         self.appended.set(self.appended.get() + weight);
         self.timers.appended();
         if full {
@@ -169,7 +173,7 @@ impl<D> Journal<D> {
         }
         let flush_at = self.gate.flush_at();
         if (flush_at..flush_at + weight).contains(&self.past_mark()) {
-            self.work.notify_waiters();
+            self.to_flush.notify_waiters();
         }
     }
 
@@ -193,7 +197,7 @@ impl<D> Journal<D> {
             return;
         }
         match self.seal_open_block(durability) {
-            Ok(()) => self.work.notify_waiters(),
+            Ok(()) => self.to_write.notify_one(),
             Err(error) => self.fail(error),
         }
     }
@@ -234,7 +238,7 @@ impl<D> Journal<D> {
     /// these blocks may be overwritten.
     pub fn release(&self, upto: u64) {
         self.oldest.set(upto.max(self.oldest.get()));
-        self.work.notify_waiters();
+        self.to_write.notify_one();
         self.gate.tell();
     }
 
@@ -243,7 +247,8 @@ impl<D> Journal<D> {
         if self.failure.get().is_none() {
             self.failure.set(Some(error));
         }
-        self.work.notify_waiters();
+        self.to_write.notify_waiters();
+        self.to_flush.notify_waiters();
         self.marked.notify_waiters();
         self.gate.tell();
     }

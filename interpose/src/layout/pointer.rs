@@ -23,6 +23,8 @@ pub const MAX_BLOCKS: u64 = 1 << 36;
 
 const _: () = assert!(POINTERS == 128);
 
+const PBA_MASK: u64 = (1 << 40) - 1;
+
 /// What opens a sealed block: AES-256-GCM's tag, and which key and nonce. No
 /// two blocks that were ever sealed have the same era and seq.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,14 +50,14 @@ impl Seal {
 pub enum Kind {
     /// Nothing: reads as zero.
     #[default]
-    Hole,
+    Hole = 0,
     /// A guest's block.
-    Data,
+    Data = 1,
     /// A page of the pool.
-    Page,
+    Page = 2,
     /// What nobody knows any more: the page that said it was damaged when it
     /// had to be written anew. Cannot be read, and can be written over.
-    Lost,
+    Lost = 3,
 }
 
 /// Where a block is, what opens it, and since when this pointer stands here.
@@ -109,18 +111,13 @@ impl Pointer {
     /// The pointer as its bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; POINTER_BYTES] {
+        let rest = u128::from(self.seal.seq)
+            | u128::from(self.seal.era.0 & 0xff_ffff) << 32
+            | u128::from(self.pba.0 & PBA_MASK) << 56
+            | u128::from(self.birth.0 << 2 | self.kind as u32) << 96;
         let mut bytes = [0; POINTER_BYTES];
         bytes[..16].copy_from_slice(&self.seal.tag);
-        bytes[16..20].copy_from_slice(&self.seal.seq.to_le_bytes());
-        bytes[20..23].copy_from_slice(&self.seal.era.0.to_le_bytes()[..3]);
-        bytes[23..28].copy_from_slice(&self.pba.0.to_le_bytes()[..5]);
-        let kind = match self.kind {
-            Kind::Hole => 0,
-            Kind::Data => 1,
-            Kind::Page => 2,
-            Kind::Lost => 3,
-        };
-        bytes[28..].copy_from_slice(&(self.birth.0 << 2 | kind).to_le_bytes());
+        bytes[16..].copy_from_slice(&rest.to_le_bytes());
         bytes
     }
 
@@ -128,23 +125,21 @@ impl Pointer {
     /// has.
     #[must_use]
     pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Option<Self> {
-        let word = u32_at(bytes, 28);
+        let (tag, rest) = bytes.split_first_chunk().expect("32 bytes have 16");
+        let rest = u128::from_le_bytes(*rest.first_chunk().expect("and 16 more"));
+        let word = (rest >> 96) as u32;
         let kind = match word & 3 {
             0 => Kind::Hole,
             1 => Kind::Data,
             2 => Kind::Page,
             _ => Kind::Lost,
         };
-        let mut pba = [0; 8];
-        pba[..5].copy_from_slice(&bytes[23..28]);
-        let pba = Pba(u64::from_le_bytes(pba));
+        let pba = Pba((rest >> 56) as u64 & PBA_MASK);
         if pba.0 >= MAX_BLOCKS {
             return None;
         }
-        let mut tag = [0; 16];
-        tag.copy_from_slice(&bytes[..16]);
-        let era = EraId(u32_at(bytes, 20) & 0xff_ffff);
-        let seal = Seal { tag, seq: u32_at(bytes, 16), era };
+        let era = EraId((rest >> 32) as u32 & 0xff_ffff);
+        let seal = Seal { tag: *tag, seq: rest as u32, era };
         Some(Self { seal, pba, birth: Epoch(word >> 2), kind })
     }
 
@@ -154,10 +149,6 @@ impl Pointer {
         let bytes = page.get(place * POINTER_BYTES..(place + 1) * POINTER_BYTES)?;
         Self::decode(bytes.try_into().ok()?)
     }
-}
-
-fn u32_at(bytes: &[u8; POINTER_BYTES], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 #[cfg(test)]

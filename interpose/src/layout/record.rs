@@ -79,26 +79,23 @@ impl Record {
     /// Writes the record to the front of `to`, which has room for
     /// [`Record::bytes`] of them.
     pub fn encode(&self, to: &mut [u8]) {
-        let bytes = self.bytes();
-        let to = &mut to[..bytes];
-        to.fill(0);
+        let (start, body) = to[..self.bytes()].split_first_chunk_mut().expect("more than a head");
         match self {
             Self::New { line, lba, pointer, hash } => {
-                head(to, NEW, *line, lba.0);
-                to[16..48].copy_from_slice(&pointer.encode());
-                to[48..64].copy_from_slice(&hash[..]);
+                *start = head(NEW, *line, lba.0, 0);
+                body[..POINTER_BYTES].copy_from_slice(&pointer.encode());
+                body[POINTER_BYTES..].copy_from_slice(&hash[..]);
             }
             Self::Share { line, lba, pointer } => {
-                head(to, SHARE, *line, lba.0);
-                to[16..48].copy_from_slice(&pointer.encode());
+                *start = head(SHARE, *line, lba.0, 0);
+                body.copy_from_slice(&pointer.encode());
             }
-            Self::Hole { line, range } => {
-                head(to, HOLE, *line, range.start.0);
-                to[9..14].copy_from_slice(&range.count.0.to_le_bytes()[..5]);
-            }
+            Self::Hole { line, range } => *start = head(HOLE, *line, range.start.0, range.count.0),
             Self::Control(control) => {
-                head(to, CONTROL, LineId(0), control.bytes() as u64);
-                control.encode(&mut to[HEAD_BYTES..]);
+                let bytes = control.bytes();
+                *start = head(CONTROL, LineId(0), bytes as u64, 0);
+                control.encode(&mut body[..bytes]);
+                body[bytes..].fill(0);
             }
         }
     }
@@ -140,10 +137,12 @@ impl Record {
     }
 }
 
-fn head(to: &mut [u8], kind: u8, line: LineId, lba: u64) {
-    to[0] = kind;
-    to[1..4].copy_from_slice(&line.0.to_le_bytes()[..3]);
-    to[4..9].copy_from_slice(&lba.to_le_bytes()[..5]);
+fn head(kind: u8, line: LineId, lba: u64, count: u64) -> [u8; HEAD_BYTES] {
+    let head = u128::from(kind)
+        | u128::from(line.0) << 8
+        | u128::from(lba) << 32
+        | u128::from(count) << 72;
+    head.to_le_bytes()
 }
 
 fn u40(bytes: &[u8]) -> u64 {

@@ -22,8 +22,14 @@ impl Places {
         group << Self::BITS | place as u64
     }
 
-    /// Where in the list a place is, or would be.
-    pub(super) fn find(&self, place: u8) -> Result<usize, usize> {
+    /// Where in the list, which has so many, a place is, or would be.
+    pub(super) fn find(&self, place: u8, len: usize) -> Result<usize, usize> {
+        // What is filled in order is filled at the end.
+        let [low, high] = self.0;
+        let rest = if place < 64 { low >> place | high } else { high >> (place - 64) };
+        if rest == 0 {
+            return Err(len);
+        }
         let (word, bit) = (usize::from(place / 64), 1 << (place % 64));
         let before = self.0[word] & (bit - 1);
         let first = if word == 1 { self.0[0].count_ones() } else { 0 };
@@ -41,25 +47,33 @@ impl Places {
 
     /// In order.
     pub(super) const fn iter(&self) -> Iter {
-        Iter(self.0)
+        let [now, then] = self.0;
+        Iter { now, base: 0, then }
     }
 }
 
 /// Places in order; what is left of them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Iter([u64; 2]);
+#[derive(Clone, Debug)]
+pub(super) struct Iter {
+    /// Of the word that goes on.
+    now: u64,
+    base: u8,
+    /// The word after it.
+    then: u64,
+}
 
 impl Iterator for Iter {
     type Item = u8;
 
     fn next(&mut self) -> Option<u8> {
-        let (word, base) = match &mut self.0 {
-            [0, 0] => return None,
-            [0, high] => (high, 64),
-            [low, _] => (low, 0),
-        };
-        let place = base + word.trailing_zeros() as u8;
-        *word &= *word - 1;
+        if self.now == 0 {
+            if self.then == 0 {
+                return None;
+            }
+            *self = Self { now: self.then, base: 64, then: 0 };
+        }
+        let place = self.base + self.now.trailing_zeros() as u8;
+        self.now &= self.now - 1;
         Some(place)
     }
 }
@@ -91,7 +105,7 @@ mod tests {
             let list: Vec<u8> = model.into_iter().collect();
             prop_assert_eq!(places.iter().collect::<Vec<_>>(), list.clone());
             for place in 0..128 {
-                prop_assert_eq!(places.find(place), list.binary_search(&place));
+                prop_assert_eq!(places.find(place, list.len()), list.binary_search(&place));
             }
         }
     }

@@ -1,10 +1,8 @@
 //! Pointers by line, block and epoch, those under one page of a map together.
 //!
-//! A change looks for the block's page in a tree, and finds beside it what the
-//! change replaces and whether merging has to write that page anyway. A change
-//! that is alone under its page takes no memory outside of the tree. What a
-//! snapshot has and its successor replaced, which is seldom looked at, is kept
-//! apart.
+//! A change looks for the block's page, and finds beside it what the change
+//! replaces and whether merging has to write that page anyway. What a snapshot
+//! has and its successor replaced, which is seldom looked at, is kept apart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +12,7 @@ use smallvec::SmallVec;
 use super::places::Places;
 use crate::layout::pointer::POINTERS;
 use crate::layout::{Epoch, LineId, Pointer};
+use crate::shelf::{Shelf, Use};
 
 /// Bits of the number of a page, within its line.
 const PAGE_BITS: u32 = 40 - Places::BITS;
@@ -24,8 +23,8 @@ const _: () = assert!(1 << (PAGE_BITS + Places::BITS) == crate::layout::record::
 /// Levels of pages that map the largest volume, the leaves among them.
 pub(super) const LEVELS: u32 = 6;
 
-/// Bytes that a page takes beside its pointers: the key, its places, the length
-/// and what the tree leaves empty (about a third).
+/// Bytes that a page takes beside its pointers: its number and what the tree
+/// leaves empty (about a third), its places, the length.
 const PAGE_BYTES: usize = 70;
 
 /// Bytes of a pointer, with what a list that grows leaves empty.
@@ -46,7 +45,7 @@ struct Page {
 /// The pointers, and the pages that merging them writes.
 #[derive(Debug, Default)]
 pub(super) struct Points {
-    pages: BTreeMap<u64, Page>,
+    pages: Shelf<Page>,
     /// Pointers that are not the youngest of their block: by page, place and
     /// epoch.
     older: BTreeMap<(u64, u8, Epoch), Pointer>,
@@ -78,8 +77,8 @@ impl Points {
     /// The newest pointer of a block that is not younger than `epoch`.
     pub(super) fn find(&self, line: LineId, lba: Lba, epoch: Epoch) -> Option<&Pointer> {
         let (number, place) = (page_of(line, lba), Places::place_of(lba.0));
-        let page = self.pages.get(&number)?;
-        let youngest = &page.pointers[page.places.find(place).ok()?];
+        let page = self.pages.get(number)?;
+        let youngest = &page.pointers[page.places.find(place, page.pointers.len()).ok()?];
         if youngest.birth <= epoch {
             return Some(youngest);
         }
@@ -101,9 +100,9 @@ impl Points {
             self.last = put;
         }
         let (number, place) = (page_of(line, lba), Places::place_of(lba.0));
-        let page = self.pages.entry(number).or_default();
+        let page = self.pages.work_at(number, Use::Coming);
         let is_first = std::mem::replace(&mut page.changed, pointer.birth) <= since;
-        let replaced = match page.places.find(place) {
+        let replaced = match page.places.find(place, page.pointers.len()) {
             Ok(at) => Some(std::mem::replace(&mut page.pointers[at], pointer)),
             Err(at) => {
                 page.places.add(place);
@@ -143,7 +142,7 @@ impl Points {
     pub(super) fn slice(&self, line: LineId, range: LbaRange, entries: usize) -> LbaRange {
         let mut seen = 0;
         let last = Lba(range.end().0.saturating_sub(1));
-        for (&number, page) in self.pages.range(page_of(line, range.start)..=page_of(line, last)) {
+        for (number, page) in self.pages.range(page_of(line, range.start)..=page_of(line, last)) {
             if seen >= entries && lba_of(number, 0) > range.start {
                 let count = BlockCount(lba_of(number, 0).0 - range.start.0);
                 return LbaRange { start: range.start, count };
@@ -163,19 +162,20 @@ impl Points {
         let last = Lba(range.end().0.saturating_sub(1));
         let pages = page_of(line, range.start)..=page_of(line, last);
         let mut emptied: SmallVec<[u64; 8]> = SmallVec::new();
-        for (&number, page) in self.pages.range_mut(pages) {
+        let (older, len) = (&mut self.older, &mut self.len);
+        self.pages.change_range(pages, |number, page| {
             for place in page.places.iter() {
                 let lba = lba_of(number, place);
-                let Ok(at) = page.places.find(place) else { continue };
+                let Ok(at) = page.places.find(place, page.pointers.len()) else { continue };
                 let is_outside = lba < range.start || lba >= range.end();
                 if is_outside || page.pointers[at].birth <= since {
                     continue;
                 }
                 taken(&page.pointers[at]);
-                self.len -= 1;
-                let older = (number, place, Epoch(0))..=(number, place, Epoch::MAX);
-                match self.older.range(older).next_back().map(|(&key, _)| key) {
-                    Some(key) => page.pointers[at] = self.older.remove(&key).unwrap_or_default(),
+                *len -= 1;
+                let kept = (number, place, Epoch(0))..=(number, place, Epoch::MAX);
+                match older.range(kept).next_back().map(|(&key, _)| key) {
+                    Some(key) => page.pointers[at] = older.remove(&key).unwrap_or_default(),
                     None => {
                         page.pointers.remove(at);
                         page.places.remove(place);
@@ -185,26 +185,27 @@ impl Points {
             if page.pointers.is_empty() {
                 emptied.push(number);
             }
-        }
+        });
         for page in emptied {
-            self.pages.remove(&page);
+            self.pages.remove(page);
         }
     }
 
     /// The pointers of a line of some epochs, after one and up to another, from
-    /// a block on, in order of block and epoch. Looks at about `most` blocks;
-    /// also says where to go on.
-    pub(super) fn some_of_line(
+    /// a block on, in order of block and epoch, each `as_one` thing. Looks at
+    /// about `most` blocks; also says where to go on.
+    pub(super) fn some_of_line<T>(
         &self,
         line: LineId,
         (after, upto): (Epoch, Epoch),
         from: Lba,
         most: usize,
-    ) -> (Vec<(Lba, Pointer)>, Option<Lba>) {
+        as_one: impl Fn(Lba, Pointer) -> T,
+    ) -> (Vec<T>, Option<Lba>) {
         let is_asked_for = |pointer: &Pointer| pointer.birth > after && pointer.birth <= upto;
         let (mut found, mut looked) = (Vec::with_capacity(most), 0);
         let pages = page_of(line, from)..page_of(LineId(line.0 + 1), Lba(0));
-        for (&number, page) in self.pages.range(pages) {
+        for (number, page) in self.pages.range(pages) {
             for (place, youngest) in page.places.iter().zip(&page.pointers) {
                 let lba = lba_of(number, place);
                 if lba < from {
@@ -217,12 +218,11 @@ impl Points {
                 if !self.older.is_empty() {
                     let older = (number, place, Epoch(0))..=(number, place, Epoch::MAX);
                     let older = self.older.range(older).map(|(_, pointer)| pointer);
-                    found.extend(
-                        older.filter(|older| is_asked_for(older)).map(|&older| (lba, older)),
-                    );
+                    let older = older.filter(|older| is_asked_for(older));
+                    found.extend(older.map(|&older| as_one(lba, older)));
                 }
                 if is_asked_for(youngest) {
-                    found.push((lba, *youngest));
+                    found.push(as_one(lba, *youngest));
                 }
             }
         }
@@ -240,7 +240,7 @@ impl Points {
     pub(super) fn lines(&self) -> Vec<LineId> {
         let mut lines = Vec::new();
         let mut from = 0;
-        while let Some((&page, _)) = self.pages.range(from..).next() {
+        while let Some((page, _)) = self.pages.range(from..).next() {
             let line = line_of(page);
             lines.push(line);
             from = page_of(LineId(line.0 + 1), Lba(0));
@@ -267,6 +267,6 @@ impl Points {
     pub(super) fn drop_some(&mut self) -> bool {
         self.above.pop_first();
         self.older.pop_first();
-        self.pages.pop_first().is_some() || !self.older.is_empty()
+        self.pages.drop_some() || !self.older.is_empty()
     }
 }

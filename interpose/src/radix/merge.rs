@@ -218,11 +218,18 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         }
         let pointer = if pointer.is_hole() { Pointer::HOLE } else { pointer };
         self.begin(index, index.saturating_add(1))?;
-        self.pause().await;
-        self.go_to(index, 1).await?;
+        if self.has_worked_enough() {
+            self.pause().await;
+        }
+        if !self.is_at(index, 1) {
+            self.go_to(index, 1).await?;
+        }
         let was = self.entry(index)?;
         if was != pointer && !(was.is_hole() && pointer.is_hole()) {
-            self.set(index, pointer).await;
+            if !self.is_changing() {
+                self.begin_change().await;
+            }
+            self.set(index, pointer);
         }
         self.kill(was, 0);
         self.is_sound = true;
@@ -242,7 +249,9 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         self.begin(range.start, end)?;
         let mut at = range.start;
         while at < end {
-            self.pause().await;
+            if self.has_worked_enough() {
+                self.pause().await;
+            }
             at = self.clear_next(at, end).await?;
         }
         self.is_sound = true;
@@ -274,7 +283,8 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
             if level == self.height {
                 self.root = Pointer::HOLE;
             } else {
-                self.set(at, Pointer::HOLE).await;
+                self.begin_change().await;
+                self.set(at, Pointer::HOLE);
             }
             self.kill(was, level);
         }
@@ -354,14 +364,14 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         Ok(())
     }
 
+    /// Whether the last open page is the one at a level that has an index.
+    fn is_at(&self, index: u64, level: u8) -> bool {
+        let has = |node: &Node| node.level == level && first_index(index, level) == node.first;
+        self.path.last().is_some_and(has)
+    }
+
     /// Opens the page at a level that has an index.
     async fn go_to(&mut self, index: u64, level: u8) -> Step<(), A> {
-        if let Some(node) = self.path.last()
-            && node.level == level
-            && first_index(index, level) == node.first
-        {
-            return Ok(());
-        }
         self.leave(index, level).await?;
         while self.path.last().is_none_or(|node| node.level > level) {
             self.open(index).await?;
@@ -466,7 +476,8 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         if self.path.is_empty() {
             self.root = pointer;
         } else {
-            self.set(node.first, pointer).await;
+            self.begin_change().await;
+            self.set(node.first, pointer);
         }
         Ok(())
     }
@@ -490,35 +501,46 @@ impl<D: Device + 'static, A: Allocate, K: FnMut(Pointer, u8)> Merge<D, A, K> {
         Ok(self.rules.entry(page, at, level, slot(index, level))?)
     }
 
-    /// Changes the entry for an index in the last open page.
-    async fn set(&mut self, index: u64, pointer: Pointer) {
+    /// Whether the last open page is being changed already.
+    fn is_changing(&self) -> bool {
+        matches!(self.path.last(), Some(Node { content: Content::Changed(_), .. }))
+    }
+
+    /// Makes a page of its own of the last open one, to be changed.
+    async fn begin_change(&mut self) {
         let Some(node) = self.path.last_mut() else { return };
-        if !matches!(node.content, Content::Changed(_)) {
-            let page = match std::mem::replace(&mut node.content, Content::Holes) {
-                Content::Holes => self.beside.attend(self.pages.blank()).await,
-                Content::Lost(pointer) => {
-                    let mut page = self.beside.attend(self.pages.blank()).await;
-                    let entries = page.as_chunks_mut::<POINTER_BYTES>().0;
-                    entries.fill(pointer.encode());
-                    page
-                }
-                Content::Read(page) => self.beside.attend(self.pages.own(page)).await,
-                Content::Changed(page) => page,
-            };
-            node.content = Content::Changed(page);
-        }
-        if let Content::Changed(page) = &mut node.content {
-            let at = slot(index, node.level) * POINTER_BYTES;
-            page[at..at + POINTER_BYTES].copy_from_slice(&pointer.encode());
-        }
+        let page = match std::mem::replace(&mut node.content, Content::Holes) {
+            Content::Holes => self.beside.attend(self.pages.blank()).await,
+            Content::Lost(pointer) => {
+                let mut page = self.beside.attend(self.pages.blank()).await;
+                let entries = page.as_chunks_mut::<POINTER_BYTES>().0;
+                entries.fill(pointer.encode());
+                page
+            }
+            Content::Read(page) => self.beside.attend(self.pages.own(page)).await,
+            Content::Changed(page) => page,
+        };
+        node.content = Content::Changed(page);
+    }
+
+    /// Changes the entry for an index in the last open page, which is being
+    /// changed.
+    fn set(&mut self, index: u64, pointer: Pointer) {
+        let Some(Node { level, content: Content::Changed(page), .. }) = self.path.last_mut() else {
+            return;
+        };
+        let at = slot(index, *level) * POINTER_BYTES;
+        page[at..at + POINTER_BYTES].copy_from_slice(&pointer.encode());
+    }
+
+    fn has_worked_enough(&mut self) -> bool {
+        self.steps += 1;
+        self.steps >= STEPS
     }
 
     async fn pause(&mut self) {
-        self.steps += 1;
-        if self.steps >= STEPS {
-            self.steps = 0;
-            self.beside.attend(turn::yield_now()).await;
-        }
+        self.steps = 0;
+        self.beside.attend(turn::yield_now()).await;
     }
 }
 

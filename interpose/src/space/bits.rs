@@ -8,6 +8,12 @@ const WORDS: usize = REGION_BLOCKS as usize / 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bits([u64; WORDS]);
 
+impl Default for Bits {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl Bits {
     pub(crate) const NONE: Self = Self([0; WORDS]);
 
@@ -31,6 +37,7 @@ impl Bits {
     }
 
     /// Sets a run; says how many were not set.
+    #[inline]
     pub(crate) fn set_run(&mut self, place: u16, count: u16) -> u16 {
         if count == 1 {
             let is_new = !self.get(place);
@@ -45,6 +52,7 @@ impl Bits {
         added
     }
 
+    #[inline]
     pub(crate) fn clear_run(&mut self, place: u16, count: u16) {
         if count == 1 {
             return self.clear(place);
@@ -63,6 +71,11 @@ impl Bits {
     /// Those that `other` does not have.
     pub(crate) fn without(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|word| self.0[word] & !other.0[word]))
+    }
+
+    /// These and those of `other`.
+    pub(crate) fn with(&self, other: &Self) -> Self {
+        Self(std::array::from_fn(|word| self.0[word] | other.0[word]))
     }
 
     /// Those that `other` has too.

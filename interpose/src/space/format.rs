@@ -5,7 +5,8 @@ use block_core::{BlockCount, Device, Extent, Pba};
 use thiserror::Error;
 
 use super::Space;
-use super::layout::{Entry, MAX_SEGMENTS, Segment, SegmentRoot};
+use super::bits::Bits;
+use super::layout::{Entry, MAX_SEGMENTS, REGION_BLOCKS, Segment, SegmentRoot};
 use super::rewrite::{Rewritten, rewrite};
 use super::sweep::{Change, Groups, SweepError};
 use crate::pages::Pages;
@@ -89,7 +90,7 @@ async fn mark<D: Device>(
     let blocks = fixed.iter().flat_map(|extent| extent.start.0..extent.end().0);
     let changes = blocks.map(|pba| (Pba(pba), Change::Page));
     let root = [SegmentRoot { segment, top: Entry::Untouched }];
-    let roots =
-        rewrite(pages, &root, Groups::new(&root, changes, |_, _| true), &|_| false, each).await?;
+    let groups = Groups::new(&root, changes, |_| Bits::of(REGION_BLOCKS, |_| true));
+    let roots = rewrite(pages, &root, groups, &|_| false, each).await?;
     Ok(roots[0])
 }

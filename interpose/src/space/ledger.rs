@@ -5,13 +5,10 @@
 //! So a region's number is that of its zero counts less that of its taken
 //! blocks; this holds through every change here.
 
-use std::collections::HashMap;
-
-use foldhash::fast::FixedState;
-
 use super::bits::Bits;
 use super::layout::REGION_BLOCKS;
 use super::sweep::UNCHANGED;
+use crate::shelf::{Shelf, Use};
 
 /// What a block is taken for. Each fills regions of its own, so that guests'
 /// blocks follow each other and pages do too.
@@ -51,12 +48,6 @@ pub(crate) struct Run {
     pub(crate) region: u32,
     pub(crate) place: u16,
     pub(crate) count: u16,
-}
-
-impl Run {
-    fn places(self) -> std::ops::Range<u16> {
-        self.place..self.place + self.count
-    }
 }
 
 /// A region that is being filled.
@@ -101,9 +92,8 @@ impl Cursor {
 pub(crate) struct Ledger {
     free: Vec<u16>,
     allocatable: u64,
-    /// By region. Nobody outside chooses the keys, and they are looked for with
-    /// each block.
-    taken: HashMap<u32, Bits, FixedState>,
+    /// By region.
+    taken: Shelf<Bits>,
     taken_count: u64,
     cursors: [Cursor; 2],
     /// Where the next choice looks first.
@@ -125,7 +115,7 @@ impl Ledger {
         self.allocatable
     }
 
-    pub(crate) const fn taken(&self) -> u64 {
+    pub(crate) const fn taken_count(&self) -> u64 {
         self.taken_count
     }
 
@@ -150,7 +140,7 @@ impl Ledger {
     /// Marks a block that a crash left taken. Says whether it was not marked
     /// before.
     pub(crate) fn claim(&mut self, region: u32, place: u16) -> bool {
-        if self.is_taken(region, place) {
+        if self.taken(region).get(place) {
             return false;
         }
         self.mark_taken(Run { region, place, count: 1 });
@@ -160,23 +150,24 @@ impl Ledger {
 
     /// Frees what is taken of the run; its durable counts are 0.
     pub(crate) fn give_back(&mut self, run: Run) {
-        for place in run.places() {
-            if !self.unmark(run.region, place) {
-                continue;
-            }
-            self.more(run.region, 1);
-            let cursors = self.cursors.iter_mut();
-            let opens = cursors.flat_map(|cursor| cursor.open.iter_mut().chain(&mut cursor.ahead));
-            for open in opens.filter(|open| open.region == run.region && open.count > 0) {
-                open.left.set(place);
-                open.from = open.from.min(place);
-                open.count += 1;
-            }
+        let mut given = Bits::NONE;
+        given.set_run(run.place, run.count);
+        let given = given.common(&self.taken(run.region));
+        let count = given.count();
+        self.unmark(run.region, &given);
+        self.more(run.region, count);
+        let cursors = self.cursors.iter_mut();
+        let opens = cursors.flat_map(|cursor| cursor.open.iter_mut().chain(&mut cursor.ahead));
+        for open in opens.filter(|open| open.region == run.region && open.count > 0) {
+            open.left = open.left.with(&given);
+            open.from = open.from.min(run.place);
+            open.count += count;
         }
     }
 
-    pub(crate) fn is_taken(&self, region: u32, place: u16) -> bool {
-        self.taken.get(&region).is_some_and(|bits| bits.get(place))
+    /// What is taken of a region.
+    pub(crate) fn taken(&self, region: u32) -> Bits {
+        self.taken.get(region.into()).copied().unwrap_or_default()
     }
 
     /// Takes what becomes free with [`Ledger::release`], until its deallocation
@@ -201,7 +192,7 @@ impl Ledger {
         }
         for (region, &zeroes) in (first..).zip(zeroes) {
             if zeroes != UNCHANGED {
-                let taken = self.taken.get(&region).map_or(0, Bits::count);
+                let taken = self.taken.get(region.into()).map_or(0, Bits::count);
                 self.set_free(region, zeroes.saturating_sub(taken));
                 work = true;
             }
@@ -210,15 +201,10 @@ impl Ledger {
     }
 
     fn settle(&mut self, region: u32, bits: &Bits) {
-        let Some(taken) = self.taken.get_mut(&region) else { return };
-        let settled = taken.common(bits).count();
-        *taken = taken.without(bits);
-        if taken.is_empty() {
-            self.taken.remove(&region);
-        }
-        self.taken_count -= u64::from(settled);
+        let settled = self.taken(region).common(bits);
+        self.unmark(region, &settled);
         // Right where no count changed: what is settled died.
-        self.more(region, settled);
+        self.more(region, settled.count());
     }
 
     /// Whether the purpose needs another region soon.
@@ -277,10 +263,7 @@ impl Ledger {
 
     /// The counts of the region that was chosen: which of them are 0.
     pub(crate) fn opened(&mut self, purpose: Purpose, region: u32, zero: &Bits) {
-        let left = match self.taken.get(&region) {
-            Some(taken) => zero.without(taken),
-            None => *zero,
-        };
+        let left = zero.without(&self.taken(region));
         let count = left.count();
         self.set_free(region, count);
         let cursor = &mut self.cursors[purpose as usize];
@@ -305,21 +288,18 @@ impl Ledger {
     }
 
     fn mark_taken(&mut self, run: Run) {
-        let taken = self.taken.entry(run.region).or_insert(Bits::NONE);
+        let taken = self.taken.work_at(run.region.into(), Use::Coming);
         self.taken_count += u64::from(taken.set_run(run.place, run.count));
     }
 
-    /// Says whether it was taken.
-    fn unmark(&mut self, region: u32, place: u16) -> bool {
-        let Some(taken) = self.taken.get_mut(&region).filter(|taken| taken.get(place)) else {
-            return false;
-        };
-        taken.clear(place);
-        self.taken_count -= 1;
+    /// These, which are taken, are not any more.
+    fn unmark(&mut self, region: u32, bits: &Bits) {
+        let Some(taken) = self.taken.get_mut(region.into()) else { return };
+        *taken = taken.without(bits);
         if taken.is_empty() {
-            self.taken.remove(&region);
+            self.taken.remove(region.into());
         }
-        true
+        self.taken_count -= u64::from(bits.count());
     }
 
     fn more(&mut self, region: u32, count: u16) {

@@ -60,6 +60,8 @@ const OPEN_READS: usize = 32;
 pub struct Space<D> {
     pages: Rc<Pages<D>>,
     places: RefCell<Vec<Place>>,
+    /// Where the last one ends.
+    total: Cell<BlockCount>,
     ledger: RefCell<Ledger>,
     /// How often counts were published: what was read before and is used after
     /// is of the past.
@@ -74,6 +76,16 @@ pub struct Space<D> {
 struct Place {
     root: SegmentRoot,
     first_region: u32,
+}
+
+fn end_of(places: &[Place]) -> BlockCount {
+    BlockCount(places.last().map_or(0, |last| last.root.segment.extent().end().0))
+}
+
+/// Where a region's segment is; the first one begins with region 0.
+fn place_of(places: &[Place], region: u32) -> &Place {
+    let place = places.iter().rev().find(|place| place.first_region <= region);
+    place.expect("the first segment begins at region 0")
 }
 
 /// Where a block's count is.
@@ -111,6 +123,7 @@ impl<D: Device> Space<D> {
         }
         let space = Self {
             pages,
+            total: Cell::new(end_of(&places)),
             places: RefCell::new(places),
             ledger: RefCell::new(ledger),
             published: Cell::new(0),
@@ -123,8 +136,7 @@ impl<D: Device> Space<D> {
     /// All blocks of the pool.
     #[must_use]
     pub fn total(&self) -> BlockCount {
-        let places = self.places.borrow();
-        BlockCount(places.last().map_or(0, |last| last.root.segment.extent().end().0))
+        self.total.get()
     }
 
     /// Blocks that can be handed out.
@@ -136,7 +148,7 @@ impl<D: Device> Space<D> {
     /// Blocks that were handed out and that no published checkpoint names.
     #[must_use]
     pub fn taken(&self) -> BlockCount {
-        BlockCount(self.ledger.borrow().taken())
+        BlockCount(self.ledger.borrow().taken_count())
     }
 
     /// What the superblock of the last published checkpoint says.
@@ -224,6 +236,7 @@ impl<D: Device> Space<D> {
             let mut ledger = self.ledger.borrow_mut();
             self.places.borrow_mut().push(Place { root: *root, first_region: ledger.regions() });
             ledger.add(free);
+            self.total.set(end_of(&self.places.borrow()));
         }
         Published { zeroes, settled, freed }
     }
@@ -260,9 +273,14 @@ impl<D: Device> Space<D> {
     /// The segment that a region of the pool belongs to, and its number there.
     fn region(&self, region: u32) -> (SegmentRoot, u64) {
         let places = self.places.borrow();
-        let place = places.iter().rev().find(|place| place.first_region <= region);
-        let place = place.expect("the first segment begins at region 0");
+        let place = place_of(&places, region);
         (place.root, u64::from(region - place.first_region))
+    }
+
+    fn region_start(&self, region: u32) -> Pba {
+        let places = self.places.borrow();
+        let place = place_of(&places, region);
+        place.root.segment.region_start(u64::from(region - place.first_region))
     }
 
     /// An extent, region by region; what the pool does not have is left out.

@@ -6,7 +6,7 @@
 
 use block_core::{BlockCount, Device, Extent, Pba};
 
-use super::directory::{count_at, entries, entry_at, free_in, locate, malformed};
+use super::directory::{entries, entry_at, free_in, locate, malformed};
 use super::layout::{
     COUNT_BYTES, ENTRIES, ENTRY_BYTES, Entry, MAX_LEVELS, PAGE_COUNT, SegmentRoot,
 };
@@ -217,16 +217,17 @@ async fn rewrite_counts<D: Device>(
         return Ok(Done { at, entry: None, counts: Some(rewritten) });
     }
     let mut page = Old::load(pages, root, at).await?;
+    let counts = page.bytes.as_chunks_mut::<COUNT_BYTES>().0;
     for step in &group.steps {
-        let old = count_at(&page.bytes, step.place);
+        let count = &mut counts[usize::from(step.place)];
+        let old = u16::from_le_bytes(*count);
         let new = apply(old, step).ok_or(SweepError::Impossible {
             pba: Pba(start.0 + u64::from(step.place)),
             count: old,
             taken: step.taken,
             change: step.change,
         })?;
-        let byte = usize::from(step.place) * COUNT_BYTES;
-        page.bytes[byte..byte + COUNT_BYTES].copy_from_slice(&new.to_le_bytes());
+        *count = new.to_le_bytes();
         page.free = page.free + u64::from(new == 0) - u64::from(old == 0);
         if new == 0 {
             freed(&mut rewritten, step.place);

@@ -164,7 +164,7 @@ impl<D: Device> Space<D> {
             kept: Vec::new(),
             usage: UsageChange::default(),
         };
-        let taken = |region, place| self.ledger.borrow().is_taken(region, place);
+        let taken = |region| self.ledger.borrow().taken(region);
         let settled = &mut swept.settled;
         let groups = Groups::new(&roots, changes.into_iter(), taken).inspect(|group| {
             if let Ok(group) = group
@@ -216,7 +216,7 @@ impl Group {
 pub(super) struct Groups<'a, I: Iterator, T> {
     roots: &'a [SegmentRoot],
     changes: Peekable<I>,
-    is_taken: T,
+    taken: T,
     segment: usize,
     first_region: u32,
     next: Pba,
@@ -225,18 +225,18 @@ pub(super) struct Groups<'a, I: Iterator, T> {
 impl<'a, I, T> Groups<'a, I, T>
 where
     I: Iterator<Item = (Pba, Change)>,
-    T: Fn(u32, u16) -> bool,
+    T: Fn(u32) -> Bits,
 {
-    pub(super) fn new(roots: &'a [SegmentRoot], changes: I, is_taken: T) -> Self {
+    pub(super) fn new(roots: &'a [SegmentRoot], changes: I, taken: T) -> Self {
         let changes = changes.peekable();
-        Self { roots, changes, is_taken, segment: 0, first_region: 0, next: Pba(0) }
+        Self { roots, changes, taken, segment: 0, first_region: 0, next: Pba(0) }
     }
 }
 
 impl<I, T> Iterator for Groups<'_, I, T>
 where
     I: Iterator<Item = (Pba, Change)>,
-    T: Fn(u32, u16) -> bool,
+    T: Fn(u32) -> Bits,
 {
     type Item = Result<Group, SweepError>;
 
@@ -253,12 +253,13 @@ where
         let page = (first.0 - root.segment.extent().start.0) / REGION_BLOCKS;
         let (start, region) = (root.segment.region_start(page), self.first_region + page as u32);
         let end = Pba(start.0 + root.segment.below(0, page));
+        let taken = (self.taken)(region);
         let mut steps = Vec::new();
         while let Some((pba, change)) = self.changes.next_if(|(pba, _)| *pba < end) {
             assert!(self.next <= pba, "changes ascend");
             self.next = Pba(pba.0 + 1);
             let place = (pba.0 - start.0) as u16;
-            steps.push(Step { place, taken: (self.is_taken)(region, place), change });
+            steps.push(Step { place, taken: taken.get(place), change });
         }
         Some(Ok(Group { segment: self.segment, region, page, steps }))
     }

@@ -68,8 +68,7 @@ impl<D: Device> Space<D> {
         if self.ledger.borrow_mut().asks_ahead(purpose) {
             self.low.notify_one();
         }
-        let (root, region) = self.region(run.region);
-        let start = Pba(root.segment.region_start(region).0 + u64::from(run.place));
+        let start = Pba(self.region_start(run.region).0 + u64::from(run.place));
         Extent { start, count: BlockCount(run.count.into()) }
     }
 

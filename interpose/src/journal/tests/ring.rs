@@ -81,8 +81,10 @@ fn a_place_is_not_written_twice_at_a_time() {
     let journal = Journal::new(Rc::clone(&slow), Rc::clone(&vault), &buffers, ring, FIRST, 1, 0);
     let journal = Rc::new(journal.expect("enough buffers"));
     let mut driver = Driver::new(&disk, 1);
-    let running = Rc::clone(&journal);
-    driver.spawn(async move { running.run().await });
+    for task in 0..TASKS {
+        let running = Rc::clone(&journal);
+        driver.spawn(async move { running.run(task).await });
+    }
     for number in 1..RING_BLOCKS + 10 {
         journal.append(&record(1, number));
         let frozen = journal.freeze();

@@ -19,9 +19,11 @@ fn replaying_a_million_records_takes_well_under_half_a_second() {
     let journal =
         Journal::new(device, Rc::clone(&keys), &memory, ring, FIRST, 1, 0).expect("memory");
     let journal = Rc::new(journal);
-    let mut executor = turn::Executor::new(2);
-    let running = Rc::clone(&journal);
-    executor.spawn(async move { running.run().await });
+    let mut executor = turn::Executor::new(TASKS + 1);
+    for task in 0..TASKS {
+        let running = Rc::clone(&journal);
+        executor.spawn(async move { running.run(task).await });
+    }
     let began = Instant::now();
     let writing = Rc::clone(&journal);
     executor.spawn(async move {
