@@ -81,6 +81,7 @@ impl Subject {
             }
             _ => subject.write(row, prepared)?,
         }
+        subject.next = 0;
         Ok(subject)
     }
 
