@@ -186,3 +186,28 @@ fn who_waits_for_a_checkpoint_is_told_that_the_pool_takes_no_changes() {
         assert!(written.1.is_err() && checkpoint.is_err(), "seed {seed}");
     }
 }
+
+/// A pool is told to grow while a checkpoint is being made that has just looked
+/// whether it shall. That one forgot the wish, and its superblock said that the
+/// pool had blocks of which it had no counts.
+#[test]
+fn a_pool_that_is_told_to_grow_during_a_checkpoint_grows() {
+    for seed in 0..120 {
+        let mut world = World::new(400 + seed);
+        let (_, volume) = world.volume("disk", 100);
+        world.fill(&volume, 0, 100, 1);
+        world.disk.grow(BlockCount(world::DEVICE.0 + 4096));
+        let pool = Rc::clone(&world.pool);
+        let (checkpoint, grown) = world.run(async {
+            tokio::join!(pool.checkpoint(), async {
+                for _ in 0..seed {
+                    turn::yield_now().await;
+                }
+                pool.grow().await
+            })
+        });
+        checkpoint.expect("made");
+        assert_eq!(grown, Ok(BlockCount(world::DEVICE.0 + 4096)), "seed {seed}");
+        expect_sound(&mut world);
+    }
+}

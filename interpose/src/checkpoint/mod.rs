@@ -202,12 +202,16 @@ impl<D: Device + 'static> Core<D> {
         };
         let least = if desk.pins.is_pinned() { BlockCount(1) } else { LEAST_DEALLOCATED };
         let mut swept = self.space.sweep(changes, Some(least), &is_kept).await?;
-        if let Some(blocks) = desk.grow.get() {
-            making.grow(&mut swept, blocks).await?;
+        let mut blocks = self.space.total();
+        // Taken here, once: who asks later is heard by the next checkpoint.
+        if let Some(wanted) = desk.grow.take()
+            && making.grow(&mut swept, wanted).await
+        {
+            blocks = wanted;
         }
         let usage = swept.usage(self.state.borrow().usage);
         let superblock = Superblock {
-            blocks: desk.grow.get().unwrap_or(self.space.total()),
+            blocks,
             journal: self.journal_extent,
             from: from.next,
             previous: from.previous,
@@ -223,7 +227,6 @@ impl<D: Device + 'static> Core<D> {
         };
         let generation = self.state.borrow().generation + 1;
         write_superblock(self, generation, &superblock).await?;
-        desk.grow.set(None);
         self.adopt(making, generation, superblock, shelved);
         self.journal.release(from.next);
         self.readers.drain().await;
@@ -278,15 +281,16 @@ impl<D: Device + 'static> Core<D> {
 }
 
 impl<D: Device + 'static> Making<D> {
-    async fn grow(&self, swept: &mut Swept, blocks: BlockCount) -> Result<(), CheckpointError> {
+    /// Says whether it worked.
+    async fn grow(&self, swept: &mut Swept, blocks: BlockCount) -> bool {
         match self.core.space.grow(blocks).await {
             Ok(grown) => swept.grow(grown),
             Err(why) => {
                 tracing::error!(pool = %self.core.id, "the pool does not grow: {why}");
-                self.core.checkpoints.grow.set(None);
+                return false;
             }
         }
-        Ok(())
+        true
     }
 }
 
