@@ -82,7 +82,7 @@ impl Rig {
         self.queue.ring();
         match &self.runner {
             None => drop(self.soft.work()),
-            Some(_) => std::thread::yield_now(),
+            Some(runner) => runner.keep_up(),
         }
         news
     }

@@ -1,7 +1,7 @@
 //! A thread that drives a soft controller.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use super::SoftController;
@@ -10,21 +10,36 @@ use super::SoftController;
 #[derive(Debug)]
 pub struct Runner {
     stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Runner {
     pub(super) fn start(controller: Arc<SoftController>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&stop);
+        let rounds = Arc::<AtomicU64>::default();
+        let (seen, done) = (Arc::clone(&stop), Arc::clone(&rounds));
         let thread = std::thread::spawn(move || {
             while !seen.load(Ordering::Relaxed) {
-                if controller.work() == 0 {
+                let moved = controller.work();
+                done.fetch_add(1, Ordering::Release);
+                if moved == 0 {
                     std::thread::yield_now();
                 }
             }
         });
-        Self { stop, thread: Some(thread) }
+        Self { stop, rounds, thread: Some(thread) }
+    }
+
+    /// Waits until the controller has looked at everything that was asked of it
+    /// before: whoever has a clock of its own must not run ahead of a thread that
+    /// gets no time.
+    pub fn keep_up(&self) {
+        // The round that goes on may have begun before.
+        let after = self.rounds.load(Ordering::Acquire) + 2;
+        while self.rounds.load(Ordering::Acquire) < after {
+            std::thread::yield_now();
+        }
     }
 }
 
