@@ -71,6 +71,7 @@ pub fn hash(key: &HashKey, block: &[u8]) -> Hash {
 pub fn hash_many(key: &HashKey, blocks: &[&[u8]], hashes: &mut [Hash]) {
     assert_eq!(blocks.len(), hashes.len());
     if let ([block], [to]) = (blocks, &mut *hashes) {
+        assert_eq!(block.len(), BLOCK_SIZE);
         *to = hash(key, block);
         return;
     }
