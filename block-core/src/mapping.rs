@@ -12,9 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys;
 
-/// Anonymous, zeroed, page-aligned memory.
+/// Page-aligned memory that this process fills: its own, or a part of a file
+/// that another process maps too.
 #[derive(Debug)]
 pub struct Memory {
+    /// Declared first: the guard must leave its table before the pages go.
+    guard: Option<sys::BusGuard>,
     pages: sys::Pages,
     claimed: AtomicBool,
 }
@@ -26,7 +29,26 @@ impl Memory {
     /// # Errors
     /// The kernel's, when it has no address space or memory to give.
     pub fn anonymous(bytes: usize) -> io::Result<Self> {
-        Ok(Self { pages: sys::Pages::anonymous(bytes)?, claimed: AtomicBool::new(false) })
+        let pages = sys::Pages::anonymous(bytes)?;
+        Ok(Self { guard: None, pages, claimed: AtomicBool::new(false) })
+    }
+
+    /// `bytes` of `file` from `offset`, a multiple of the page size, with what is
+    /// in them. If others cut the file, the memory becomes zeroes of this process.
+    ///
+    /// # Errors
+    /// The kernel's; or [`io::ErrorKind::QuotaExceeded`] when more mappings
+    /// exist than the handler's table has places.
+    pub fn of_file(file: &File, offset: u64, bytes: usize) -> io::Result<Self> {
+        let pages = sys::Pages::of_file(file, offset, bytes, true)?;
+        let guard = Some(sys::BusGuard::over(&pages)?);
+        Ok(Self { guard, pages, claimed: AtomicBool::new(false) })
+    }
+
+    /// Whether a file was cut under the memory: what is in it is worth nothing.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.guard.as_ref().is_some_and(sys::BusGuard::has_failed)
     }
 
     /// The first byte. Reading or writing through it takes a `sys` module and

@@ -81,8 +81,19 @@ impl Admin {
         what: u8,
         namespace: u32,
     ) -> Result<Box<Page>, StartError> {
-        let command = Command::identify(what, namespace).with_data(self.answer_memory.iova(), 0);
-        self.execute(port, "identify", command).await?;
+        self.ask(port, "identify", Command::identify(what, namespace)).await
+    }
+
+    /// Runs a command whose answer is a page, or less and then zeroes or what
+    /// was there before.
+    pub(crate) async fn ask(
+        &mut self,
+        port: &Port,
+        name: &'static str,
+        command: Command,
+    ) -> Result<Box<Page>, StartError> {
+        let command = command.with_data(self.answer_memory.iova(), 0);
+        self.execute(port, name, command).await?;
         let words = Words::all(&self.answer_memory);
         let mut page = Box::new([0; IDENTIFY_BYTES]);
         for (index, bytes) in page.chunks_exact_mut(8).enumerate() {

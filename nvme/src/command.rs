@@ -54,6 +54,16 @@ pub mod feature {
     pub const ASYNC_EVENTS: u8 = 0x0b;
 }
 
+/// Log page identifiers (Base 2.0, figure 202).
+pub mod log {
+    /// Error Information.
+    pub const ERRORS: u8 = 0x01;
+    /// SMART / Health Information.
+    pub const HEALTH: u8 = 0x02;
+    /// Firmware Slot Information.
+    pub const FIRMWARE: u8 = 0x03;
+}
+
 /// What Identify returns (CNS; Base 2.0, figure 273).
 pub mod cns {
     /// Namespace data structure.
@@ -213,6 +223,16 @@ impl Command {
     #[must_use]
     pub const fn identify(what: u8, namespace: u32) -> Self {
         Self::new(admin::IDENTIFY, namespace).with_dword(10, what as u32)
+    }
+
+    /// Get Log Page: the first `bytes` (a multiple of 4) of the controller's log.
+    /// Reading it arms the event that pointed at it again.
+    #[must_use]
+    pub const fn get_log_page(log: u8, bytes: u32) -> Self {
+        let dwords = bytes / 4 - 1;
+        Self::new(admin::GET_LOG_PAGE, ALL_NAMESPACES)
+            .with_dword(10, log as u32 | dwords << 16)
+            .with_dword(11, dwords >> 16)
     }
 
     /// Set Features, not saved.

@@ -108,6 +108,8 @@ pub struct ControllerInfo {
     pub firmware: String,
     /// Version of the specification: major << 16 | minor << 8 | tertiary.
     pub version: u32,
+    /// The largest namespace ID that is valid, whether there is one or not (NN).
+    pub last_namespace: u32,
     /// Most bytes of one data transfer (MDTS), `None` without a limit.
     pub max_transfer: Option<u64>,
     /// Whether writes may rest in a volatile cache.
@@ -131,6 +133,7 @@ impl ControllerInfo {
             model: text(&page[controller_at::MODEL..controller_at::FIRMWARE]),
             firmware: text(&page[controller_at::FIRMWARE..controller_at::FIRMWARE + 8]),
             version: u32_at(page, controller_at::VERSION),
+            last_namespace: u32_at(page, controller_at::NAMESPACES),
             max_transfer: power(page[controller_at::MDTS], page_bits),
             has_volatile_cache: page[controller_at::VWC] & 1 == 1,
             has_write_zeroes: oncs & ONCS_WRITE_ZEROES != 0,

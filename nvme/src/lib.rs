@@ -36,6 +36,7 @@
 //! ```
 
 pub mod namespace;
+pub mod pass;
 pub mod queue_pair;
 mod table;
 
@@ -50,9 +51,11 @@ mod admin;
 pub mod controller;
 mod port;
 
+pub mod health;
 pub mod identify;
 pub mod registers;
 
+pub mod arena;
 pub mod bus;
 pub mod soft;
 
@@ -63,6 +66,7 @@ mod lying;
 
 pub use bus::Bus;
 pub use controller::{Clock, Controller, Health, StartError};
+pub use health::HealthLog;
 pub use identify::{LbaSize, NamespaceInfo};
 pub use namespace::Namespace;
 pub use queue_pair::{Counters, QueuePair};

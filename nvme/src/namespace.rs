@@ -30,7 +30,7 @@ pub struct Namespace {
     /// How often the controller had been stopped.
     epoch: u32,
     id: u32,
-    lbas_per_block: u64,
+    pub(crate) lbas_per_block: u64,
     blocks: BlockCount,
     cached: bool,
     transfer_blocks: u64,

@@ -29,7 +29,7 @@ pub(crate) const MAX_DEPTH: u16 = (1 << PLACE_BITS) - 1;
 pub(crate) enum Payload {
     /// None.
     Nothing,
-    /// `bytes` of the buffer from `offset`, both multiples of a page.
+    /// `bytes` of the buffer from `offset`, a multiple of 4.
     Blocks { buffer: Buffer, offset: usize, bytes: usize },
     /// `bytes` of zeroes to be written.
     Zeroes { bytes: usize },
@@ -286,6 +286,8 @@ impl Table {
         }
     }
 
+    /// Pointers to `bytes` from `first`; each further page begins `step` bytes
+    /// after the page before it.
     fn pages(
         &self,
         list: usize,
@@ -294,11 +296,12 @@ impl Table {
         step: u64,
         bytes: usize,
     ) -> (u64, u64) {
-        match bytes.div_ceil(PAGE) {
+        let in_page = first % PAGE as u64;
+        let mut at = first - in_page;
+        match (in_page as usize + bytes).div_ceil(PAGE) {
             0 | 1 => (first, 0),
-            2 => (first, first + step),
+            2 => (first, at + step),
             pages => {
-                let mut at = first;
                 for entry in list..list + pages - 1 {
                     at += step;
                     self.list_words.store(entry, at, Ordering::Relaxed);

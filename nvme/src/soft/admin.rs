@@ -25,8 +25,6 @@ const SAVE: u32 = 1 << 31;
 const CONTIGUOUS: u32 = 1;
 /// Create completion queue: interrupts enabled.
 const INTERRUPTS: u32 = 1 << 1;
-/// Get Features, Get Log Page: the largest piece of a log that exists.
-const LOG_BYTES: usize = 512;
 
 /// What features are after a reset.
 pub(super) fn initial_features(options: &SoftOptions) -> [u32; 16] {
@@ -206,24 +204,6 @@ impl Engine {
         Ok(0)
     }
 
-    /// Logs exist and are empty: nothing is counted yet. Error information,
-    /// health, firmware slots.
-    fn get_log_page(&mut self, command: &Command) -> Result<u32, Status> {
-        if !(1..=3).contains(&(command.dword(10) as u8)) {
-            return Err(Status::INVALID_LOG_PAGE);
-        }
-        let dwords =
-            u64::from(command.dword(10) >> 16) | u64::from(command.dword(11) & 0xffff) << 16;
-        let offset = u64::from(command.dword(12)) | u64::from(command.dword(13)) << 32;
-        if offset >= LOG_BYTES as u64 || !offset.is_multiple_of(4) {
-            return Err(Status::INVALID_FIELD);
-        }
-        let bytes = (dwords + 1) * 4;
-        let bytes = usize::try_from(bytes).map_or(PAGE, |bytes| bytes.min(PAGE));
-        self.answer(command, &[0; PAGE][..bytes])?;
-        Ok(0)
-    }
-
     fn set_features(&mut self, command: &Command) -> Result<u32, Status> {
         let (id, value) = (command.dword(10) as u8, command.dword(11));
         if command.dword(10) & SAVE != 0 {
@@ -296,7 +276,7 @@ impl Engine {
     }
 
     /// Writes an answer to where the command points.
-    fn answer(&mut self, command: &Command, bytes: &[u8]) -> Result<(), Status> {
+    pub(super) fn answer(&mut self, command: &Command, bytes: &[u8]) -> Result<(), Status> {
         let pointers = (command.prp1(), command.prp2());
         prp::resolve(&self.windows, pointers, bytes.len(), &mut self.pieces)?;
         let mut rest = bytes;

@@ -3,6 +3,7 @@
 use super::SoftOptions;
 use super::disorder::Chance;
 use super::fault::{Fault, Switches, Verdict};
+use super::log::Served;
 use super::namespace::SoftNamespace;
 use super::prp::Piece;
 use super::queue::{CompletionQueue, SubmissionQueue};
@@ -67,6 +68,7 @@ pub(super) struct Engine {
     pub(super) held: Vec<Held>,
     pub(super) events: Vec<u16>,
     pub(super) pieces: Vec<Piece>,
+    pub(super) served: Served,
     power: Power,
     switches: Switches,
     chance: Chance,
@@ -94,6 +96,7 @@ impl Engine {
             held: Vec::with_capacity(64),
             events: Vec::with_capacity(super::admin::MAX_EVENTS),
             pieces: Vec::with_capacity(options.max_transfer / PAGE + 1),
+            served: Served::default(),
             power: Power::Off,
             switches: Switches::default(),
             chance: Chance::new(options.disorder.map_or(0, |disorder| disorder.seed)),
@@ -109,15 +112,14 @@ impl Engine {
         if registers.is_gone() || self.hangs || self.cut_off {
             return 0;
         }
-        self.windows.refresh(registry);
-        let mut count = self.follow(registers);
+        let mut count = self.follow(registers, registry);
         if self.power != Power::Running {
             return count;
         }
         self.budget = WORK_BYTES;
         count += self.release(registers);
         for queue in 0..self.submission.len() as u16 {
-            count += self.serve(queue, registers);
+            count += self.serve(queue, registers, registry);
         }
         count
     }
@@ -172,8 +174,11 @@ impl Engine {
     }
 
     /// Does what CC asks for (Base 2.0, section 3.1.3.5).
-    fn follow(&mut self, registers: &Registers) -> usize {
+    fn follow(&mut self, registers: &Registers, registry: &Registry) -> usize {
         let configuration = registers.configuration();
+        // After the register: the driver may have made the memory that it names
+        // while this thread was on its way here. The same holds for doorbells.
+        self.windows.refresh(registry);
         let enabled = configuration & CC_ENABLE != 0;
         match self.power {
             Power::Off if enabled => {
@@ -247,11 +252,12 @@ impl Engine {
 
     /// Takes commands from one queue while there are some, their completions
     /// have room and the budget lasts.
-    fn serve(&mut self, queue: u16, registers: &Registers) -> usize {
+    fn serve(&mut self, queue: u16, registers: &Registers, registry: &Registry) -> usize {
         if self.submission[usize::from(queue)].is_none() {
             return 0;
         }
         let tail = registers.tail(queue);
+        self.windows.refresh(registry);
         let mut count = 0;
         while self.budget > 0 && self.has_room(queue, registers) && self.may_hold(queue) {
             let Some(source) = &mut self.submission[usize::from(queue)] else { break };

@@ -42,6 +42,8 @@ impl Engine {
             namespace.read(at, memory, piece.place.offset, piece.bytes)?;
             at += piece.bytes as u64;
         }
+        self.served.reads += 1;
+        self.served.bytes_read += bytes.end - bytes.start;
         Ok((bytes.end - bytes.start) as usize)
     }
 
@@ -57,6 +59,8 @@ impl Engine {
         if command.dword(12) & FORCE_UNIT_ACCESS != 0 {
             namespace.persist(bytes.clone())?;
         }
+        self.served.writes += 1;
+        self.served.bytes_written += bytes.end - bytes.start;
         Ok((bytes.end - bytes.start) as usize)
     }
 

@@ -19,6 +19,7 @@ mod file;
 mod identify;
 mod io;
 mod layers;
+mod log;
 mod namespace;
 mod prp;
 mod queue;
