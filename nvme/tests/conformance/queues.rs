@@ -1,0 +1,125 @@
+//! Queues: short ones, full ones, as many as there are.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
+
+use block_core::Pba;
+use block_core::device::{Device, Durability};
+use nvme::StartError;
+use nvme::command::{Command, admin};
+use nvme::completion::Status;
+
+use crate::subject::{QUEUES, Rig, filled, poll};
+use crate::{Case, Verdict};
+
+const BLOCK: usize = 4096;
+
+pub(crate) const CASES: &[Case] = &[
+    ("short queues wrap", short_queues),
+    ("a full queue", full_queue),
+    ("fewer queues than asked", fewer_queues),
+    ("queues in the wrong order", wrong_order),
+];
+
+/// The shortest queue holds one command; rings turn over many times.
+fn short_queues(rig: &Rig<'_>) -> Verdict {
+    for depth in [1, 2, 5] {
+        let queue = rig.controller.create_queue_pair(depth).expect("a queue pair");
+        assert_eq!(queue.depth(), usize::from(depth));
+        let pool = rig.pool(2, BLOCK);
+        let namespace = rig.namespace_on(&queue, 1);
+        for round in 0..40 {
+            let write = namespace.write(Pba(1), filled(&pool, round), 0..1, Durability::Cached);
+            assert_eq!(rig.run_on(&queue, write).1, Ok(()));
+            let read = namespace.read(Pba(1), filled(&pool, !round), 0..1);
+            let (buffer, read) = rig.run_on(&queue, read);
+            assert_eq!((read, buffer[BLOCK - 1]), (Ok(()), round));
+        }
+        assert_eq!(queue.counters().unexpected, 0);
+    }
+    Verdict::Passed
+}
+
+/// More requests than the queue holds: the rest waits in line, and all of them end.
+fn full_queue(rig: &Rig<'_>) -> Verdict {
+    let depth = rig.queue.depth();
+    let count = depth * 2 + 5;
+    let pool = rig.pool(count, BLOCK);
+    let namespace = rig.namespace(1);
+    for round in 0..4 {
+        let mut requests: Vec<Pin<Box<dyn Future<Output = _>>>> = (0..count)
+            .map(|index| {
+                let buffer = filled(&pool, (index + round) as u8);
+                Box::pin(namespace.write(Pba(index as u64), buffer, 0..1, Durability::Cached)) as _
+            })
+            .collect();
+        let mut most = 0;
+        while !requests.is_empty() {
+            requests.retain_mut(|request| match poll(request.as_mut()) {
+                Poll::Ready((_, outcome)) => {
+                    assert_eq!(outcome, Ok(()));
+                    false
+                }
+                Poll::Pending => true,
+            });
+            most = most.max(rig.queue.in_flight());
+            rig.turn();
+        }
+        assert_eq!(most, depth, "the queue was never full");
+        let last = count - 1;
+        let (buffer, read) = rig.run(namespace.read(Pba(last as u64), filled(&pool, 0), 0..1));
+        assert_eq!(read, Ok(()));
+        assert!(buffer.iter().all(|&byte| byte == (last + round) as u8));
+    }
+    assert_eq!(rig.queue.counters().unexpected, 0);
+    Verdict::Passed
+}
+
+/// The driver asks for more than there are, and lives with what it is given; all of
+/// them work side by side, and a number that is given back can be had again.
+fn fewer_queues(rig: &Rig<'_>) -> Verdict {
+    assert_eq!(rig.controller.queues_granted(), usize::from(QUEUES));
+    for _ in 0..3 {
+        let more: Vec<_> = (1..QUEUES)
+            .map(|_| rig.controller.create_queue_pair(4).expect("a queue pair"))
+            .collect();
+        let none = rig.controller.create_queue_pair(4);
+        assert!(matches!(none, Err(StartError::NoQueue { granted: 3 })));
+        let pool = rig.pool(1, BLOCK);
+        for (number, queue) in more.iter().enumerate() {
+            let namespace = rig.namespace_on(queue, 2);
+            let at = Pba(number as u64);
+            let write = namespace.write(at, filled(&pool, 3), 0..1, Durability::Cached);
+            assert_eq!(rig.run_on(queue, write).1, Ok(()));
+        }
+    }
+    Verdict::Passed
+}
+
+/// Sections 5.4 to 5.7 of Base 2.0: numbers and sizes that cannot be, and a
+/// completion queue that is still needed.
+fn wrong_order(rig: &Rig<'_>) -> Verdict {
+    let refused = |command, status| rig.refused(command, &[status]);
+    let delete = |opcode, queue| Command::delete_queue(opcode, queue);
+    let used = rig.queue.id();
+    for queue in [0, QUEUES + 1, u16::MAX] {
+        refused(Command::create_completion_queue(queue, 8, 0), Status::INVALID_QUEUE_ID);
+        // To a completion queue that is there: which of two faults is named is
+        // nobody's promise.
+        let submission = Command::create_submission_queue(queue, 8, 0);
+        let submission = submission.with_dword(11, 1 | u32::from(used) << 16);
+        refused(submission, Status::INVALID_QUEUE_ID);
+    }
+    // Size 0 means one entry.
+    refused(Command::create_completion_queue(2, 1, 0), Status::INVALID_QUEUE_SIZE);
+    refused(delete(admin::DELETE_SUBMISSION_QUEUE, 0), Status::INVALID_QUEUE_ID);
+    refused(delete(admin::DELETE_SUBMISSION_QUEUE, 2), Status::INVALID_QUEUE_ID);
+    // Section 5.6 knows no other status for it; QEMU 7.2 has one.
+    let either = [Status::INVALID_QUEUE_ID, Status::INVALID_COMPLETION_QUEUE];
+    rig.refused(delete(admin::DELETE_COMPLETION_QUEUE, 2), &either);
+    refused(delete(admin::DELETE_COMPLETION_QUEUE, used), Status::INVALID_QUEUE_DELETION);
+    // Its completion queue is missing.
+    refused(Command::create_submission_queue(3, 8, 0), Status::INVALID_COMPLETION_QUEUE);
+    Verdict::Passed
+}

@@ -1,0 +1,185 @@
+//! The controllers of the suite, and a driver on one.
+//!
+//! Each has namespace 1 of 256 blocks of 4096 bytes, namespace 2 of 2048 of 512, no
+//! third; transfers of at most 128 KiB; three I/O queue pairs.
+
+use std::any::Any;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use block_core::time::Clock as RealClock;
+use block_core::{Buffer, Pool};
+use nvme::command::Command;
+use nvme::completion::Status;
+use nvme::soft::Disorder;
+use nvme::{
+    Bus, Controller, LbaSize, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions,
+    StartError,
+};
+
+use crate::qtest::Qemu;
+
+/// Bytes of each namespace.
+pub(crate) const NAMESPACE_BYTES: u64 = 1 << 20;
+/// Most bytes of one transfer.
+pub(crate) const MAX_TRANSFER: usize = 128 << 10;
+/// I/O queue pairs.
+pub(crate) const QUEUES: u16 = 3;
+/// The serial number of all of them.
+pub(crate) const SERIAL: &str = "CONFORM";
+
+/// Longer than any case waits for one outcome.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A controller to be tested.
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
+    bus: Arc<dyn Bus>,
+    /// One whose switches a case may throw.
+    pub(crate) soft: Option<Arc<SoftController>>,
+    /// The driver's thread does the controller's work.
+    driven_here: bool,
+    /// What must live as long as it.
+    _life: Box<dyn Any>,
+}
+
+pub(crate) fn all() -> Vec<Subject> {
+    let mut all = vec![soft_here(), soft_in_disorder(), soft_beside()];
+    match Qemu::start(NAMESPACE_BYTES, MAX_TRANSFER, QUEUES, SERIAL) {
+        Ok(qemu) => all.push(Subject {
+            name: "QEMU",
+            bus: qemu.bus(),
+            soft: None,
+            driven_here: false,
+            _life: Box::new(qemu),
+        }),
+        Err(missing) => {
+            println!("SKIPPED on QEMU's controller: {missing}");
+            eprintln!("SKIPPED on QEMU's controller: {missing}");
+        }
+    }
+    all
+}
+
+fn options() -> SoftOptions {
+    SoftOptions {
+        serial: SERIAL.to_owned(),
+        queues: QUEUES,
+        max_transfer: MAX_TRANSFER,
+        ..SoftOptions::default()
+    }
+}
+
+fn soft(options: SoftOptions) -> Arc<SoftController> {
+    let memory = |size| SoftNamespace::memory(NAMESPACE_BYTES, size).expect("memory");
+    SoftController::new(options, vec![memory(LbaSize::B4096), memory(LbaSize::B512)])
+}
+
+pub(crate) fn soft_here() -> Subject {
+    let soft = soft(options());
+    let (bus, life) = (soft.bus(), Box::new(()));
+    Subject { name: "soft", bus, soft: Some(soft), driven_here: true, _life: life }
+}
+
+fn soft_in_disorder() -> Subject {
+    let disorder = Some(Disorder { seed: 7, held: 24, delay: 2 });
+    let soft = soft(SoftOptions { disorder, ..options() });
+    let (bus, life) = (soft.bus(), Box::new(()));
+    Subject { name: "disordered", bus, soft: Some(soft), driven_here: true, _life: life }
+}
+
+/// On a second thread: in one a missing fence is invisible.
+fn soft_beside() -> Subject {
+    let soft = soft(options());
+    let (bus, life) = (soft.distant_bus(), Box::new(soft.spawn()));
+    Subject { name: "second thread", bus, soft: Some(soft), driven_here: false, _life: life }
+}
+
+/// A driver, started anew, with one queue pair.
+pub(crate) struct Rig<'a> {
+    pub(crate) subject: &'a Subject,
+    /// Dropped before the controller, which it waits for.
+    pub(crate) queue: Rc<QueuePair>,
+    pub(crate) controller: Controller,
+}
+
+impl<'a> Rig<'a> {
+    pub(crate) fn new(subject: &'a Subject) -> Self {
+        let clock = RealClock::start();
+        let clock: nvme::Clock = Arc::new(move || clock.now());
+        let controller =
+            Controller::start(Arc::clone(&subject.bus), clock).expect("the controller starts");
+        let queue = controller.create_queue_pair(63).expect("a queue pair");
+        Self { subject, queue, controller }
+    }
+
+    pub(crate) fn namespace(&self, id: u32) -> Namespace {
+        self.namespace_on(&self.queue, id)
+    }
+
+    pub(crate) fn namespace_on(&self, queue: &Rc<QueuePair>, id: u32) -> Namespace {
+        let info = self.controller.namespace(id).expect("the namespace");
+        Namespace::new(Rc::clone(queue), &info)
+    }
+
+    pub(crate) fn pool(&self, count: usize, bytes: usize) -> Pool {
+        self.controller.pool(count, bytes).expect("memory")
+    }
+
+    /// One round of a worker's loop.
+    pub(crate) fn turn(&self) {
+        self.turn_on(&self.queue);
+    }
+
+    pub(crate) fn turn_on(&self, queue: &QueuePair) {
+        queue.ring();
+        if let (true, Some(soft)) = (self.subject.driven_here, &self.subject.soft) {
+            soft.work();
+        }
+        if queue.reap() == 0 && !self.subject.driven_here {
+            std::thread::yield_now();
+        }
+    }
+
+    /// The admin command is refused with one of these.
+    #[track_caller]
+    pub(crate) fn refused(&self, command: Command, statuses: &[Status]) {
+        match self.controller.execute(command) {
+            Err(StartError::Refused { status, .. }) => {
+                assert!(statuses.contains(&status.kind()), "{command:x?}: {status}");
+            }
+            outcome => panic!("{command:x?}: {outcome:?}"),
+        }
+    }
+
+    pub(crate) fn run<F: Future>(&self, future: F) -> F::Output {
+        self.run_on(&self.queue, future)
+    }
+
+    pub(crate) fn run_on<F: Future>(&self, queue: &QueuePair, future: F) -> F::Output {
+        let mut future = pin!(future);
+        let start = Instant::now();
+        loop {
+            if let Poll::Ready(output) = poll(future.as_mut()) {
+                return output;
+            }
+            self.turn_on(queue);
+            assert!(start.elapsed() < PATIENCE, "no outcome");
+        }
+    }
+}
+
+/// Polls once; nobody is woken, the caller polls again.
+pub(crate) fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+pub(crate) fn filled(pool: &Pool, byte: u8) -> Buffer {
+    let mut buffer = pool.take().expect("a free buffer");
+    buffer.fill(byte);
+    buffer
+}
