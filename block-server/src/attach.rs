@@ -3,11 +3,12 @@
 
 use std::rc::Rc;
 
-use block_core::Device;
+use block_core::{BlockError, Device};
 use link::{Access, FrontId, Refused, VolumeName};
 use tracing::{error, info};
 
 use crate::attachments::{Attachment, Attachments};
+use crate::catalog::CommitError;
 use crate::hold::Hold;
 use crate::layout::VolumeRecord;
 use crate::store::{Store, StoreError};
@@ -29,6 +30,20 @@ pub struct Claim {
     /// The verifier under which every change that the front had answered is
     /// there, as it says; zero if it does not say.
     pub settled: u64,
+    /// Whether this start of the front has had the volume, as it says.
+    pub had: bool,
+}
+
+impl Claim {
+    /// Whether somebody else may have had the volume since this start of the
+    /// front did. An attachment is stored before it is answered, and until this
+    /// start gives the volume back only others take it away: its later starts,
+    /// a restore, a detach by force. So a writer that has had the volume and is
+    /// not in its record may send again what it kept over what is newer.
+    fn comes_too_late(&self, stored: Option<(Access, Attachment)>) -> bool {
+        let is_stored = stored.is_some_and(|(_, stored)| stored.incarnation == self.incarnation);
+        self.had && self.access == Access::Write && !is_stored
+    }
 }
 
 /// A volume that was given to a front.
@@ -70,7 +85,7 @@ impl<D: Device + 'static> Store<D> {
         claim: Claim,
         own: Option<&Rc<Hold>>,
     ) -> Result<Given, Refused> {
-        let Claim { front, incarnation, access, settled } = claim;
+        let Claim { front, incarnation, access, settled, .. } = claim;
         if let Some(given) = self.while_down(volume, claim).await? {
             return Ok(given);
         }
@@ -85,6 +100,9 @@ impl<D: Device + 'static> Store<D> {
         let (current, had) = (volume.requests.verifier(), old.attachments.of(front));
         if had.is_some_and(|(_, had)| had.incarnation > incarnation) {
             return Err(Refused::Stale);
+        }
+        if claim.comes_too_late(had) {
+            return Err(Refused::NotYours);
         }
         // A writer that has the volume may miss answered changes until it has
         // sent them again and says so.
@@ -151,6 +169,10 @@ impl<D: Device + 'static> Store<D> {
     /// that stays. Else what is stored may still name it, from a detach that
     /// could not be stored, and is put right.
     ///
+    /// A writer that gives back what may miss answered changes, and has not said
+    /// that it does not, takes with it that anybody knows. So the generation
+    /// rises: whoever goes on with what it had is told.
+    ///
     /// # Errors
     /// A [`StoreError`] when it could not be stored.
     pub async fn detach(&self, volume: &Volume<D>, hold: &Hold) -> Result<(), StoreError> {
@@ -164,9 +186,15 @@ impl<D: Device + 'static> Store<D> {
         if volume.has_failed() {
             return Ok(());
         }
-        if old.attachments.has(front) {
+        if hold.is_outdated() {
+            // The front does not know yet that it has changes to send again.
+            return Err(CommitError::Unchanged(BlockError::Lost).into());
+        }
+        if let Some((access, had)) = old.attachments.of(front) {
+            let is_whole = access == Access::Read || had.verifier == volume.requests.verifier();
+            let generation = old.generation + u64::from(!is_whole);
             let attachments = old.attachments.without(front);
-            self.commit(volume, VolumeRecord { attachments, ..old }).await?;
+            self.commit(volume, VolumeRecord { attachments, generation, ..old }).await?;
         }
         Ok(())
     }

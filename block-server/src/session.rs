@@ -163,9 +163,9 @@ impl<D: Device + 'static> Session<D> {
             return AttachReply::Refused(Refused::Full);
         };
         let own = own.map(|(_, handle)| handle.hold);
-        let AttachRequest { access, settled, .. } = request;
+        let AttachRequest { access, settled, had, .. } = request;
         let Self { front, incarnation, .. } = *self;
-        let claim = Claim { front, incarnation, access, settled };
+        let claim = Claim { front, incarnation, access, settled, had };
         match store.attach(&volume, claim, own.as_ref()).await {
             // Nobody would ever give it back.
             Ok(given) if self.closed.get() => {
@@ -237,7 +237,8 @@ impl<D: Device + 'static> Session<D> {
         {
             // The handle stays, so that the front can ask again.
             warn!("a detach could not be stored: {error}");
-            return Reply::plain(Err(BlockError::Medium), 0);
+            let why = if hold.is_outdated() { BlockError::Lost } else { BlockError::Medium };
+            return Reply::plain(Err(why), 0);
         }
         // The session may have been closed meanwhile.
         if let Some(entry) = self.handles.borrow_mut().get_mut(place) {

@@ -114,6 +114,88 @@ fn an_earlier_start_of_a_front_does_not_get_what_a_later_one_had() {
     }
 }
 
+/// A front was thought dead and went on. Meanwhile a later start of it had given
+/// the volume back, and the server had been started anew: nothing was stored of
+/// either, and the old one was let in, to send again what it had kept over what
+/// was written since. Now a front says that it has had the volume, and then
+/// must be the last one that had it.
+#[test]
+fn who_has_had_a_volume_gets_it_again_only_as_the_last_that_had_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("disk");
+    let start = |incarnation| {
+        let (worker, mailbox) = file_worker(&file);
+        (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
+    };
+    let again = |path: &mut SoftPath, access| {
+        path.attach(AttachRequest { had: true, ..AttachRequest::new(name("vm"), access) })
+    };
+    let is_refused = |reply| reply == AttachReply::Refused(Refused::NotYours);
+    {
+        let (mut path, mailbox) = start(7);
+        create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+        attach(&mut path, "vm", Access::Write).expect("free");
+    }
+    {
+        let (mut path, _mailbox) = start(7);
+        let same = again(&mut path, Access::Write);
+        assert!(matches!(same, AttachReply::Attached(_)), "only the server was another: {same:?}");
+    }
+    {
+        let (mut path, _mailbox) = start(8);
+        let later = attach(&mut path, "vm", Access::Write).expect("its own");
+        path.detach(later.handle).expect("stored");
+    }
+    let (mut path, mailbox) = start(7);
+    assert!(is_refused(again(&mut path, Access::Write)), "a later start gave it back");
+    assert!(matches!(again(&mut path, Access::Read), AttachReply::Attached(_)), "it sends nothing");
+    attach(&mut path, "vm", Access::Write).expect("who has had nothing may begin");
+    let detach = |answer| Errand::Detach { name: name("vm"), front: None, force: true, answer };
+    errand(&mailbox, turned(&mut path), detach).expect("taken away");
+    assert!(is_refused(again(&mut path, Access::Write)), "it was taken away by force");
+    drop(path);
+    let (worker, _) = file_worker(&file);
+    let mut path = LocalPath::over_nvme(worker, front(2), 1, 8);
+    attach(&mut path, "vm", Access::Write).expect("nobody is stored who was refused");
+}
+
+/// A front was killed, and the server with it; what was answered may be missing.
+/// The next front was told so, but ended before it served: another one's server
+/// did not answer. It gave the volume back, and so the one after it was told
+/// nothing, and a guest went on with older data than it had been answered. Now
+/// the volume is another one then.
+#[test]
+fn who_gives_back_what_may_miss_writes_leaves_word_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("disk");
+    let start = |incarnation| {
+        let (worker, mailbox) = file_worker(&file);
+        (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
+    };
+    let first = {
+        let (mut path, mailbox) = start(1);
+        create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
+        attach(&mut path, "vm", Access::Write).expect("free")
+    };
+    let (mut path, _mailbox) = start(2);
+    let told = attach(&mut path, "vm", Access::Write).expect("its own");
+    assert_ne!(told.stored_verifier, told.verifier, "this one is told");
+    path.detach(told.handle).expect("stored");
+    let next = attach(&mut path, "vm", Access::Write).expect("free");
+    assert_eq!(next.generation, first.generation + 1, "and so is this one");
+
+    path.detach(next.handle).expect("stored");
+    let whole = attach(&mut path, "vm", Access::Write).expect("free");
+    assert_eq!(whole.generation, next.generation, "nothing was missing");
+    drop(path);
+    let (mut path, _mailbox) = start(3);
+    let request = AttachRequest::new(name("vm"), Access::Write);
+    let AttachReply::Attached(settled) = path.settle(request) else { panic!("its own") };
+    path.detach(settled.handle).expect("stored");
+    let again = attach(&mut path, "vm", Access::Write).expect("free");
+    assert_eq!(again.generation, whole.generation, "it had said that nothing is missing");
+}
+
 #[test]
 fn a_reader_reads_and_changes_nothing() {
     let (worker, mailbox) = memory_worker();

@@ -103,6 +103,10 @@ pub struct AttachRequest {
     /// there: it has sent again what may have been lost before. Zero when it
     /// cannot say so.
     pub settled: u64,
+    /// Whether this start of the front has had the volume since it started. If
+    /// so it may hold changes for it, and the server gives it to nobody who is
+    /// not the last that had it.
+    pub had: bool,
 }
 
 /// What the front learns about a volume that it got.
@@ -161,6 +165,12 @@ pub enum Refused {
          set back; give each front a state directory of its own"
     )]
     Stale,
+    /// The front has had it, and it was given back or taken away since.
+    #[error(
+        "a later start of this front has given the volume back, or it was restored or detached by \
+         force, since this front had it; start the guest anew to use it"
+    )]
+    NotYours,
 }
 
 impl Refused {
@@ -189,15 +199,18 @@ pub enum AttachReply {
 /// Bytes of every attach body.
 pub const BODY_BYTES: usize = 80;
 
+/// Where a request says that its front has had the volume.
+const HAD_AT: usize = 2 + MAX_NAME_BYTES;
+
 impl AttachRequest {
     /// A first request for a volume.
     #[must_use]
     pub const fn new(name: VolumeName, access: Access) -> Self {
-        Self { name, access, settled: 0 }
+        Self { name, access, settled: 0, had: false }
     }
 
-    /// `access u8 | name length u8 | name 63 | zero 7 | settled u64` in 80
-    /// bytes.
+    /// `access u8 | name length u8 | name 63 | had u8 | zero 6 | settled u64`
+    /// in 80 bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; BODY_BYTES] {
         let mut body = [0; BODY_BYTES];
@@ -205,6 +218,7 @@ impl AttachRequest {
         body[0] = self.access as u8;
         body[1] = name.len() as u8;
         body[2..2 + name.len()].copy_from_slice(name);
+        body[HAD_AT] = u8::from(self.had);
         body[72..80].copy_from_slice(&self.settled.to_le_bytes());
         body
     }
@@ -220,8 +234,13 @@ impl AttachRequest {
         };
         let name = body.get(2..2 + usize::from(body[1]))?;
         let name = VolumeName::new(std::str::from_utf8(name).ok()?).ok()?;
+        let had = match body[HAD_AT] {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         let settled = u64::from_le_bytes(*body[72..].first_chunk()?);
-        Some(Self { name, access, settled })
+        Some(Self { name, access, settled, had })
     }
 }
 
@@ -268,6 +287,7 @@ impl AttachReply {
                     Refused::Failed => 6,
                     Refused::Importing => 7,
                     Refused::Stale => 8,
+                    Refused::NotYours => 9,
                 };
             }
         }
@@ -302,6 +322,7 @@ impl AttachReply {
             (REFUSED, 6) => Self::Refused(Refused::Failed),
             (REFUSED, 7) => Self::Refused(Refused::Importing),
             (REFUSED, 8) => Self::Refused(Refused::Stale),
+            (REFUSED, 9) => Self::Refused(Refused::NotYours),
             _ => return None,
         })
     }
@@ -327,9 +348,9 @@ mod tests {
 
     #[test]
     fn requests_and_answers_survive_the_wire() {
-        for access in [Access::Read, Access::Write] {
+        for (access, had) in [(Access::Read, false), (Access::Write, true)] {
             let settled = u64::MAX - 1;
-            let request = AttachRequest { name: name(&"x".repeat(63)), access, settled };
+            let request = AttachRequest { name: name(&"x".repeat(63)), access, settled, had };
             assert_eq!(AttachRequest::parse(&request.encode()), Some(request));
         }
         let attached = Attached {
@@ -352,6 +373,7 @@ mod tests {
             AttachReply::Refused(Refused::Failed),
             AttachReply::Refused(Refused::Importing),
             AttachReply::Refused(Refused::Stale),
+            AttachReply::Refused(Refused::NotYours),
         ] {
             assert_eq!(AttachReply::parse(&reply.encode()), Some(reply));
         }
@@ -363,5 +385,12 @@ mod tests {
         body[1] = 200;
         assert_eq!(AttachRequest::parse(&body), None);
         assert_eq!(AttachRequest::parse(&body[..79]), None);
+    }
+
+    #[test]
+    fn whether_a_front_has_had_the_volume_is_yes_or_no() {
+        let mut body = AttachRequest::new(name("a"), Access::Write).encode();
+        body[HAD_AT] = 2;
+        assert_eq!(AttachRequest::parse(&body), None);
     }
 }

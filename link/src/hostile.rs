@@ -70,7 +70,7 @@ fn bodies_are_refused_or_mean_the_same_again() {
     let welcome = Welcome { cookie: 5, nonce: 6, window: 1 << 20, slots: 32, credit: 32 };
     let open = Open { nonce: 6, segments: Segmentation::SMALLEST };
     let name = VolumeName::new("disk-1").expect("a name");
-    let attach = AttachRequest { name, access: Access::Write, settled: 8 };
+    let attach = AttachRequest { name, access: Access::Write, settled: 8, had: true };
     let attached = Attached {
         handle: VolumeHandle(1),
         volume_id: [2; 16],
@@ -98,6 +98,7 @@ fn bodies_are_refused_or_mean_the_same_again() {
     valid(3, &SessionRefused::Version { oldest: 1, newest: 2 }.encode());
     valid(4, &attach.encode());
     valid(5, &AttachReply::Attached(attached).encode());
+    valid(5, &AttachReply::Refused(Refused::NotYours).encode());
     valid(5, &AttachReply::Elsewhere { port: 7701 }.encode());
     valid(5, &AttachReply::Refused(Refused::HasWriter(FrontId([9; 16]))).encode());
     target.run(|input| {

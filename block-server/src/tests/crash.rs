@@ -284,7 +284,7 @@ fn a_power_cut_while_the_catalog_is_put_right_changes_nothing() {
 }
 
 fn claim(number: u8) -> Claim {
-    Claim { front: front(number), incarnation: 1, access: Access::Write, settled: 0 }
+    Claim { front: front(number), incarnation: 1, access: Access::Write, settled: 0, had: false }
 }
 
 fn opened(medium: Medium, blocks: u64, formatting: Formatting) -> Result<SimStore, OpenError> {

@@ -52,7 +52,7 @@ fn furnished() -> Medium {
         }
         let volume = store.volume(&name("two")).expect("made above");
         let access = Access::Write;
-        let claim = Claim { front: front(1), incarnation: 1, access, settled: 0 };
+        let claim = Claim { front: front(1), incarnation: 1, access, settled: 0, had: false };
         store.attach(&volume, claim, None).await.expect("nobody has it");
     });
     disk.shut_down()
@@ -112,8 +112,13 @@ fn used(medium: Medium) -> (Result<Vec<VolumeRecord>, String>, Medium) {
             Err(error) => return Err(error.to_string()),
         }
         for volume in store.volumes() {
-            let claim =
-                Claim { front: front(1), incarnation: 2, access: Access::Write, settled: 0 };
+            let claim = Claim {
+                front: front(1),
+                incarnation: 2,
+                access: Access::Write,
+                settled: 0,
+                had: false,
+            };
             // Somebody else may have it, or so the record says.
             let _ = store.attach(&volume, claim, None).await;
         }
@@ -163,7 +168,13 @@ fn a_volume_whose_order_numbers_are_used_up_is_not_attached() {
         let store = open(&disk, Formatting::IfBlank).await.expect("nothing else is wrong");
         let volume = store.volume(&name("one")).expect("it is there");
         assert_eq!(volume.record().order_epoch, u32::MAX);
-        let claim = Claim { front: front(1), incarnation: 1, access: Access::Write, settled: 0 };
+        let claim = Claim {
+            front: front(1),
+            incarnation: 1,
+            access: Access::Write,
+            settled: 0,
+            had: false,
+        };
         let given = store.attach(&volume, claim, None).await;
         assert_eq!(given.map(|_| ()), Err(Refused::Failed));
     });

@@ -153,7 +153,9 @@ pub(crate) fn check_breach(disk: &Disk, found: Option<Breach>) -> Option<Breach>
     let volume = &disk.volume;
     let what = match found? {
         Breach::LostWrites => "writes that were answered and not flushed may be missing",
-        Breach::OtherVolume => "it was restored, made anew or detached by force",
+        Breach::OtherVolume => {
+            "it was restored, made anew, detached by force, or given back with writes missing"
+        }
     };
     if disk.accept_loss {
         tracing::warn!(%volume, "since its last front: {what}; that is accepted");

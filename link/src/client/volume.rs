@@ -19,8 +19,9 @@ pub enum VolumeState {
     /// The server said no.
     Refused(Refused),
     /// It is another volume than the one that was attached before the session
-    /// was lost: restored, imported or detached by force. Serving it would mix
-    /// the guest's memory of one with the data of the other.
+    /// was lost: restored, imported, detached by force, or given back by a later
+    /// start of the front. Serving it would mix the guest's memory of one with
+    /// the data of the other.
     Changed,
     /// A change that had been answered was lost by the server, and failed when
     /// it was sent again. The guest believes that it is there, so nothing is
@@ -311,6 +312,7 @@ pub(super) fn judge(known: Option<Attached>, reply: &AttachReply) -> VolumeState
             }
             _ => VolumeState::Attached(now),
         },
+        AttachReply::Refused(Refused::NotYours) => VolumeState::Changed,
         AttachReply::Refused(refused) => VolumeState::Refused(refused),
         AttachReply::Elsewhere { .. } => VolumeState::Waiting,
     }

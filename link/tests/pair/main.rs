@@ -210,6 +210,40 @@ fn a_volume_of_another_generation_is_not_served_after_a_reconnect() {
     assert_eq!(pair.host.writes, 0);
 }
 
+/// A front is thought dead, and a later start of it gives the volume back. When
+/// the server is started anew, nobody remembers either: the front says itself
+/// that it has had the volume. If it is not the last one that had it, its disk
+/// stops, and nothing of what it kept is sent.
+#[test]
+fn a_front_says_that_it_has_had_a_volume_and_hears_that_it_is_not_its_any_more() {
+    let (mut pair, volume) = Pair::attached();
+    assert!(!pair.host.had, "it had not had it");
+    pair.submit(volume, Op::Write, 8);
+    pair.run(Duration::from_millis(20), |_| false);
+    assert_eq!((pair.guest.outcome, pair.host.writes), (Some(Ok(())), 1));
+    pair.restart_server();
+    (pair.host.verifier, pair.host.refuses) = (8, Some(AttachReply::Refused(Refused::NotYours)));
+    pair.submit(volume, Op::Read, 8);
+    pair.run(Duration::from_secs(1), |_| false);
+    assert!(pair.host.had, "it says so");
+    assert_eq!(pair.client.state(volume), VolumeState::Changed);
+    assert_eq!(pair.guest.outcome, Some(Err(BlockError::NotAttached)));
+    assert_eq!(pair.host.writes, 1, "what was kept is not sent");
+}
+
+/// The server had given a volume back when it was killed, and the front did not
+/// hear of it. It asks for the volume once more, to give it back: there is
+/// nothing left to give.
+#[test]
+fn a_volume_that_was_given_back_is_not_the_fronts_any_more() {
+    let (mut pair, volume) = Pair::attached();
+    pair.client.detach(volume);
+    pair.restart_server();
+    pair.host.refuses = Some(AttachReply::Refused(Refused::NotYours));
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.client.state(volume), VolumeState::Detached);
+}
+
 /// A volume that was resized while it was in use: the next answer says that
 /// there is news, and the front asks.
 #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Sevens {
     pub(crate) changed: Vec<u64>,
     /// What attaches are answered, if not that they worked.
     pub(crate) refuses: Option<AttachReply>,
+    /// Whether the front said, when it attached last, that it has had the volume.
+    pub(crate) had: bool,
     /// The volume is attached in this server's session.
     pub(crate) holds: bool,
     pub(crate) detached: usize,
@@ -54,6 +56,7 @@ impl Sevens {
             flushes: 0,
             changed: Vec::new(),
             refuses: None,
+            had: false,
             holds: false,
             detached: 0,
             stalls: false,
@@ -71,7 +74,8 @@ impl Host for Sevens {
     fn start(&mut self, at: SlotRef, work: Work) {
         let mut reply = Reply::plain(Ok(()), 1);
         match work {
-            Work::Attach(AttachRequest { name, .. }) => {
+            Work::Attach(AttachRequest { name, had, .. }) => {
+                self.had = had;
                 self.holds = self.refuses.is_none();
                 reply.attach = Some(if name.as_str() == "missing" {
                     AttachReply::Refused(Refused::Unknown)

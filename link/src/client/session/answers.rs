@@ -6,7 +6,7 @@ use block_core::{BlockError, Op, Time};
 
 use super::Session;
 use super::sending::earlier;
-use crate::attach::AttachReply;
+use crate::attach::{AttachReply, Refused};
 use crate::client::slot::Use;
 use crate::client::volume::{Recovery, judge};
 use crate::client::{Volume, VolumeState};
@@ -145,6 +145,10 @@ impl<P: Peer> Session<P> {
                     Ok(()) | Err(BlockError::NotAttached) => {
                         volumes[volume].state = VolumeState::Detached;
                     }
+                    Err(BlockError::Lost) => {
+                        self.drain(now, &mut volumes[volume], Some(BlockError::Lost));
+                        self.note_retry(volumes[volume].retry_at);
+                    }
                     Err(_) => self.retry_later(now, &mut volumes[volume]),
                 }
             }
@@ -215,6 +219,11 @@ impl<P: Peer> Session<P> {
             tracing::warn!(volume = %volume.name, "not attached now, asking again: {refused}");
             return self.retry_later(now, volume);
         }
+        if volume.leaving && matches!(reply, AttachReply::Refused(Refused::NotYours)) {
+            // Given back already; the answer to that was lost with the server.
+            volume.state = VolumeState::Detached;
+            return self.stop_volume(index, volumes, guest);
+        }
         let before = std::mem::replace(&mut volume.state, judge(volume.known, &reply));
         match (volume.state, reply) {
             (VolumeState::Attached(attached), _) => {
@@ -231,8 +240,9 @@ impl<P: Peer> Session<P> {
             (VolumeState::Changed, _) => {
                 tracing::error!(
                     volume = %volume.name,
-                    "the volume was restored, imported or detached by force while this front was \
-                     away: its disk stops; start the guest anew to use it"
+                    "the volume was restored, imported, detached by force, or given back by a \
+                     later start of this front, while this one was away: its disk stops; start \
+                     the guest anew to use it"
                 );
                 self.stop_volume(index, volumes, guest);
             }

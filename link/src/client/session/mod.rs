@@ -249,7 +249,8 @@ impl<P: Peer> Session<P> {
         let slot = &mut self.slots[usize::from(CONTROL)];
         let volume = &mut volumes[index];
         volume.retry_at = None;
-        if volume.may_leave() {
+        // What is whole is said to be whole before it is given back.
+        if volume.may_leave() && volume.unsaid().is_none() {
             slot.purpose = Use::Detach(index);
             slot.bytes = 0;
         } else {
@@ -258,7 +259,7 @@ impl<P: Peer> Session<P> {
             let settled = volume.unsaid().unwrap_or(0);
             volume.told = settled;
             let (name, access) = (volume.name.clone(), volume.access);
-            let request = AttachRequest { name, access, settled };
+            let request = AttachRequest { name, access, settled, had: volume.known.is_some() };
             slot.body = Some(request.encode());
             slot.purpose = Use::Attach(index);
             slot.bytes = BODY_BYTES;

@@ -208,7 +208,7 @@ impl<P: Peer> Session<P> {
         kept.clear();
     }
 
-    fn note_retry(&mut self, at: Option<Time>) {
+    pub(super) fn note_retry(&mut self, at: Option<Time>) {
         if let Some(at) = at {
             self.next_deadline = earlier(self.next_deadline, at);
         }
