@@ -4,6 +4,7 @@
 
 mod kept;
 mod narrow;
+mod overtaken;
 mod rig;
 
 use std::time::Duration;

@@ -40,9 +40,10 @@ impl<P: Peer> Session<P> {
         let Some(index) = self.slot_of(header) else { return };
         let slot = &mut self.slots[index];
         let outcome = BlockError::from_code(header.op);
-        // Data of an earlier attempt must not mix with this one's; an error
-        // ends the request whichever attempt met it.
-        if slot.is_read() && slot.attempt != header.attempt && outcome.is_ok() {
+        // Data of an earlier attempt must not mix with this one's; all of it at
+        // once does not, and an error ends the request whichever attempt met it.
+        let is_whole = frame.payload.len() == slot.bytes;
+        if slot.is_read() && slot.attempt != header.attempt && outcome.is_ok() && !is_whole {
             return;
         }
         if header.news
@@ -63,7 +64,7 @@ impl<P: Peer> Session<P> {
             }
         }
         self.finish(now, index, outcome, frame, volumes, guest);
-        self.ask_for_overtaken();
+        self.ask_for_overtaken(now);
     }
 
     /// Puts one verified segment of a read where it belongs.
@@ -102,7 +103,7 @@ impl<P: Peer> Session<P> {
         }
     }
 
-    fn read_again(&mut self, now: Time, index: usize) {
+    pub(super) fn read_again(&mut self, now: Time, index: usize) {
         let slot = &self.slots[index];
         self.note_lack(now, index, self.cut.all(slot.bytes).without(slot.received));
         self.slots[index].read_again(self.cut);

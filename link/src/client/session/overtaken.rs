@@ -4,67 +4,78 @@
 
 use std::collections::VecDeque;
 
+use block_core::Time;
+
 use super::Session;
 use crate::client::slot::Use;
 use crate::wire::Peer;
 
 /// How many later requests must have been answered. Devices answer out of order,
 /// and a question that was not needed costs two short frames.
-const OVERTAKERS: u64 = 8;
+const OVERTAKERS: u32 = 8;
 
 /// The requests in the order in which they were sent.
 #[derive(Debug, Default)]
 pub(super) struct Overtaken {
-    answers: u64,
-    sent: VecDeque<Sent>,
+    sent: VecDeque<(u16, u64)>,
+    /// Answers of others since the first of `sent` has been the first: all of
+    /// them were sent later.
+    overtakers: u32,
     room: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    slot: u16,
-    number: u64,
-    /// When so many answers have come, enough were of later requests.
-    until: u64,
-}
-
 impl Overtaken {
-    /// For a session with so many slots. Entries leave after two answers for
-    /// each slot at most, so more than that is only met when requests are sent
-    /// again and again; then the oldest are left to their time-outs.
+    /// For a session with so many slots. Most entries leave when they are
+    /// answered, so more than that is only met when requests are sent again and
+    /// again; then the oldest are left to their time-outs.
     pub(super) fn with_room_for(slots: u16) -> Self {
         let room = 4 * usize::from(slots);
-        Self { answers: 0, sent: VecDeque::with_capacity(room), room }
+        Self { sent: VecDeque::with_capacity(room), overtakers: 0, room }
     }
 
-    /// Notes that a request was sent, as one of `under_way`: so many answers
-    /// may be of earlier ones.
-    pub(super) fn sent(&mut self, slot: u16, number: u64, under_way: usize) {
+    /// Notes that a request was sent.
+    pub(super) fn sent(&mut self, slot: u16, number: u64) {
         if self.sent.len() == self.room {
-            self.sent.pop_front();
+            self.forget_first();
         }
-        let until = self.answers + under_way as u64 + OVERTAKERS;
-        self.sent.push_back(Sent { slot, number, until });
+        self.sent.push_back((slot, number));
+    }
+
+    fn forget_first(&mut self) {
+        self.sent.pop_front();
+        self.overtakers = 0;
     }
 }
 
 impl<P: Peer> Session<P> {
-    /// A request was answered; those that it was the last to overtake are asked
-    /// for, each once after it was sent.
-    pub(super) fn ask_for_overtaken(&mut self) {
-        self.overtaken.answers += 1;
-        while let Some(&Sent { slot: index, number, until }) = self.overtaken.sent.front() {
-            let slot = &mut self.slots[usize::from(index)];
-            let is_open = slot.number == number && slot.purpose != Use::Free;
-            if is_open && until > self.overtaken.answers {
-                return;
+    /// A request was answered; if the oldest that was not has been overtaken by
+    /// enough others, it is asked for, once after it was sent.
+    pub(super) fn ask_for_overtaken(&mut self, now: Time) {
+        self.overtaken.overtakers += 1;
+        while let Some(&(index, number)) = self.overtaken.sent.front() {
+            let slot = &self.slots[usize::from(index)];
+            if slot.number == number && slot.purpose != Use::Free {
+                if self.overtaken.overtakers < OVERTAKERS {
+                    return;
+                }
+                self.ask_for(now, usize::from(index));
             }
-            self.overtaken.sent.pop_front();
-            if is_open {
-                slot.probe_due = true;
-                slot.timed_from = None;
-                self.enqueue(index);
-            }
+            self.overtaken.forget_first();
         }
+    }
+
+    /// Asks for a request that others have overtaken: how far it is, or what is
+    /// missing of a read, which is as short and saves a round trip. The next time
+    /// the first question is asked: a read that takes long is not asked for again
+    /// and again.
+    fn ask_for(&mut self, now: Time, index: usize) {
+        let slot = &mut self.slots[index];
+        if slot.is_read() && slot.attempt == 0 {
+            self.read_again(now, index);
+        } else {
+            slot.probe_due = true;
+            slot.timed_from = None;
+        }
+        self.enqueue(index as u16);
     }
 }

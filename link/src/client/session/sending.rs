@@ -87,7 +87,6 @@ impl<P: Peer> Session<P> {
         volumes: &[Volume],
         wire: &mut W,
     ) -> usize {
-        let under_way = self.slots.len() - self.free.len();
         let slot = &mut self.slots[usize::from(index)];
         slot.queued = false;
         if slot.purpose == Use::Free || slot.number == 0 {
@@ -123,7 +122,7 @@ impl<P: Peer> Session<P> {
             }
             let first = slot.attempt == 0 && slot.deadline.is_none();
             slot.timed_from = first.then_some(now);
-            self.overtaken.sent(index, slot.number, under_way);
+            self.overtaken.sent(index, slot.number);
             self.await_answer(now, usize::from(index));
         }
         frames
