@@ -21,6 +21,8 @@
 
 use thiserror::Error;
 
+use crate::sys::crc32c_append;
+
 /// The version of the protocol that this code speaks.
 pub const VERSION: u8 = 1;
 
@@ -188,7 +190,7 @@ impl Header {
 }
 
 fn checksum(header: &[u8], payload: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(header), payload)
+    crc32c_append(crc32c_append(0, header), payload)
 }
 
 /// A frame that arrived whole: its checksum is right. Who sent it is not
