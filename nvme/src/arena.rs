@@ -6,9 +6,17 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use block_core::{DmaMemory, Memory};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create,
+};
 
 use crate::PAGE;
+
+/// Where memory of our own begins for a controller: address 0 stays free.
+const FIRST_IOVA: u64 = 1 << 32;
+
+/// Some controllers register memory in large pages only.
+const ALIGNMENT: u64 = 2 << 20;
 
 /// A range of a file, mapped by the controller as a whole and once, out of which
 /// a bus gives pieces to its driver. A piece that the driver has dropped is given
@@ -43,6 +51,34 @@ impl Arena {
         Self { file, range, iova, pieces: Mutex::default() }
     }
 
+    /// `bytes` of memory of its own, a file without a name that nobody can cut. It
+    /// takes no more than is touched.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn in_memory(bytes: u64) -> io::Result<Self> {
+        let bytes = bytes.next_multiple_of(ALIGNMENT);
+        Ok(Self::new(sealed_file("vrio-dma", bytes)?, 0..bytes, FIRST_IOVA))
+    }
+
+    /// The file that a controller maps.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What of the file it maps.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// Where it maps that.
+    #[must_use]
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+
     /// Zeroed memory that the controller reaches.
     ///
     /// # Errors
@@ -66,6 +102,15 @@ impl Arena {
         pieces.insert(index, Piece { range, memory: Arc::downgrade(&memory) });
         Ok(DmaMemory::new(memory, self.iova + (start - self.range.start)))
     }
+}
+
+/// A file in memory, without a name, whose size is fixed: whoever gets it can not
+/// cut it under us.
+pub(crate) fn sealed_file(name: &str, bytes: u64) -> io::Result<File> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ pub mod registers;
 pub mod arena;
 pub mod bus;
 pub mod soft;
+pub mod vfio_user;
 
 mod sys;
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use block_core::{DmaMemory, Mapping, Memory};
 
@@ -77,6 +77,48 @@ impl Words {
         // page). Threads of this process touch rings, lists and answers
         // at the same time only through this function, that is, atomically.
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(self.start + index * WORD).cast()) }
+    }
+}
+
+/// 32-bit little-endian words, each stored and loaded in one access: doorbells.
+#[derive(Debug)]
+pub(crate) struct HalfWords {
+    memory: Arc<Memory>,
+    start: usize,
+    count: usize,
+}
+
+impl HalfWords {
+    /// `count` words from byte `start` of `memory`, or `None` when they are
+    /// not aligned or not all inside.
+    pub(crate) fn new(memory: Arc<Memory>, start: usize, count: usize) -> Option<Self> {
+        let end = count.checked_mul(size_of::<u32>())?.checked_add(start)?;
+        let aligned = start.is_multiple_of(size_of::<u32>());
+        (aligned && end <= memory.len()).then_some(Self { memory, start, count })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// The word's value.
+    pub(crate) fn load(&self, index: usize, ordering: Ordering) -> u32 {
+        u32::from_le(self.word(index).load(ordering))
+    }
+
+    /// Changes the word.
+    pub(crate) fn store(&self, index: usize, value: u32, ordering: Ordering) {
+        self.word(index).store(value.to_le(), ordering);
+    }
+
+    fn word(&self, index: usize) -> &AtomicU32 {
+        assert!(index < self.count);
+        let at = self.start + index * size_of::<u32>();
+        // SAFETY: `new` has checked that the words lie within the memory, which
+        // `self` keeps mapped, and are aligned. Threads of this process touch
+        // doorbells only through this type, that is, atomically.
+        unsafe { AtomicU32::from_ptr(self.memory.as_ptr().add(at).cast()) }
     }
 }
 

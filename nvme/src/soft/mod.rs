@@ -33,7 +33,11 @@ mod windows;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
+use block_core::Memory;
+
+use crate::arena::Arena;
 use crate::bus::Bus;
+use crate::sys::HalfWords;
 use bus::SoftBus;
 use engine::Engine;
 use registers::Registers;
@@ -99,7 +103,7 @@ impl SoftController {
     /// If the options contradict their own documentation.
     #[must_use]
     pub fn new(options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
-        Self::over(Arc::default(), options, namespaces)
+        Self::over(Arc::default(), options, namespaces, None)
     }
 
     /// Another controller of the same driver: each reaches the memory that was
@@ -109,13 +113,43 @@ impl SoftController {
     /// As [`SoftController::new`].
     #[must_use]
     pub fn beside(&self, options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
-        Self::over(Arc::clone(&self.registry), options, namespaces)
+        Self::over(Arc::clone(&self.registry), options, namespaces, None)
+    }
+
+    /// A controller whose driver has its memory from an arena, which other
+    /// controllers reach too.
+    ///
+    /// # Panics
+    /// As [`SoftController::new`].
+    #[must_use]
+    pub fn in_arena(
+        arena: Arc<Arena>,
+        options: SoftOptions,
+        namespaces: Vec<SoftNamespace>,
+    ) -> Arc<Self> {
+        Self::over(Arc::new(Registry::over(arena)), options, namespaces, None)
+    }
+
+    /// A controller whose doorbells are in memory that another process maps too: two
+    /// for each queue pair and the admin queue.
+    ///
+    /// # Panics
+    /// As [`SoftController::new`], or if the memory has no room for them.
+    pub(crate) fn with_doorbells(
+        options: SoftOptions,
+        namespaces: Vec<SoftNamespace>,
+        doorbells: Arc<Memory>,
+    ) -> Arc<Self> {
+        let count = doorbells.len() / 4;
+        let words = HalfWords::new(doorbells, 0, count);
+        Self::over(Arc::default(), options, namespaces, words)
     }
 
     fn over(
         registry: Arc<Registry>,
         options: SoftOptions,
         namespaces: Vec<SoftNamespace>,
+        doorbells: Option<HalfWords>,
     ) -> Arc<Self> {
         assert!(options.queue_entries >= 2 && options.queues >= 1);
         let pages = options.max_transfer / crate::PAGE;
@@ -125,7 +159,7 @@ impl SoftController {
                 && options.max_transfer.is_multiple_of(crate::PAGE)
         );
         Arc::new(Self {
-            registers: Registers::new(options.queues, options.queue_entries),
+            registers: Registers::new(options.queues, options.queue_entries, doorbells),
             registry,
             engine: Mutex::new(Engine::new(options, namespaces)),
         })
@@ -194,6 +228,28 @@ impl SoftController {
     /// been executed; the cache loses nothing.
     pub fn host_died(&self, seed: u64) {
         self.engine().host_died(seed, &self.registers);
+    }
+
+    /// The driver of another process reads a register.
+    pub(crate) fn read_register(&self, offset: u32) -> u32 {
+        self.registers.read(offset)
+    }
+
+    /// The driver of another process writes to a register or a doorbell.
+    pub(crate) fn write_register(&self, offset: u32, value: u32) {
+        self.registers.write(offset, value);
+    }
+
+    /// Opens memory of another process to the controller, at addresses where there
+    /// is none.
+    pub(crate) fn open_memory(&self, iova: u64, memory: &Arc<Memory>) {
+        self.registry.insert(iova, memory);
+    }
+
+    /// Closes what was opened at this address. What the thread that drives the
+    /// controller begins after this does not reach it.
+    pub(crate) fn close_memory(&self, iova: u64) {
+        self.registry.remove(iova);
     }
 
     /// From when this returns it touches no memory of a driver, until there is

@@ -12,7 +12,6 @@ use crate::completion::Status;
 pub(super) struct Piece {
     pub(super) place: Place,
     pub(super) bytes: usize,
-    iova: u64,
 }
 
 /// Finds all memory that `bytes` bytes from these pointers are in, before any
@@ -89,9 +88,8 @@ fn add_page(
 fn add(windows: &Windows, iova: u64, bytes: usize, pieces: &mut Vec<Piece>) -> Result<(), Status> {
     let place = windows.find(iova, bytes).ok_or(Status::DATA_TRANSFER)?;
     match pieces.last_mut() {
-        // Windows never touch, so neighbours are in one window.
-        Some(last) if last.iova + last.bytes as u64 == iova => last.bytes += bytes,
-        _ => pieces.push(Piece { place, bytes, iova }),
+        Some(last) if place.is_after(last.place, last.bytes) => last.bytes += bytes,
+        _ => pieces.push(Piece { place, bytes }),
     }
     Ok(())
 }
@@ -136,7 +134,7 @@ mod tests {
         fn resolve(&self, prp1: u64, prp2: u64, bytes: usize) -> Result<Vec<(u64, usize)>, Status> {
             let mut pieces = Vec::new();
             resolve(&self.windows, (prp1, prp2), bytes, &mut pieces)?;
-            Ok(pieces.iter().map(|piece| (piece.iova, piece.bytes)).collect())
+            Ok(pieces.iter().map(|piece| (self.windows.iova(piece.place), piece.bytes)).collect())
         }
     }
 

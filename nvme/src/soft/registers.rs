@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, DOORBELLS, GONE, PAGE_BITS, VS};
+use crate::sys::HalfWords;
 
 /// Bytes of registers that mean something.
 const REGISTER_BYTES: u32 = 0x40;
@@ -21,14 +22,52 @@ const NVM_COMMANDS: u64 = 1 << 37;
 #[derive(Debug)]
 pub(super) struct Registers {
     words: [AtomicU32; REGISTER_BYTES as usize / 4],
-    doorbells: Box<[AtomicU32]>,
+    doorbells: Doorbells,
     gone: AtomicBool,
 }
 
+/// Where doorbells are stored.
+#[derive(Debug)]
+enum Doorbells {
+    Own(Box<[AtomicU32]>),
+    /// In memory that a driver of another process has mapped.
+    Shared(HalfWords),
+}
+
+impl Doorbells {
+    fn load(&self, index: usize) -> u32 {
+        // Acquire: with a doorbell come the ring's entries.
+        match self {
+            Self::Own(words) => words[index].load(Ordering::Acquire),
+            Self::Shared(words) => words.load(index, Ordering::Acquire),
+        }
+    }
+
+    /// Release: with a doorbell go the ring's entries. One that is not there is
+    /// ignored.
+    fn store(&self, index: usize, value: u32) {
+        match self {
+            Self::Own(words) => {
+                if let Some(word) = words.get(index) {
+                    word.store(value, Ordering::Release);
+                }
+            }
+            Self::Shared(words) if index < words.len() => {
+                words.store(index, value, Ordering::Release);
+            }
+            Self::Shared(_) => {}
+        }
+    }
+}
+
 impl Registers {
-    pub(super) fn new(queues: u16, entries: u16) -> Self {
+    /// Registers whose doorbells are in `shared`, or their own.
+    pub(super) fn new(queues: u16, entries: u16, shared: Option<HalfWords>) -> Self {
         const { assert!(PAGE_BITS == 12, "MPSMIN and MPSMAX are 0") };
-        let doorbells = (0..2 * (usize::from(queues) + 1)).map(|_| AtomicU32::new(0)).collect();
+        let count = 2 * (usize::from(queues) + 1);
+        assert!(shared.as_ref().is_none_or(|words| words.len() >= count));
+        let own = || Doorbells::Own((0..count).map(|_| AtomicU32::new(0)).collect());
+        let doorbells = shared.map_or_else(own, Doorbells::Shared);
         let registers = Self { words: Default::default(), doorbells, gone: AtomicBool::new(false) };
         let cap = u64::from(entries - 1) | CONTIGUOUS_QUEUES | READY_TIMEOUT | NVM_COMMANDS;
         registers.word(CAP).store(cap as u32, Ordering::Relaxed);
@@ -51,9 +90,7 @@ impl Registers {
     pub(super) fn write(&self, offset: u32, value: u32) {
         if offset >= DOORBELLS {
             let index = (offset - DOORBELLS) as usize / 4;
-            if let Some(doorbell) = self.doorbells.get(index) {
-                doorbell.store(value, Ordering::Release);
-            }
+            self.doorbells.store(index, value);
         } else if matches!(offset & !3, CC | AQA) || (ASQ..ACQ + 8).contains(&offset) {
             self.word(offset).store(value, Ordering::Release);
         }
@@ -61,22 +98,22 @@ impl Registers {
 
     /// What a queue's tail doorbell says.
     pub(super) fn tail(&self, queue: u16) -> u32 {
-        self.doorbells[2 * usize::from(queue)].load(Ordering::Acquire)
+        self.doorbells.load(2 * usize::from(queue))
     }
 
     /// What a queue's head doorbell says.
     pub(super) fn head(&self, queue: u16) -> u32 {
-        self.doorbells[2 * usize::from(queue) + 1].load(Ordering::Acquire)
+        self.doorbells.load(2 * usize::from(queue) + 1)
     }
 
     /// A queue's tail doorbell is as if never written.
     pub(super) fn clear_tail(&self, queue: u16) {
-        self.doorbells[2 * usize::from(queue)].store(0, Ordering::Relaxed);
+        self.doorbells.store(2 * usize::from(queue), 0);
     }
 
     /// A queue's head doorbell is as if never written.
     pub(super) fn clear_head(&self, queue: u16) {
-        self.doorbells[2 * usize::from(queue) + 1].store(0, Ordering::Relaxed);
+        self.doorbells.store(2 * usize::from(queue) + 1, 0);
     }
 
     pub(super) fn configuration(&self) -> u32 {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use block_core::{DmaMemory, Memory};
 
 use crate::PAGE;
+use crate::arena::Arena;
 use crate::sys::Words;
 
 /// Where the first window begins: address 0 and what private buffers claim to
@@ -15,11 +16,14 @@ use crate::sys::Words;
 const FIRST_IOVA: u64 = 1 << 32;
 
 /// What the bus writes down: which memory is where. Memory that the driver has
-/// dropped disappears; addresses are never used twice.
+/// dropped disappears. Addresses are not used twice while the engine may hold what
+/// was there.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     windows: Mutex<Listed>,
     version: AtomicU32,
+    /// Where memory comes from that other controllers reach too.
+    arena: Option<Arc<Arena>>,
 }
 
 #[derive(Debug, Default)]
@@ -30,8 +34,17 @@ struct Listed {
 }
 
 impl Registry {
+    pub(super) fn over(arena: Arc<Arena>) -> Self {
+        Self { arena: Some(arena), ..Self::default() }
+    }
+
     /// New memory for the driver.
     pub(super) fn allocate(&self, bytes: usize) -> io::Result<DmaMemory> {
+        if let Some(arena) = &self.arena {
+            let dma = arena.allocate(bytes)?;
+            self.insert(dma.iova(), dma.memory());
+            return Ok(dma);
+        }
         let memory = Arc::new(Memory::anonymous(bytes)?);
         let mut listed = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         listed.windows.retain(|(_, memory)| memory.strong_count() > 0);
@@ -44,11 +57,36 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// Memory that a driver brings along.
+    pub(super) fn insert(&self, iova: u64, memory: &Arc<Memory>) {
+        let mut listed = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.windows.retain(|(_, memory)| memory.strong_count() > 0);
+        listed.windows.push((iova, Arc::downgrade(memory)));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// And takes away.
+    pub(super) fn remove(&self, iova: u64) {
+        let mut listed = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        listed.windows.retain(|(start, _)| *start != iova);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
 /// A piece of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     window: usize,
     pub(super) offset: usize,
+}
+
+impl Place {
+    /// Whether this is where `bytes` bytes from `other` end, in the same window. Two
+    /// windows of a driver's choice can have neighbouring addresses.
+    pub(super) fn is_after(self, other: Self, bytes: usize) -> bool {
+        self.window == other.window && self.offset == other.offset + bytes
+    }
 }
 
 /// The engine's copy of the registry. It keeps the memory mapped while it may
@@ -94,6 +132,12 @@ impl Windows {
         (end <= dma.memory().len()).then_some(Place { window, offset })
     }
 
+    /// Where the driver said that a place is.
+    #[cfg(test)]
+    pub(super) fn iova(&self, place: Place) -> u64 {
+        self.list[place.window].iova() + place.offset as u64
+    }
+
     /// The memory that a place is in.
     pub(super) fn memory(&self, place: Place) -> &Memory {
         self.list[place.window].memory()
@@ -109,6 +153,26 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A driver of another process opens two files at neighbouring addresses: a
+    /// transfer that runs from one into the other is two pieces of memory.
+    #[test]
+    fn neighbours_in_address_are_no_neighbours_in_memory() {
+        let registry = Registry::default();
+        let mut windows = Windows::default();
+        let memory = || Arc::new(Memory::anonymous(PAGE).expect("memory"));
+        let (first, second) = (memory(), memory());
+        registry.insert(1 << 20, &first);
+        registry.insert((1 << 20) + PAGE as u64, &second);
+        windows.refresh(&registry);
+        let mut pieces = Vec::new();
+        let pointers = (1 << 20, (1 << 20) + PAGE as u64);
+        super::super::prp::resolve(&windows, pointers, 2 * PAGE, &mut pieces).expect("mapped");
+        assert_eq!(pieces.len(), 2);
+        registry.remove(1 << 20);
+        windows.refresh(&registry);
+        assert!(windows.find(1 << 20, 1).is_none());
+    }
 
     #[test]
     fn only_addresses_of_living_memory_are_found() {

@@ -5,17 +5,25 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use block_core::time::Clock as RealClock;
 use block_core::{Buffer, Pool};
+use nvme::arena::Arena;
 use nvme::command::Command;
 use nvme::completion::Status;
 use nvme::soft::Disorder;
+use nvme::vfio_user::{Exported, VfioUserBus};
 use nvme::{
     Bus, Controller, LbaSize, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions,
     StartError,
@@ -31,6 +39,12 @@ pub(crate) const MAX_TRANSFER: usize = 128 << 10;
 pub(crate) const QUEUES: u16 = 3;
 /// The serial number of all of them.
 pub(crate) const SERIAL: &str = "CONFORM";
+
+/// Names the socket of one more controller, set up as above.
+const FOREIGN: &str = "VRIO_VFIO_USER";
+
+/// Memory for the driver of a controller in another process.
+const ARENA_BYTES: u64 = 64 << 20;
 
 /// Longer than any case waits for one outcome.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,7 +62,7 @@ pub(crate) struct Subject {
 }
 
 pub(crate) fn all() -> Vec<Subject> {
-    let mut all = vec![soft_here(), soft_in_disorder(), soft_beside()];
+    let mut all = vec![soft_here(), soft_in_disorder(), soft_beside(), soft_over_vfio_user()];
     match Qemu::start(NAMESPACE_BYTES, MAX_TRANSFER, QUEUES, SERIAL) {
         Ok(qemu) => all.push(Subject {
             name: "QEMU",
@@ -61,6 +75,11 @@ pub(crate) fn all() -> Vec<Subject> {
             println!("SKIPPED on QEMU's controller: {missing}");
             eprintln!("SKIPPED on QEMU's controller: {missing}");
         }
+    }
+    if let Some(socket) = std::env::var_os(FOREIGN) {
+        let (name, soft, life) = ("foreign", None, Box::new(()));
+        let bus = over_vfio_user(Path::new(&socket));
+        all.push(Subject { name, bus, soft, driven_here: false, _life: life });
     }
     all
 }
@@ -97,6 +116,49 @@ fn soft_beside() -> Subject {
     let soft = soft(options());
     let (bus, life) = (soft.distant_bus(), Box::new(soft.spawn()));
     Subject { name: "second thread", bus, soft: Some(soft), driven_here: false, _life: life }
+}
+
+/// In another process, but for the process: a thread that knows the driver only by a
+/// socket and the memory that comes through it.
+fn soft_over_vfio_user() -> Subject {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("nvme");
+    let memory = |size| SoftNamespace::memory(NAMESPACE_BYTES, size).expect("memory");
+    let disks = vec![memory(LbaSize::B4096), memory(LbaSize::B512)];
+    let exported = Exported::bind(&path, options(), disks).expect("a socket");
+    let soft = Some(Arc::clone(exported.soft()));
+    let (bell, ringer) = UnixStream::pair().expect("a pair");
+    let over = Arc::<AtomicBool>::default();
+    let seen = Arc::clone(&over);
+    let thread = std::thread::spawn(move || {
+        exported.serve(&|| seen.load(Ordering::Relaxed), bell.as_fd()).expect("it serves");
+    });
+    let life = Box::new(Serving { over, ringer, thread: Some(thread), _folder: folder });
+    let bus = over_vfio_user(&path);
+    Subject { name: "vfio-user", bus, soft, driven_here: false, _life: life }
+}
+
+fn over_vfio_user(socket: &Path) -> Arc<dyn Bus> {
+    let arena = Arc::new(Arena::in_memory(ARENA_BYTES).expect("memory"));
+    VfioUserBus::connect(socket, arena).expect("the controller")
+}
+
+/// The thread behind a socket.
+struct Serving {
+    over: Arc<AtomicBool>,
+    ringer: UnixStream,
+    thread: Option<JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.ringer.write(&[0]);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A driver, started anew, with one queue pair.
