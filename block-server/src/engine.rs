@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::{Device, Pool, Time};
+use nvme::arena::Arena;
 use nvme::{
-    Clock, Controller, Namespace, News, Patience, QueuePair, SoftController, SoftNamespace,
-    SoftOptions, Watch,
+    Bus, Clock, Controller, Namespace, NamespaceInfo, News, Patience, QueuePair, SoftController,
+    SoftNamespace, SoftOptions, Watch,
 };
 
 /// Most commands that a worker has under way on each queue pair.
@@ -98,6 +99,17 @@ struct Drive {
     soft: Option<Arc<SoftController>>,
     /// The place of its first namespace among the engine's devices.
     first: usize,
+    /// The only one of its namespaces that is served.
+    only: Option<u32>,
+}
+
+/// Where a device of an engine is.
+pub enum Attached {
+    /// In this thread: a soft controller is made for it.
+    Soft(SoftNamespace),
+    /// Behind a bus: a namespace of the controller there. The bus has its memory from
+    /// the engine's arena.
+    Bus(Arc<dyn Bus>, u32),
 }
 
 impl NvmeEngine {
@@ -112,21 +124,56 @@ impl NvmeEngine {
         namespaces: Vec<SoftNamespace>,
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
+        let attached = namespaces.into_iter().map(Attached::Soft).collect();
+        Self::over(None, options, attached, clock).map_err(|(_, error)| error)
+    }
+
+    /// Devices wherever they are, in the same order. If one gets into trouble, the
+    /// others do not notice. With an arena all of them have their memory from it.
+    ///
+    /// # Errors
+    /// Which device it was, and a sentence about the step of its bring-up that failed.
+    pub fn over(
+        arena: Option<Arc<Arena>>,
+        options: SoftOptions,
+        attached: Vec<Attached>,
+        clock: Clock,
+    ) -> Result<(Self, Vec<Namespace>), (usize, nvme::StartError)> {
         let mut engine = Self { drives: Vec::new(), clock, changes: VecDeque::new() };
         let mut devices = Vec::new();
-        let mut each: Vec<Vec<SoftNamespace>> =
-            namespaces.into_iter().map(|one| vec![one]).collect();
-        if each.is_empty() {
-            // Buffers are memory of a controller too.
-            each.push(Vec::new());
-        }
-        for namespaces in each {
-            let soft = match engine.drives.first().and_then(|drive| drive.soft.as_ref()) {
-                None => SoftController::new(options.clone(), namespaces),
-                Some(other) => other.beside(options.clone(), namespaces),
+        let mut soft_ones: Option<Arc<SoftController>> = None;
+        let mut make = |namespaces| {
+            let soft = match (&soft_ones, &arena) {
+                (Some(other), _) => other.beside(options.clone(), namespaces),
+                (None, Some(arena)) => {
+                    SoftController::in_arena(Arc::clone(arena), options.clone(), namespaces)
+                }
+                (None, None) => SoftController::new(options.clone(), namespaces),
             };
-            let controller = Controller::start(soft.bus(), Arc::clone(&engine.clock))?;
-            devices.extend(engine.add(controller, Some(soft), devices.len())?);
+            soft_ones = Some(Arc::clone(&soft));
+            soft
+        };
+        let is_empty = attached.is_empty();
+        for (device, attached) in attached.into_iter().enumerate() {
+            let (bus, soft, only) = match attached {
+                Attached::Soft(namespace) => {
+                    let soft = make(vec![namespace]);
+                    (soft.bus(), Some(soft), None)
+                }
+                Attached::Bus(bus, namespace) => (bus, None, Some(namespace)),
+            };
+            let clock = Arc::clone(&engine.clock);
+            let added = Controller::start(bus, clock)
+                .and_then(|controller| engine.add(controller, soft, devices.len(), only));
+            devices.extend(added.map_err(|error| (device, error))?);
+        }
+        if is_empty {
+            // Buffers are memory of a controller too.
+            let soft = make(Vec::new());
+            let controller = Controller::start(soft.bus(), Arc::clone(&engine.clock));
+            let added =
+                controller.and_then(|controller| engine.add(controller, Some(soft), 0, None));
+            added.map_err(|error| (0, error))?;
         }
         Ok((engine, devices))
     }
@@ -141,7 +188,7 @@ impl NvmeEngine {
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
         let mut engine = Self { drives: Vec::new(), clock, changes: VecDeque::new() };
-        let devices = engine.add(controller, None, 0)?;
+        let devices = engine.add(controller, None, 0, None)?;
         Ok((engine, devices))
     }
 
@@ -150,10 +197,14 @@ impl NvmeEngine {
         controller: Controller,
         soft: Option<Arc<SoftController>>,
         first: usize,
+        only: Option<u32>,
     ) -> Result<Vec<Namespace>, nvme::StartError> {
+        if let Some(id) = only {
+            controller.namespace(id)?;
+        }
         let queue = controller.create_queue_pair(QUEUE_DEPTH)?;
         let watch = Watch::new(&controller, Rc::clone(&queue), Patience::default());
-        let drive = Drive { watch, queue, controller, soft, first };
+        let drive = Drive { watch, queue, controller, soft, first, only };
         let devices = drive.devices().collect();
         self.drives.push(drive);
         Ok(devices)
@@ -176,8 +227,11 @@ impl NvmeEngine {
 impl Drive {
     /// Its namespaces as they are now.
     fn devices(&self) -> impl Iterator<Item = Namespace> {
-        let namespaces = self.controller.namespaces();
-        namespaces.map(|info| Namespace::new(Rc::clone(&self.queue), info))
+        let served = |info: &&NamespaceInfo| self.only.is_none_or(|id| info.id == id);
+        self.controller
+            .namespaces()
+            .filter(served)
+            .map(|info| Namespace::new(Rc::clone(&self.queue), info))
     }
 
     fn is_busy(&self) -> bool {
@@ -228,7 +282,9 @@ impl Engine for NvmeEngine {
     }
 
     fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {
-        let first = self.drives.first().ok_or(io::ErrorKind::NotFound)?;
-        first.controller.pool(count, buffer_bytes)
+        // A soft controller must be told of memory, others reach the whole arena.
+        let soft = self.drives.iter().find(|drive| drive.soft.is_some());
+        let chosen = soft.or(self.drives.first()).ok_or(io::ErrorKind::NotFound)?;
+        chosen.controller.pool(count, buffer_bytes)
     }
 }

@@ -74,7 +74,7 @@ pub use client::Client;
 pub use config::ServerConfig;
 pub use control::{Control, Office};
 pub use directory::{Directory, WorkerIndex};
-pub use engine::{Engine, NvmeEngine};
+pub use engine::{Attached, Engine, NvmeEngine};
 pub use errand::Errand;
 pub use local::LocalPath;
 pub use mailbox::Mailbox;

@@ -7,6 +7,7 @@ mod front;
 mod key;
 mod local;
 mod moment;
+mod nvme;
 mod pool;
 mod progress;
 mod prompt;
@@ -48,6 +49,7 @@ enum Command {
     Key(key::KeyArgs),
     Bench(Box<bench::BenchArgs>),
     Replay(replay::ReplayArgs),
+    Nvme(nvme::NvmeArgs),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(args),
         Command::Bench(args) => bench::run(*args),
         Command::Replay(args) => replay::run(&args),
+        Command::Nvme(args) => nvme::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

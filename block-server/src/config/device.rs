@@ -1,6 +1,6 @@
 //! A device in the configuration, and how a pool on it is served.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use block_core::BlockCount;
@@ -105,6 +105,24 @@ pub enum DeviceSource {
         /// The namespace's logical blocks, in bytes: 512 or 4096.
         lba: u32,
     },
+    /// A namespace of a controller in another process.
+    VfioUser {
+        /// The socket that it is reached through.
+        socket: PathBuf,
+        /// The namespace's ID.
+        namespace: u32,
+    },
+}
+
+impl DeviceSource {
+    /// The file or socket.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Soft { path, .. } => path,
+            Self::VfioUser { socket, .. } => socket,
+        }
+    }
 }
 
 /// Why a device cannot be.
@@ -116,8 +134,19 @@ pub enum DeviceProblem {
     )]
     Name,
     /// Its path is of no kind that this version knows.
-    #[error("`path = \"{0}\"` is no device; write \"soft:FILE\"")]
+    #[error("`path = \"{0}\"` is no device; write \"soft:FILE\" or \"vfio-user:SOCKET\"")]
     Path(String),
+    /// Something is said that the other kind of device has.
+    #[error("`{key}` means nothing for a device at \"{kind}:\"; leave it out")]
+    Foreign {
+        /// What is said.
+        key: &'static str,
+        /// Of which kind the device is.
+        kind: &'static str,
+    },
+    /// No namespace has this ID.
+    #[error("`namespace = {0}` is no namespace; they are counted from 1")]
+    Namespace(u32),
     /// Its logical blocks have another size.
     #[error("`lba = {0}` is neither 512 nor 4096")]
     Lba(u32),
@@ -153,8 +182,8 @@ pub(super) struct RawDevice {
     pub(super) name: String,
     path: String,
     size: Option<Size>,
-    #[serde(default = "default_lba")]
-    lba: u32,
+    lba: Option<u32>,
+    namespace: Option<u32>,
     #[serde(default)]
     format: bool,
     worker: Option<usize>,
@@ -206,9 +235,8 @@ impl RawPool {
     }
 }
 
-fn default_lba() -> u32 {
-    4096
-}
+/// Logical blocks of a soft device whose size is not said.
+const DEFAULT_LBA: u32 = 4096;
 
 /// Linux waits as long (`nvme_core.io_timeout`): a flush of a large cache may
 /// need it.
@@ -220,16 +248,7 @@ impl RawDevice {
     pub(super) fn check(&self, number: usize, workers: usize) -> Result<DeviceConfig, ConfigError> {
         let wrong = |problem| ConfigError::Device { name: self.name.clone(), problem };
         link::VolumeName::new(&self.name).map_err(|_| wrong(DeviceProblem::Name))?;
-        let path = self.path.strip_prefix("soft:").filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| wrong(DeviceProblem::Path(self.path.clone())))?;
-        if !matches!(self.lba, 512 | 4096) {
-            return Err(wrong(DeviceProblem::Lba(self.lba)));
-        }
-        if let Some(size) = self.size
-            && (size.0 < MIN_BLOCKS.bytes() || !size.0.is_multiple_of(4096))
-        {
-            return Err(wrong(DeviceProblem::Size(size)));
-        }
+        let source = self.source().map_err(wrong)?;
         if !(1..=MOST_TIMEOUT).contains(&self.command_timeout_seconds) {
             return Err(wrong(DeviceProblem::Timeout(self.command_timeout_seconds)));
         }
@@ -243,12 +262,41 @@ impl RawDevice {
         let formatting = if self.format { Formatting::IfForeign } else { Formatting::IfBlank };
         Ok(DeviceConfig {
             name: self.name.clone(),
-            source: DeviceSource::Soft { path: path.into(), size: self.size, lba: self.lba },
+            source,
             formatting,
             worker: WorkerIndex(worker),
             unlock,
             pool,
             command_timeout: Duration::from_secs(self.command_timeout_seconds),
         })
+    }
+
+    fn source(&self) -> Result<DeviceSource, DeviceProblem> {
+        let after = |kind| self.path.strip_prefix(kind).filter(|rest| !rest.is_empty());
+        let foreign = |key, kind| Err(DeviceProblem::Foreign { key, kind });
+        if let Some(path) = after("soft:") {
+            let lba = self.lba.unwrap_or(DEFAULT_LBA);
+            if self.namespace.is_some() {
+                return foreign("namespace", "soft");
+            }
+            if !matches!(lba, 512 | 4096) {
+                return Err(DeviceProblem::Lba(lba));
+            }
+            if let Some(size) = self.size
+                && (size.0 < MIN_BLOCKS.bytes() || !size.0.is_multiple_of(4096))
+            {
+                return Err(DeviceProblem::Size(size));
+            }
+            return Ok(DeviceSource::Soft { path: path.into(), size: self.size, lba });
+        }
+        let Some(socket) = after("vfio-user:") else {
+            return Err(DeviceProblem::Path(self.path.clone()));
+        };
+        match (self.size, self.lba, self.namespace.unwrap_or(1)) {
+            (Some(_), ..) => foreign("size", "vfio-user"),
+            (_, Some(_), _) => foreign("lba", "vfio-user"),
+            (.., namespace @ (0 | u32::MAX)) => Err(DeviceProblem::Namespace(namespace)),
+            (.., namespace) => Ok(DeviceSource::VfioUser { socket: socket.into(), namespace }),
+        }
     }
 }

@@ -124,7 +124,7 @@ pub enum ConfigError {
     #[error("two devices are called '{0}'; give each a name of its own")]
     DeviceTwice(String),
     /// A file is taken.
-    #[error("two devices use {0}; give each a file of its own")]
+    #[error("two devices use {0}; give each a file or a socket of its own")]
     FileTwice(PathBuf),
     /// A device is wrong.
     #[error("device '{name}': {problem}")]
@@ -182,9 +182,9 @@ impl ServerConfig {
             if !names.insert(&device.name) {
                 return Err(ConfigError::DeviceTwice(device.name.clone()));
             }
-            let DeviceSource::Soft { path, .. } = &device.source;
+            let path = device.source.path();
             if !files.insert(path) {
-                return Err(ConfigError::FileTwice(path.clone()));
+                return Err(ConfigError::FileTwice(path.to_owned()));
             }
         }
         Ok(Self { control: raw.control, state: raw.state, workers, devices })
@@ -282,7 +282,7 @@ mod tests {
             control = \"/c\"\nstate = \"/s\"\n\
             [[device]]\nname = \"a\"\npath = \"soft:a\"\nsize = \"20G\"\nlba = 512\nformat = true\n\
             [[device]]\nname = \"b\"\npath = \"soft:b\"\n\
-            [[device]]\nname = \"c\"\npath = \"soft:c\"\nworker = 1\n";
+            [[device]]\nname = \"c\"\npath = \"vfio-user:c\"\nworker = 1\nnamespace = 3\n";
         let config = ServerConfig::parse(text).expect("valid");
         assert_eq!(config.workers[1].listen, "[::1]:9001".parse().expect("an address"));
         assert_eq!((config.workers[1].cpu, config.workers[1].idle), (Some(1), Idle::Spin));
@@ -292,12 +292,15 @@ mod tests {
         let source = DeviceSource::Soft { path: "a".into(), size, lba: 512 };
         assert_eq!(config.devices[0].source, source);
         assert_eq!(config.devices[0].formatting, Formatting::IfForeign);
+        let source = DeviceSource::VfioUser { socket: "c".into(), namespace: 3 };
+        assert_eq!(config.devices[2].source, source);
     }
 
     /// Each is a mistake that somebody makes; the sentence must name it.
     #[test]
     fn a_mistake_is_named_in_one_sentence() {
         let with = |text: &str| format!("{text}\n{DEVICE}");
+        let far = |text: &str| format!("{}{text}", DEVICE.replace("soft:/d.img", "vfio-user:/s"));
         for (text, named) in [
             (String::new(), "no device"),
             (with("port = 3"), "unknown field `port`"),
@@ -315,6 +318,11 @@ mod tests {
             (format!("{DEVICE}lba = 520"), "neither 512 nor 4096"),
             (format!("{DEVICE}size = \"8M\""), "at least 10M"),
             (format!("{DEVICE}size = \"11ham\""), "11ham"),
+            (format!("{DEVICE}namespace = 1"), "`namespace` means nothing"),
+            (DEVICE.replace("soft:/d.img", "vfio-user:"), "vfio-user:SOCKET"),
+            (far("lba = 512"), "`lba` means nothing"),
+            (far("size = \"1G\""), "`size` means nothing"),
+            (far("namespace = 0"), "counted from 1"),
             (format!("{DEVICE}worker = 1"), "counted from 0"),
             (format!("{DEVICE}sise = 1"), "unknown field `sise`"),
         ] {

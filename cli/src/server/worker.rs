@@ -1,4 +1,4 @@
-//! What a worker is made of: its devices, and a soft controller to drive them.
+//! What a worker is made of: its devices, and the soft controllers among them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,9 +8,11 @@ use block_core::time::Clock;
 use block_server::config::{DeviceConfig, DeviceSource};
 use block_server::remembered::Rollback;
 use block_server::{
-    Chance, Directory, Limits, Mailbox, NvmeEngine, Owned, Place, Worker, WorkerIndex,
+    Attached, Chance, Directory, Limits, Mailbox, NvmeEngine, Owned, Place, Worker, WorkerIndex,
 };
+use nvme::arena::Arena;
 use nvme::soft::FileOptions;
+use nvme::vfio_user::VfioUserBus;
 use nvme::{LbaSize, Patience, SoftNamespace, SoftOptions};
 
 /// Fronts that one worker serves at most.
@@ -19,6 +21,10 @@ pub(crate) const SESSIONS: u16 = 64;
 /// Slots of each session: more requests at a time than a soft device answers
 /// faster, and one for attach and detach.
 pub(crate) const SLOTS: u16 = 128;
+
+/// Memory that a worker can share with devices in other processes: address space,
+/// taken as it is touched. Its buffers have a tenth of it.
+const ARENA_BYTES: u64 = 64 << 30;
 
 /// Where a worker sits: what it owns and what it shares.
 pub(crate) struct Seat {
@@ -47,11 +53,18 @@ pub(crate) fn limits() -> Limits {
 pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEngine>> {
     let mine: Vec<DeviceConfig> =
         seat.devices.into_iter().filter(|device| device.worker == seat.worker).collect();
-    let namespaces = mine.iter().map(open).collect::<anyhow::Result<Vec<SoftNamespace>>>()?;
+    let shares = mine.iter().any(|one| matches!(one.source, DeviceSource::VfioUser { .. }));
+    let arena = shares.then(|| Arena::in_memory(ARENA_BYTES)).transpose();
+    let arena = arena.context("there is no memory to share with devices")?.map(Arc::new);
+    let attached = mine.iter().map(|device| open(device, arena.as_ref()));
+    let attached = attached.collect::<anyhow::Result<Vec<Attached>>>()?;
     let clock = seat.clock;
     let clock: nvme::Clock = Arc::new(move || clock.now());
-    let (mut engine, devices) = NvmeEngine::soft(SoftOptions::default(), namespaces, clock)
-        .context("the soft NVMe controller does not start")?;
+    let (mut engine, devices) = NvmeEngine::over(arena, SoftOptions::default(), attached, clock)
+        .map_err(|(device, error)| {
+            let name = mine.get(device).map_or("of nobody", |device| &device.name);
+            anyhow::Error::new(error).context(format!("device '{name}' does not start"))
+        })?;
     for (device, config) in mine.iter().enumerate() {
         let patience = Patience { command: config.command_timeout, ..Patience::default() };
         engine.set_patience(device, patience);
@@ -83,9 +96,19 @@ pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEng
     Ok(Worker::over_nvme(engine, owned.collect(), place, limits)?)
 }
 
-fn open(device: &DeviceConfig) -> anyhow::Result<SoftNamespace> {
-    let DeviceSource::Soft { path, size, lba } = &device.source;
-    let options = FileOptions { path: path.clone(), create: size.map(block_server::Size::bytes) };
-    let lba = if *lba == 512 { LbaSize::B512 } else { LbaSize::B4096 };
-    SoftNamespace::file(&options, lba).with_context(|| format!("device '{}'", device.name))
+fn open(device: &DeviceConfig, arena: Option<&Arc<Arena>>) -> anyhow::Result<Attached> {
+    let named = || format!("device '{}'", device.name);
+    match &device.source {
+        DeviceSource::Soft { path, size, lba } => {
+            let create = size.map(block_server::Size::bytes);
+            let options = FileOptions { path: path.clone(), create };
+            let lba = if *lba == 512 { LbaSize::B512 } else { LbaSize::B4096 };
+            Ok(Attached::Soft(SoftNamespace::file(&options, lba).with_context(named)?))
+        }
+        DeviceSource::VfioUser { socket, namespace } => {
+            let arena = arena.with_context(named)?;
+            let bus = VfioUserBus::connect(socket, Arc::clone(arena)).with_context(named)?;
+            Ok(Attached::Bus(bus, *namespace))
+        }
+    }
 }

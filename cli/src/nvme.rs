@@ -1,0 +1,174 @@
+//! `vrio nvme`: controllers themselves, without volumes.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use block_core::time::Clock;
+use block_server::Size;
+use clap::{Args, Subcommand};
+use nvme::arena::Arena;
+use nvme::soft::FileOptions;
+use nvme::vfio_user::{Exported, VfioUserBus};
+use nvme::{Controller, LbaSize, SoftNamespace, SoftOptions};
+
+use crate::stop::Stop;
+use crate::table::{Side, table};
+
+/// Serve a soft NVMe controller to other programs, and look at controllers
+#[derive(Debug, Args)]
+pub(crate) struct NvmeArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve files as namespaces of a controller on a vfio-user socket
+    ///
+    /// For one driver at a time: a `vrio server` whose device is
+    /// "vfio-user:SOCKET", or any other that speaks vfio-user and polls. Only this
+    /// user may open the socket. Runs until SIGINT or SIGTERM.
+    Serve(Serve),
+    /// Show what a controller is and which namespaces it has
+    Identify {
+        /// Where it is: vfio-user:SOCKET. It must have no other driver
+        address: Address,
+    },
+    /// Show a controller's SMART / health log
+    Health {
+        /// Where it is: vfio-user:SOCKET. It must have no other driver
+        address: Address,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    /// The socket to make
+    socket: PathBuf,
+    /// A file for each namespace, the first of which is 1
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Make files that do not exist, with this size
+    #[arg(long, value_name = "SIZE")]
+    create: Option<Size>,
+    /// Bytes in a logical block: 512, or 4096
+    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
+    lba: u32,
+    /// The controller's serial number: up to 20 letters and digits
+    #[arg(long, default_value = "VRIO-SOFT")]
+    serial: String,
+    /// Most I/O queue pairs
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    queues: u16,
+}
+
+/// Where a controller is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Address(PathBuf);
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let socket = text.strip_prefix("vfio-user:").filter(|socket| !socket.is_empty());
+        socket.map(|socket| Self(socket.into())).ok_or_else(|| "write vfio-user:SOCKET".to_owned())
+    }
+}
+
+/// Memory for a driver that asks a few questions.
+const ARENA_BYTES: u64 = 16 << 20;
+
+pub(crate) fn run(args: NvmeArgs) -> anyhow::Result<()> {
+    match args.command {
+        Command::Serve(serve) => serve.run(),
+        Command::Identify { address } => identify(&start(&address.0)?),
+        Command::Health { address } => health(&start(&address.0)?),
+    }
+}
+
+impl Serve {
+    fn run(&self) -> anyhow::Result<()> {
+        let lba = match self.lba {
+            512 => LbaSize::B512,
+            4096 => LbaSize::B4096,
+            other => anyhow::bail!("--lba {other} is neither 512 nor 4096"),
+        };
+        let open = |path: &PathBuf| {
+            let create = self.create.map(Size::bytes);
+            SoftNamespace::file(&FileOptions { path: path.clone(), create }, lba)
+        };
+        let namespaces = self.files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let options = SoftOptions {
+            serial: self.serial.clone(),
+            queues: self.queues,
+            ..SoftOptions::default()
+        };
+        let stop = Stop::listen()?;
+        let named = || format!("cannot serve on '{}'", self.socket.display());
+        let exported = Exported::bind(&self.socket, options, namespaces).with_context(named)?;
+        tracing::info!(socket = %self.socket.display(), namespaces = self.files.len(), "serving");
+        exported.serve(&|| stop.is_asked(), stop.bell().as_fd()).with_context(named)
+    }
+}
+
+/// Resets and starts the controller: it must be nobody else's.
+fn start(socket: &Path) -> anyhow::Result<Controller> {
+    let arena = Arena::in_memory(ARENA_BYTES).context("there is no memory to share")?;
+    let bus = VfioUserBus::connect(socket, Arc::new(arena))?;
+    let clock = Clock::start();
+    let named = || format!("the controller at 'vfio-user:{}'", socket.display());
+    Controller::start(bus, Arc::new(move || clock.now())).with_context(named)
+}
+
+fn identify(controller: &Controller) -> anyhow::Result<()> {
+    let info = controller.info();
+    let version =
+        format!("{}.{}.{}", info.version >> 16, info.version >> 8 & 0xff, info.version & 0xff);
+    let transfer = info.max_transfer.map_or("any".to_owned(), |bytes| Size(bytes).to_string());
+    println!("model             {}", info.model);
+    println!("serial number     {}", info.serial);
+    println!("firmware          {}", info.firmware);
+    println!("NVMe              {version}");
+    println!("largest transfer  {transfer}");
+    println!("I/O queue pairs   {}", controller.queues_granted());
+    println!("volatile cache    {}", yes(info.has_volatile_cache));
+    println!("write zeroes      {}", yes(info.has_write_zeroes));
+    println!("deallocate        {}", yes(info.has_dataset_management));
+    println!();
+    let rows = controller.namespaces().map(|namespace| {
+        let bytes = namespace.lba_count.saturating_mul(namespace.lba_size.bytes() as u64);
+        let size = Size(bytes).to_string();
+        [namespace.id.to_string(), size, namespace.lba_size.bytes().to_string()]
+    });
+    let columns = [("NAMESPACE", Side::Right), ("SIZE", Side::Right), ("BLOCK", Side::Right)];
+    print!("{}", table(columns, &rows.collect::<Vec<_>>()));
+    Ok(())
+}
+
+fn health(controller: &Controller) -> anyhow::Result<()> {
+    let log = controller.health_log()?;
+    println!("critical warning  {:#04x}", log.critical_warning);
+    println!("temperature       {} C", i32::from(log.kelvin) - 273);
+    println!(
+        "spare blocks      {} % (critical below {} %)",
+        log.spare_percent, log.spare_threshold_percent
+    );
+    println!("life used         {} %", log.used_percent);
+    println!("bytes read        {}", log.bytes_read);
+    println!("bytes written     {}", log.bytes_written);
+    println!("reads             {}", log.reads);
+    println!("writes            {}", log.writes);
+    println!("power cycles      {}", log.power_cycles);
+    println!("power-on hours    {}", log.power_on_hours);
+    println!("unsafe shutdowns  {}", log.unsafe_shutdowns);
+    println!("media errors      {}", log.media_errors);
+    println!("errors logged     {}", log.logged_errors);
+    Ok(())
+}
+
+fn yes(is: bool) -> &'static str {
+    if is { "yes" } else { "no" }
+}
