@@ -28,6 +28,8 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     /// Asynchronous Event Request.
     pub const ASYNC_EVENT_REQUEST: u8 = 0x0c;
+    /// Doorbell Buffer Config.
+    pub const DOORBELL_BUFFERS: u8 = 0x7c;
 }
 
 /// Opcodes of the NVM command set (NVM Command Set 1.0, figure 19).

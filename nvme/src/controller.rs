@@ -18,6 +18,7 @@ use crate::identify::{CommandLimits, ControllerInfo, FormatError, NamespaceInfo}
 use crate::port::Port;
 use crate::queue_pair::QueuePair;
 use crate::registers::{CSTS, CSTS_FATAL, CSTS_READY, GONE, VS};
+use crate::shadow::Shadow;
 use crate::table::{Ending, MAX_TRANSFER_BYTES};
 
 /// Tells the time while the driver waits for the controller.
@@ -105,6 +106,8 @@ pub(crate) struct Core {
     limits: CommandLimits,
     namespaces: Vec<Result<NamespaceInfo, (u32, FormatError)>>,
     granted: AtomicU32,
+    /// Where doorbells are stored that the controller looks at by itself.
+    shadow: Option<Shadow>,
     /// Rises when the controller has been stopped: queues made under an
     /// earlier value exist no more, and nothing they pointed at is touched.
     epoch: AtomicU32,
@@ -123,8 +126,11 @@ impl Controller {
         let mut admin = Admin::new(&port)?;
         port.complete(admin.start(&port))?;
         let described = port.complete(describe(&port, &mut admin));
-        let granted = described.as_ref().map_or(0, |described| described.granted);
-        let Described { info, limits, namespaces, .. } = match described {
+        let described = described.and_then(|described| {
+            let shadow = port.complete(shadow_doorbells(&port, &mut admin, &described.info))?;
+            Ok((described, shadow))
+        });
+        let (Described { info, limits, namespaces, granted }, shadow) = match described {
             Ok(described) => described,
             Err(error) => {
                 give_up(&port, admin);
@@ -138,6 +144,7 @@ impl Controller {
             limits,
             namespaces,
             granted: AtomicU32::new(u32::from(granted)),
+            shadow,
             epoch: AtomicU32::new(0),
             cut_off: AtomicBool::new(false),
         };
@@ -281,6 +288,23 @@ impl Core {
         &self.limits
     }
 
+    /// A doorbell goes from `old` to `new`; how many registers that took.
+    pub(crate) fn ring(&self, doorbell: u32, old: u32, new: u32) -> u64 {
+        let told = self.shadow.as_ref().is_some_and(|shadow| !shadow.ring(doorbell, old, new));
+        if told {
+            return 0;
+        }
+        self.port.bus.write32(doorbell, new);
+        1
+    }
+
+    /// A queue pair is about to be created.
+    pub(crate) fn clear_shadow(&self, queue: u16) {
+        if let Some(shadow) = &self.shadow {
+            shadow.clear_queue(queue);
+        }
+    }
+
     /// Most bytes of one data transfer: whole blocks.
     pub(crate) fn max_transfer(&self) -> usize {
         let said = self.info.max_transfer.unwrap_or(u64::MAX);
@@ -302,6 +326,10 @@ impl Core {
         let found = describe(&self.port, &mut admin).await?;
         self.compare(&found)?;
         self.granted.store(u32::from(found.granted), Ordering::Relaxed);
+        if let Some(shadow) = &self.shadow {
+            shadow.clear();
+            admin.execute(&self.port, "shadow doorbells", shadow.command()).await?;
+        }
         Ok(())
     }
 
@@ -396,7 +424,9 @@ impl Drop for Core {
             && let Ok(admin) = Admin::new(&self.port)
         {
             let admin = std::mem::replace(&mut *self.admin(), admin);
-            std::mem::forget(admin); // The controller may still write to it.
+            // The controller may still write to them.
+            std::mem::forget(admin);
+            std::mem::forget(self.shadow.take());
         }
     }
 }
@@ -434,6 +464,27 @@ async fn describe(port: &Port, admin: &mut Admin) -> Result<Described, StartErro
     }
     let granted = ask_for_queues(port, admin).await?;
     Ok(Described { info, limits, namespaces, granted })
+}
+
+/// Tells the controller where doorbells are shadowed, if it wants to know. One that
+/// refuses is told by registers.
+async fn shadow_doorbells(
+    port: &Port,
+    admin: &mut Admin,
+    info: &ControllerInfo,
+) -> Result<Option<Shadow>, StartError> {
+    if !info.has_shadow_doorbells {
+        return Ok(None);
+    }
+    let shadow = Shadow::new(port)?;
+    match admin.execute(port, "shadow doorbells", shadow.command()).await {
+        Ok(_) => Ok(Some(shadow)),
+        Err(StartError::Refused { .. }) => Ok(None),
+        Err(error) => {
+            std::mem::forget(shadow); // It may have heard it.
+            Err(error)
+        }
+    }
 }
 
 /// The active namespace ID list: pages of 1024 rising IDs, ended by a zero

@@ -17,6 +17,7 @@ pub(crate) mod controller_at {
     pub(crate) const CNTLID: usize = 78;
     pub(crate) const VERSION: usize = 80;
     pub(crate) const CNTRLTYPE: usize = 111;
+    pub(crate) const OACS: usize = 256;
     pub(crate) const ACL: usize = 258;
     pub(crate) const AERL: usize = 259;
     pub(crate) const SQES: usize = 512;
@@ -49,6 +50,8 @@ pub(crate) mod limits_at {
     pub(crate) const DMSL: usize = 8;
 }
 
+/// OACS: Doorbell Buffer Config is supported.
+pub(crate) const OACS_DOORBELL_BUFFERS: u16 = 1 << 8;
 /// ONCS: Dataset Management is supported.
 pub(crate) const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
 /// ONCS: Write Zeroes is supported.
@@ -118,6 +121,8 @@ pub struct ControllerInfo {
     pub has_write_zeroes: bool,
     /// Whether Dataset Management is there.
     pub has_dataset_management: bool,
+    /// Whether doorbells can be shadowed in memory.
+    pub has_shadow_doorbells: bool,
     /// Entry sizes of 64 and 16 bytes are among those supported.
     pub has_usual_entries: bool,
 }
@@ -138,6 +143,7 @@ impl ControllerInfo {
             has_volatile_cache: page[controller_at::VWC] & 1 == 1,
             has_write_zeroes: oncs & ONCS_WRITE_ZEROES != 0,
             has_dataset_management: oncs & ONCS_DATASET_MANAGEMENT != 0,
+            has_shadow_doorbells: u16_at(page, controller_at::OACS) & OACS_DOORBELL_BUFFERS != 0,
             has_usual_entries: holds(page[controller_at::SQES], 6)
                 && holds(page[controller_at::CQES], 4),
         }

@@ -41,6 +41,7 @@ pub mod queue_pair;
 mod table;
 
 mod ring;
+mod shadow;
 
 pub mod command;
 pub mod completion;

@@ -156,18 +156,22 @@ impl QueuePair {
         if self.is_stale() || self.with(|state| state.is_held) {
             return;
         }
-        let (id, head, tail) = self.with(|state| {
-            let news = (state.id, state.completion.news(), state.submission.news());
-            state.counters.doorbells += u64::from(news.1.is_some()) + u64::from(news.2.is_some());
-            news
+        let core = &self.core;
+        let written = self.with(|state| {
+            let (old_head, old_tail) = (state.completion.rung(), state.submission.rung());
+            let capabilities = &core.port.capabilities;
+            let mut written = 0;
+            // The head first: it makes the room that new commands will need.
+            if let Some(head) = state.completion.news() {
+                written += core.ring(capabilities.completion_doorbell(state.id), old_head, head);
+            }
+            if let Some(tail) = state.submission.news() {
+                written += core.ring(capabilities.submission_doorbell(state.id), old_tail, tail);
+            }
+            written
         });
-        let port = &self.core.port;
-        // The head first: it makes the room that new commands will need.
-        if let Some(head) = head {
-            port.bus.write32(port.capabilities.completion_doorbell(id), head);
-        }
-        if let Some(tail) = tail {
-            port.bus.write32(port.capabilities.submission_doorbell(id), tail);
+        if written > 0 {
+            self.with(|state| state.counters.doorbells += written);
         }
     }
 
@@ -284,6 +288,7 @@ async fn create_queues(core: &Core, rings: RingsPlace) -> Result<(u16, u32), Sta
     let Some(id) = admin_queue.take_queue() else {
         return Err(StartError::NoQueue { granted: core.granted() });
     };
+    core.clear_shadow(id);
     let RingsPlace { submission, completion, entries } = rings;
     let completion = Command::create_completion_queue(id, entries, completion);
     if let Err(error) = admin_queue.execute(port, "create a completion queue", completion).await {

@@ -43,6 +43,11 @@ impl SubmissionRing {
         })
     }
 
+    /// The value that the controller knows.
+    pub(crate) fn rung(&self) -> u32 {
+        self.rung
+    }
+
     /// Back to the state of a queue that has just been created.
     pub(crate) fn restart(&mut self) {
         (self.tail, self.rung) = (0, 0);
@@ -90,6 +95,11 @@ impl CompletionRing {
             self.rung = self.head;
             self.head
         })
+    }
+
+    /// The value that the controller knows.
+    pub(crate) fn rung(&self) -> u32 {
+        self.rung
     }
 
     /// Back to the state of a queue that has just been created: no entry has

@@ -50,6 +50,7 @@ impl Engine {
             admin::GET_LOG_PAGE => self.get_log_page(command),
             admin::SET_FEATURES => self.set_features(command),
             admin::GET_FEATURES => self.get_features(command),
+            admin::DOORBELL_BUFFERS if self.options.shadow_doorbells => self.take_shadows(command),
             admin::ABORT => self.abort(command, registers),
             admin::ASYNC_EVENT_REQUEST if self.events.len() == MAX_EVENTS => {
                 Err(Status::ASYNC_EVENT_LIMIT)

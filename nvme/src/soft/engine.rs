@@ -8,6 +8,7 @@ use super::namespace::SoftNamespace;
 use super::prp::Piece;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::registers::Registers;
+use super::shadow::Shadow;
 use super::windows::{Registry, Windows};
 use crate::PAGE;
 use crate::command::{COMMAND_WORDS, Command};
@@ -69,6 +70,7 @@ pub(super) struct Engine {
     pub(super) events: Vec<u16>,
     pub(super) pieces: Vec<Piece>,
     pub(super) served: Served,
+    pub(super) shadow: Option<Shadow>,
     power: Power,
     switches: Switches,
     chance: Chance,
@@ -97,6 +99,7 @@ impl Engine {
             events: Vec::with_capacity(super::admin::MAX_EVENTS),
             pieces: Vec::with_capacity(options.max_transfer / PAGE + 1),
             served: Served::default(),
+            shadow: None,
             power: Power::Off,
             switches: Switches::default(),
             chance: Chance::new(options.disorder.map_or(0, |disorder| disorder.seed)),
@@ -237,6 +240,7 @@ impl Engine {
         }
         self.held.clear();
         self.events.clear();
+        self.shadow = None;
         self.features = super::admin::initial_features(&self.options);
         for namespace in &mut self.namespaces {
             namespace.set_cached(self.options.write_cache);
@@ -256,7 +260,7 @@ impl Engine {
         if self.submission[usize::from(queue)].is_none() {
             return 0;
         }
-        let tail = registers.tail(queue);
+        let tail = self.tail(queue, registers);
         self.windows.refresh(registry);
         let mut count = 0;
         while self.budget > 0 && self.has_room(queue, registers) && self.may_hold(queue) {
@@ -337,7 +341,9 @@ impl Engine {
         let Some(source) = &self.submission[usize::from(queue)] else { return false };
         let target = source.completion;
         let completion = self.completion[usize::from(target)].as_mut();
-        completion.is_some_and(|completion| completion.has_room(|| registers.head(target)))
+        let shadow = self.shadow.as_ref().filter(|_| target > 0);
+        let head = || shadow.map_or_else(|| registers.head(target), |shadow| shadow.head(target));
+        completion.is_some_and(|completion| completion.has_room(head))
     }
 
     pub(super) fn post(&mut self, queue: u16, id: u16, status: Status, result: u32) {

@@ -7,7 +7,8 @@ use super::namespace::SoftNamespace;
 use super::registers::VERSION;
 use crate::PAGE;
 use crate::identify::{
-    ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, Page, controller_at, namespace_at,
+    OACS_DOORBELL_BUFFERS, ONCS_DATASET_MANAGEMENT, ONCS_WRITE_ZEROES, Page, controller_at,
+    namespace_at,
 };
 
 const MODEL: &str = "vRIO soft controller";
@@ -32,6 +33,8 @@ pub(super) fn controller(page: &mut Page, options: &SoftOptions, namespaces: u32
     put(page, controller_at::CNTLID, &1_u16.to_le_bytes());
     put(page, controller_at::VERSION, &VERSION.to_le_bytes());
     page[controller_at::CNTRLTYPE] = IO_CONTROLLER;
+    let shadows = if options.shadow_doorbells { OACS_DOORBELL_BUFFERS } else { 0 };
+    put(page, controller_at::OACS, &shadows.to_le_bytes());
     page[controller_at::ACL] = 3;
     page[controller_at::AERL] = MAX_EVENTS as u8 - 1;
     page[controller_at::SQES] = SUBMISSION_ENTRIES;

@@ -25,6 +25,7 @@ mod prp;
 mod queue;
 mod ram;
 mod registers;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -69,6 +70,10 @@ pub struct SoftOptions {
     pub write_zeroes: bool,
     /// Whether there is a Dataset Management command.
     pub deallocate: bool,
+    /// Whether doorbells can be shadowed in memory. It costs a driver of this process a
+    /// fence and saves nothing; a controller whose doorbells another process has mapped
+    /// never does.
+    pub shadow_doorbells: bool,
     /// Reorders and delays completions.
     pub disorder: Option<Disorder>,
 }
@@ -83,6 +88,7 @@ impl Default for SoftOptions {
             write_cache: true,
             write_zeroes: true,
             deallocate: true,
+            shadow_doorbells: false,
             disorder: None,
         }
     }
@@ -141,6 +147,7 @@ impl SoftController {
         doorbells: Arc<Memory>,
     ) -> Arc<Self> {
         let count = doorbells.len() / 4;
+        let options = SoftOptions { shadow_doorbells: false, ..options };
         let words = HalfWords::new(doorbells, 0, count);
         Self::over(Arc::default(), options, namespaces, words)
     }

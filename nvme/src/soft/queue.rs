@@ -14,11 +14,13 @@ pub(super) struct SubmissionQueue {
     head: u32,
     /// The completion queue of its commands.
     pub(super) completion: u16,
+    /// Its shadow doorbell is not looked at until the doorbell is written.
+    pub(super) asleep: bool,
 }
 
 impl SubmissionQueue {
     pub(super) fn new(words: Words, entries: u32, completion: u16) -> Self {
-        Self { words, entries, head: 0, completion }
+        Self { words, entries, head: 0, completion, asleep: false }
     }
 
     /// Takes the next command, given what the tail doorbell says. A tail that

@@ -23,6 +23,8 @@ const NVM_COMMANDS: u64 = 1 << 37;
 pub(super) struct Registers {
     words: [AtomicU32; REGISTER_BYTES as usize / 4],
     doorbells: Doorbells,
+    /// Tail doorbells that were written, by queue.
+    rung: Box<[AtomicBool]>,
     gone: AtomicBool,
 }
 
@@ -68,7 +70,9 @@ impl Registers {
         assert!(shared.as_ref().is_none_or(|words| words.len() >= count));
         let own = || Doorbells::Own((0..count).map(|_| AtomicU32::new(0)).collect());
         let doorbells = shared.map_or_else(own, Doorbells::Shared);
-        let registers = Self { words: Default::default(), doorbells, gone: AtomicBool::new(false) };
+        let rung = (0..=queues).map(|_| AtomicBool::new(false)).collect();
+        let gone = AtomicBool::new(false);
+        let registers = Self { words: Default::default(), doorbells, rung, gone };
         let cap = u64::from(entries - 1) | CONTIGUOUS_QUEUES | READY_TIMEOUT | NVM_COMMANDS;
         registers.word(CAP).store(cap as u32, Ordering::Relaxed);
         registers.word(CAP + 4).store((cap >> 32) as u32, Ordering::Relaxed);
@@ -91,6 +95,9 @@ impl Registers {
         if offset >= DOORBELLS {
             let index = (offset - DOORBELLS) as usize / 4;
             self.doorbells.store(index, value);
+            if let (0, Some(rung)) = (index % 2, self.rung.get(index / 2)) {
+                rung.store(true, Ordering::Release);
+            }
         } else if matches!(offset & !3, CC | AQA) || (ASQ..ACQ + 8).contains(&offset) {
             self.word(offset).store(value, Ordering::Release);
         }
@@ -99,6 +106,11 @@ impl Registers {
     /// What a queue's tail doorbell says.
     pub(super) fn tail(&self, queue: u16) -> u32 {
         self.doorbells.load(2 * usize::from(queue))
+    }
+
+    /// Whether a queue's tail doorbell was written since this was asked last.
+    pub(super) fn take_ring(&self, queue: u16) -> bool {
+        self.rung[usize::from(queue)].swap(false, Ordering::AcqRel)
     }
 
     /// What a queue's head doorbell says.

@@ -9,7 +9,7 @@ use block_core::{DmaMemory, Memory};
 
 use crate::PAGE;
 use crate::arena::Arena;
-use crate::sys::Words;
+use crate::sys::{HalfWords, Words};
 
 /// Where the first window begins: address 0 and what private buffers claim to
 /// be at are no window.
@@ -141,6 +141,12 @@ impl Windows {
     /// The memory that a place is in.
     pub(super) fn memory(&self, place: Place) -> &Memory {
         self.list[place.window].memory()
+    }
+
+    /// Half words that stay readable however the windows change.
+    pub(super) fn half_words(&self, iova: u64, count: usize) -> Option<HalfWords> {
+        let place = self.find(iova, count.checked_mul(4)?)?;
+        HalfWords::new(Arc::clone(self.list[place.window].memory()), place.offset, count)
     }
 
     /// Words that stay readable however the windows change, for a queue.

@@ -20,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a full queue", full_queue),
     ("fewer queues than asked", fewer_queues),
     ("queues in the wrong order", wrong_order),
+    ("shadow doorbells", shadow_doorbells),
 ];
 
 /// The shortest queue holds one command; rings turn over many times.
@@ -121,5 +122,42 @@ fn wrong_order(rig: &Rig<'_>) -> Verdict {
     refused(delete(admin::DELETE_COMPLETION_QUEUE, used), Status::INVALID_QUEUE_DELETION);
     // Its completion queue is missing.
     refused(Command::create_submission_queue(3, 8, 0), Status::INVALID_COMPLETION_QUEUE);
+    Verdict::Passed
+}
+
+/// One command at a time, so that the controller falls asleep after each and must be
+/// woken for the next. Then many at a time, which take fewer
+/// doorbells than commands.
+fn shadow_doorbells(rig: &Rig<'_>) -> Verdict {
+    if !rig.controller.info().has_shadow_doorbells {
+        return Verdict::Skipped("it offers none");
+    }
+    let pool = rig.pool(32, BLOCK);
+    let namespace = rig.namespace(1);
+    let before = rig.queue.counters();
+    for round in 0..4000_u64 {
+        let at = Pba(round % 64);
+        let read = rig.run(namespace.read(at, filled(&pool, 0), 0..1)).1;
+        assert_eq!(read, Ok(()), "round {round}");
+    }
+    let alone = rig.queue.counters().doorbells - before.doorbells;
+    assert!(alone <= 4000 + 4000, "{alone} doorbells, heads and tails");
+    let mut requests: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    let before = rig.queue.counters();
+    for round in 0..200 {
+        for index in 0..32 {
+            let buffer = filled(&pool, (index + round) as u8);
+            let write = namespace.write(Pba(index), buffer, 0..1, Durability::Cached);
+            requests.push(Box::pin(write));
+        }
+        while !requests.is_empty() {
+            requests.retain_mut(|request| poll(request.as_mut()).is_pending());
+            rig.turn();
+        }
+    }
+    let after = rig.queue.counters();
+    let (ended, rung) = (after.ended - before.ended, after.doorbells - before.doorbells);
+    assert!(ended == 6400 && rung < ended, "{rung} doorbells for {ended} commands");
+    assert_eq!(after.unexpected, 0);
     Verdict::Passed
 }

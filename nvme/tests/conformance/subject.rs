@@ -99,7 +99,7 @@ fn soft(options: SoftOptions) -> Arc<SoftController> {
 }
 
 pub(crate) fn soft_here() -> Subject {
-    let soft = soft(options());
+    let soft = soft(SoftOptions { shadow_doorbells: true, ..options() });
     let (bus, life) = (soft.bus(), Box::new(()));
     Subject { name: "soft", bus, soft: Some(soft), driven_here: true, _life: life }
 }
@@ -113,7 +113,7 @@ fn soft_in_disorder() -> Subject {
 
 /// On a second thread: in one a missing fence is invisible.
 fn soft_beside() -> Subject {
-    let soft = soft(options());
+    let soft = soft(SoftOptions { shadow_doorbells: true, ..options() });
     let (bus, life) = (soft.distant_bus(), Box::new(soft.spawn()));
     Subject { name: "second thread", bus, soft: Some(soft), driven_here: false, _life: life }
 }
