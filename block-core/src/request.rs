@@ -59,6 +59,12 @@ impl Op {
     pub const fn changes(self) -> bool {
         !matches!(self, Self::Read | Self::Flush)
     }
+
+    /// Whether what the request changes is durable when it is answered.
+    #[must_use]
+    pub const fn writes_through(self) -> bool {
+        matches!(self, Self::WriteThrough | Self::WriteZeroesThrough)
+    }
 }
 
 /// One request to a volume, by value: whoever holds it answers it, once.

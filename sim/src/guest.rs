@@ -291,7 +291,7 @@ impl Guest {
             Op::Flush => self.oracle.end_flush(id),
             Op::Discard => self.oracle.end_in_doubt(id),
             op => {
-                let durable = matches!(op, Op::WriteThrough | Op::WriteZeroesThrough);
+                let durable = op.writes_through();
                 self.oracle.end_change(id, durable);
             }
         }

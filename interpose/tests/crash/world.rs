@@ -268,7 +268,7 @@ impl World {
         let served = ordered.serve(request).await;
         self.log(|| format!("{id}: {:?}", served.outcome));
         self.judge(key, version, served.outcome, || format!("{op:?} at {range:?}"));
-        let through = matches!(op, Op::WriteThrough | Op::WriteZeroesThrough);
+        let through = op.writes_through();
         let worked = served.outcome.is_ok();
         let mut model = self.model.borrow_mut();
         model.end(key, id, worked, through);

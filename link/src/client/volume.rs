@@ -93,6 +93,8 @@ pub(super) struct Volume {
     /// An earlier start of this front may have answered changes that are not
     /// durable, and that nobody keeps.
     inherits: bool,
+    /// A change waits until what is kept is durable.
+    flush_awaited: bool,
     /// A flush of the client's own is under way.
     pub(super) flushing: bool,
     /// Not before this is the next one sent.
@@ -136,6 +138,7 @@ impl Volume {
             replaying: Vec::with_capacity(slots),
             parked: Vec::with_capacity(slots),
             inherits: access == Access::Write,
+            flush_awaited: false,
             flushing: false,
             flush_at: None,
             flush_error: None,
@@ -231,8 +234,12 @@ impl Volume {
     }
 
     /// Room for a change, and the buffer for the `bytes` that it carries.
+    ///
+    /// One that is written through waits until what is kept of its range is
+    /// durable: sent again, that would come back over it.
     pub(super) fn begin_change(
         &mut self,
+        op: Op,
         range: SectorRange,
         bytes: usize,
     ) -> Result<Option<Buffer>, Refusal> {
@@ -241,6 +248,10 @@ impl Volume {
         }
         if self.changing.iter().any(|other| overlap(*other, range)) {
             return Err(Refusal::Busy);
+        }
+        if op.writes_through() && self.kept.has_some_of(range) {
+            self.flush_awaited = true;
+            return Err(self.flush_error.map_or(Refusal::Busy, Refusal::Failed));
         }
         let Some(copy) = self.kept.admit(bytes) else {
             // Nothing can be made durable any more, so nothing more is taken.
@@ -276,13 +287,15 @@ impl Volume {
     /// A flush was answered by the server that has what is kept.
     pub(super) fn flushed(&mut self, mark: Mark) {
         self.kept.flushed(mark);
+        self.flush_awaited = false;
         self.flush_error = None;
     }
 
     /// Whether the client should flush by itself.
     pub(super) fn wants_flush(&self, now: Time) -> bool {
-        let full = self.kept.is_half_full() || self.leaving && !self.kept.is_empty();
-        let due = self.recovery == Recovery::Inheriting || self.is_serving() && full;
+        let wanted = self.kept.is_half_full()
+            || (self.leaving || self.flush_awaited) && !self.kept.is_empty();
+        let due = self.recovery == Recovery::Inheriting || self.is_serving() && wanted;
         let attached = matches!(self.state, VolumeState::Attached(_));
         attached && due && !self.flushing && self.flush_at.is_none_or(|at| now >= at)
     }

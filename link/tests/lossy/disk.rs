@@ -139,7 +139,7 @@ impl Disk {
         if range.end() > SECTORS {
             return Reply::plain(Err(BlockError::OutOfRange), 0);
         }
-        let through = matches!(request.op, Op::WriteThrough | Op::WriteZeroesThrough);
+        let through = request.op.writes_through();
         let data = request.buffer.as_deref_mut().map(|buffer| {
             &mut buffer[range.offset_in_block()..range.offset_in_block() + range.bytes() as usize]
         });

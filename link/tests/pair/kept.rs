@@ -37,6 +37,26 @@ fn a_change_waits_for_the_answer_of_one_that_it_overlaps() {
     assert_eq!(offer(&mut pair, volume, Op::Write, 23), Ok(()), "it touches and does not overlap");
 }
 
+/// A guest wrote a block, then wrote it through. The server died; the front sent
+/// the first write again, and died before it sent the second: what had been
+/// durable was gone. Nothing older is kept when a block is written through.
+#[test]
+fn a_block_is_written_through_when_what_is_kept_of_it_is_durable() {
+    let (mut pair, volume) = Pair::attached();
+    write(&mut pair, volume, 8);
+    pair.guest.outcome = None;
+    pair.host.flushes = 0;
+    assert_eq!(offer(&mut pair, volume, Op::WriteThrough, 100), Ok(()), "it lies elsewhere");
+    pair.run(Duration::from_millis(2), |_| false);
+    assert_eq!((pair.guest.outcome.take(), pair.host.flushes), (Some(Ok(())), 0));
+    assert_eq!(offer(&mut pair, volume, Op::WriteZeroesThrough, 15), Err(Refusal::Busy));
+    pair.run(Duration::from_millis(2), |_| false);
+    assert_eq!(pair.host.flushes, 1);
+    assert_eq!(offer(&mut pair, volume, Op::WriteZeroesThrough, 15), Ok(()));
+    pair.run(Duration::from_millis(2), |_| false);
+    assert_eq!((pair.guest.outcome, pair.host.flushes), (Some(Ok(())), 1));
+}
+
 /// A restarted server gets what it may have lost, in order where it matters,
 /// and only then what is new.
 #[test]

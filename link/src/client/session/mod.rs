@@ -167,7 +167,7 @@ impl<P: Peer> Session<P> {
         }
         let mut data = None;
         if let Some(range) = part.range.filter(|_| part.op.changes()) {
-            data = volumes[index].begin_change(range, bytes)?;
+            data = volumes[index].begin_change(part.op, range, bytes)?;
             if let Some(copy) = &mut data
                 && let Err(error) = guest.fetch(part.token, &mut copy[..bytes])
             {
