@@ -116,16 +116,37 @@ impl Overlay {
         pointer: Pointer,
         hash: Hash,
     ) {
-        let change = self.blocks.change(pointer.pba, Use::Coming);
-        change.delta += 1;
-        change.born = Some(Born { hash, seal: pointer.seal });
+        self.stored(&pointer, hash);
         self.put((line, since), lba, pointer);
     }
 
     /// A block has the content of one that is there.
     pub fn share(&mut self, (line, since): (LineId, Epoch), lba: Lba, pointer: Pointer) {
-        self.blocks.change(pointer.pba, Use::Coming).delta += 1;
+        self.shared(&pointer);
         self.put((line, since), lba, pointer);
+    }
+
+    /// The first half of [`Overlay::store`]: what it makes of the block.
+    pub(crate) fn stored(&mut self, pointer: &Pointer, hash: Hash) {
+        let change = self.blocks.change(pointer.pba, Use::Coming);
+        change.delta += 1;
+        change.born = Some(Born { hash, seal: pointer.seal });
+    }
+
+    /// The first half of [`Overlay::share`]. A block that nothing referred to
+    /// any more is not given up then.
+    pub(crate) fn shared(&mut self, pointer: &Pointer) {
+        let change = self.blocks.change(pointer.pba, Use::Coming);
+        self.freed -= u64::from(change.delta == 0 && change.born.is_some());
+        change.delta += 1;
+    }
+
+    /// The second half of both: where the block is. Those of different blocks
+    /// of a line may change places with each other.
+    pub(crate) fn put(&mut self, (line, since): (LineId, Epoch), lba: Lba, pointer: Pointer) {
+        if let Some(old) = self.points.put((line, since), lba, pointer) {
+            kill(&mut self.blocks, &mut self.freed, &old);
+        }
     }
 
     /// Blocks are not there any more, from `epoch` on. At most so many entries
@@ -159,7 +180,7 @@ impl Overlay {
 
     /// References to a block went with a tree that was merged.
     pub fn unrefer(&mut self, pba: Pba) {
-        self.blocks.change(pba, Use::Going).delta -= 1;
+        unrefer(&mut self.blocks, &mut self.freed, pba);
     }
 
     /// A page was taken, or is gone. One that was taken here and is gone was
@@ -174,12 +195,6 @@ impl Overlay {
     #[must_use]
     pub fn block(&self, pba: Pba) -> Option<&BlockChange> {
         self.blocks.get(pba)
-    }
-
-    fn put(&mut self, (line, since): (LineId, Epoch), lba: Lba, pointer: Pointer) {
-        if let Some(old) = self.points.put((line, since), lba, pointer) {
-            kill(&mut self.blocks, &mut self.freed, &old);
-        }
     }
 
     /// Most pages of maps that merging it writes.
@@ -324,13 +339,17 @@ impl Overlay {
     }
 }
 
-/// A reference to a block went.
+/// What a pointer referred to is referred to once less.
 fn kill(blocks: &mut Blocks, freed: &mut u64, old: &Pointer) {
     if old.kind == Kind::Data {
-        let change = blocks.change(old.pba, Use::Going);
-        change.delta -= 1;
-        *freed += u64::from(change.delta == 0 && change.born.is_some());
+        unrefer(blocks, freed, old.pba);
     }
+}
+
+fn unrefer(blocks: &mut Blocks, freed: &mut u64, pba: Pba) {
+    let change = blocks.change(pba, Use::Going);
+    change.delta -= 1;
+    *freed += u64::from(change.delta == 0 && change.born.is_some());
 }
 
 /// Whether a block lies in a range.

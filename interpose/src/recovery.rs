@@ -4,20 +4,22 @@
 //! Up to the new era nothing is written but second copies of what one copy
 //! lost, so that recovery can be cut off and repeated at any point.
 
+mod replay;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use block_core::{BlockCount, BlockError, Chance, Device, Pba, Pool as Buffers};
 use thiserror::Error;
 
-use crate::catalog::Contradiction;
+use self::replay::Replay;
 use crate::checkpoint::{Guard, NoSuperblock, Shelves, newest_superblock, repair_superblock};
 use crate::core::{Core, ReadOnly, State, Tally};
 use crate::index::Index;
-use crate::journal::{self, Chain, Journal, Position, ReplayError, Ring, Start, Verdict};
-use crate::layout::control::{Control, Malformed};
+use crate::journal::{self, Journal, Position, Ring, Start, Verdict};
+use crate::layout::Record;
+use crate::layout::control::Control;
 use crate::layout::superblock::Superblock;
-use crate::layout::{DomainId, Record};
 use crate::overlay::Overlay;
 use crate::pages::{Damage, Pages};
 use crate::read_cache::ReadCache;
@@ -152,10 +154,18 @@ pub(crate) async fn open<D: Device + 'static>(
         usage: superblock.usage,
         generation: guard.generation,
     };
-    let replay = Replay { device: &*device, vault: &vault, buffers: &buffers, ring: &ring };
     let index = Index::new(settings.index).map_err(|why| OpenError::Index(why.to_string()))?;
     let state = RefCell::new(state);
-    let at = replay.run(start, chain, &state, &space, &index).await?;
+    let replay = Replay {
+        pages: &pages,
+        vault: &vault,
+        buffers: &buffers,
+        ring: &ring,
+        state: &state,
+        space: &space,
+        index: &index,
+    };
+    let at = replay.run(start, chain).await?;
     claim_shared(&state, &space).await;
     let read_only = match chain.verdict {
         _ if settings.read_only => Some(ReadOnly::Asked),
@@ -280,139 +290,4 @@ async fn claim_all<D: Device>(space: &Space<D>, blocks: Vec<Pba>) {
             let _ = space.claim(pba);
         }
     }
-}
-
-/// What replaying the journal needs.
-struct Replay<'a, D> {
-    device: &'a D,
-    vault: &'a Vault,
-    buffers: &'a Buffers,
-    ring: &'a Ring,
-}
-
-impl<D: Device> Replay<'_, D> {
-    /// Does again what the journal says, and returns where it goes on.
-    ///
-    /// Past the mark a block may name data that never reached the device: the
-    /// journal is cut off before the first one that does.
-    async fn run(
-        &self,
-        start: Start,
-        chain: Chain,
-        state: &RefCell<State>,
-        space: &Space<D>,
-        index: &Index,
-    ) -> Result<Position, OpenError> {
-        let flushed = (chain.mark + 1).clamp(start.position.next, chain.end.next);
-        let mut why = None;
-        let mut apply = |record: Record| {
-            apply(&mut state.borrow_mut(), space, index, &record)
-                .map_err(|contradiction| why = Some(contradiction))
-                .map_err(|()| Malformed)
-        };
-        let failed = |error: ReplayError, why: Option<Contradiction>| match error {
-            ReplayError::Changed(number) => {
-                OpenError::Journal { number, why: "it changes while it is read".to_owned() }
-            }
-            ReplayError::Malformed(number) => OpenError::Journal {
-                number,
-                why: why.map_or_else(|| "a record is malformed".to_owned(), |why| why.to_string()),
-            },
-        };
-        let (device, vault) = (self.device, self.vault);
-        let replay = |from, end| (from, end);
-        let (from, end) = replay(start.position, flushed);
-        let done =
-            journal::replay(device, vault, self.buffers, self.ring, from, end, |_, record| {
-                apply(record)
-            })
-            .await;
-        let at = match done {
-            Ok(at) => at,
-            Err(error) => return Err(failed(error, why)),
-        };
-        let mut records = Vec::new();
-        let keep = |number, record| {
-            records.push((number, record));
-            Ok(())
-        };
-        let rest =
-            journal::replay(device, vault, self.buffers, self.ring, at, chain.end.next, keep);
-        rest.await.map_err(|error| failed(error, None))?;
-        let domain = |line| {
-            let state = state.borrow();
-            let head = state.catalog.node(crate::catalog::head_of(line));
-            head.map(|head| head.facts.domain)
-        };
-        let mut end = chain.end.next;
-        let mut checked = 0;
-        while checked < records.len() {
-            // Block by block: a block is kept whole or not at all.
-            let number = records[checked].0;
-            let block = records[checked..].iter().take_while(|(of, _)| *of == number).count();
-            let block = &records[checked..checked + block];
-            checked += block.len();
-            if self.device.has_volatile_cache() {
-                let mut whole = true;
-                for (_, record) in block {
-                    whole &= self.is_there(record, domain, block).await;
-                }
-                if !whole {
-                    end = number;
-                    break;
-                }
-            }
-            for (number, record) in block {
-                apply(record.clone()).map_err(|_| OpenError::Journal {
-                    number: *number,
-                    why: "it does not fit to what was before".to_owned(),
-                })?;
-            }
-        }
-        let nothing = |_, _| Ok(());
-        let kept = journal::replay(device, vault, self.buffers, self.ring, at, end, nothing);
-        kept.await.map_err(|error| failed(error, None))
-    }
-
-    /// Whether the data that a record names is on the device.
-    async fn is_there(
-        &self,
-        record: &Record,
-        domain: impl Fn(crate::layout::LineId) -> Option<DomainId>,
-        block: &[(u64, Record)],
-    ) -> bool {
-        let Record::New { line, pointer, .. } = record else { return true };
-        // A volume may be made in the same block as it is written to.
-        let made = |record: &Record| match record {
-            Record::Control(Control::Create { line: made, domain, .. }) if made == line => {
-                Some(*domain)
-            }
-            _ => None,
-        };
-        let domain = domain(*line).or_else(|| block.iter().find_map(|(_, record)| made(record)));
-        let (Some(domain), Some(buffer)) = (domain, self.buffers.take()) else { return false };
-        if pointer.pba.0 >= self.device.blocks().0 {
-            return false;
-        }
-        let (mut buffer, outcome) = self.device.read(pointer.pba, buffer, 0..1).await;
-        let binding = crate::layout::Binding::data(domain, pointer.pba);
-        let bytes = &mut buffer[..block_core::BLOCK_SIZE];
-        let aad = binding.encode(&self.vault.pool_id());
-        outcome.is_ok() && self.vault.open(domain, &pointer.seal, &aad, bytes).is_ok()
-    }
-}
-
-fn apply<D: Device>(
-    state: &mut State,
-    space: &Space<D>,
-    index: &Index,
-    record: &Record,
-) -> Result<(), Contradiction> {
-    if let Record::New { pointer, hash, .. } = record {
-        if !space.claim(pointer.pba) {
-            return Err(Contradiction("a block was handed out twice"));
-        }
-        index.insert(hash, pointer.pba);
-    }
-    state.apply(record)
 }

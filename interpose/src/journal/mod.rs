@@ -9,7 +9,7 @@
 //!
 //! After a crash [`scan`] follows the chain of tags from the checkpoint on.
 //! Where it breaks, the journal ends, unless some block's mark says that what
-//! is missing was durable: that is damage. [`replay`] hands out the records.
+//! is missing was durable: that is damage. [`Reader`] hands out the records.
 
 mod admission;
 mod block;
@@ -29,7 +29,7 @@ use crate::vault::VaultError;
 pub use admission::{Admitted, weight};
 pub use block::{BODY_BYTES, HEADER_BYTES, Header, LEAST_RING_BLOCKS, Opened, Ring, Tag, Unproven};
 pub use flush::TASKS;
-pub use replay::{Chain, ReplayError, Start, Verdict, replay, scan};
+pub use replay::{Chain, Reader, ReplayError, Start, Verdict, scan};
 pub use writer::{BUFFERS, Journal, NoBuffers};
 
 /// Between two blocks of the journal: what the next one is chained to.

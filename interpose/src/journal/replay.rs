@@ -7,7 +7,7 @@ use turn::yield_now;
 
 use super::Position;
 use super::block::{self, Header, Opened, Ring, Unproven};
-use super::read_ahead::ReadAhead;
+use super::read_ahead::{Blocks, ReadAhead};
 use crate::layout::Record;
 use crate::layout::control::Malformed;
 use crate::vault::Vault;
@@ -155,39 +155,68 @@ fn follows(claim: &Header, end: Position) -> bool {
     claim.number == end.next && claim.previous == end.previous
 }
 
-/// Hands the records of the blocks from `from` up to, not including, number
-/// `end` to `sink`, each with its block's number. Returns the position after
-/// them, where a journal goes on if the rest is cut off.
-///
-/// # Errors
-/// When a block is not as [`scan`] found it, or `sink` says that a record
-/// cannot be.
-pub async fn replay<D: Device>(
-    device: &D,
-    vault: &Vault,
-    buffers: &Pool,
-    ring: &Ring,
-    from: Position,
+/// Reads the blocks that [`scan`] found once more, for their records.
+pub struct Reader<'a, D> {
+    vault: &'a Vault,
+    ring: &'a Ring,
+    ahead: ReadAhead<'a, D>,
+    read: Option<Blocks>,
+    at: Position,
     end: u64,
-    mut sink: impl FnMut(u64, Record) -> Result<(), Malformed>,
-) -> Result<Position, ReplayError> {
-    let mut position = from;
-    let mut ahead = ReadAhead::new(device, buffers, ring, from.next, end);
-    while let Some(mut blocks) = ahead.next().await {
-        for index in 0..blocks.count {
-            let number = position.next;
-            let changed = ReplayError::Changed(number);
-            let block = blocks.get(index).ok_or(changed)?;
-            let claimed = Unproven::parse(ring, ring.place(number), block);
-            let next = claimed.filter(|it| follows(it.claim(), position)).ok_or(changed)?;
-            let Opened { header, tag } = next.open(vault, ring, block).ok_or(changed)?;
-            block::records(header.count, block, |record| sink(number, record))
-                .map_err(|Malformed| ReplayError::Malformed(number))?;
-            position = Position { next: number + 1, previous: tag };
-            if (number as usize).is_multiple_of(BLOCKS_IN_A_TURN) {
-                yield_now().await;
-            }
-        }
+}
+
+impl<'a, D: Device> Reader<'a, D> {
+    /// Reads the blocks from `from` up to, not including, number `end`,
+    /// through `buffers`, as [`scan`] does.
+    pub fn new(
+        device: &'a D,
+        vault: &'a Vault,
+        buffers: &'a Pool,
+        ring: &'a Ring,
+        from: Position,
+        end: u64,
+    ) -> Self {
+        let ahead = ReadAhead::new(device, buffers, ring, from.next, end);
+        Self { vault, ring, ahead, read: None, at: from, end }
     }
-    if position.next < end { Err(ReplayError::Changed(position.next)) } else { Ok(position) }
+
+    /// Before the next block: where a journal goes on if the rest is cut off.
+    pub fn position(&self) -> Position {
+        self.at
+    }
+
+    /// Hands the records of the next block to `sink`; false when there are no
+    /// more blocks.
+    ///
+    /// # Errors
+    /// When the block is not as [`scan`] found it, or `sink` says that a record
+    /// cannot be.
+    pub async fn next(
+        &mut self,
+        sink: impl FnMut(Record) -> Result<(), Malformed>,
+    ) -> Result<bool, ReplayError> {
+        let number = self.at.next;
+        if number >= self.end {
+            return Ok(false);
+        }
+        let changed = ReplayError::Changed(number);
+        let is_read = |blocks: &Blocks| number < blocks.first + blocks.count as u64;
+        if !self.read.as_ref().is_some_and(is_read) {
+            // There may be one buffer.
+            self.read = None;
+            self.read = self.ahead.next().await;
+        }
+        let blocks = self.read.as_mut().ok_or(changed)?;
+        let block = blocks.get((number - blocks.first) as usize).ok_or(changed)?;
+        let claimed = Unproven::parse(self.ring, self.ring.place(number), block);
+        let next = claimed.filter(|it| follows(it.claim(), self.at)).ok_or(changed)?;
+        let Opened { header, tag } = next.open(self.vault, self.ring, block).ok_or(changed)?;
+        block::records(header.count, block, sink)
+            .map_err(|Malformed| ReplayError::Malformed(number))?;
+        self.at = Position { next: number + 1, previous: tag };
+        if (number as usize).is_multiple_of(BLOCKS_IN_A_TURN) {
+            yield_now().await;
+        }
+        Ok(true)
+    }
 }

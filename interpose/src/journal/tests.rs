@@ -116,11 +116,19 @@ fn replayed(
     let buffers = Pool::private(5, 3 * BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 2);
     let mut found = Vec::new();
-    let sink = |number, record| {
-        found.push((number, record));
-        Ok(())
-    };
-    let position = driver.run(replay(&disk, keys, &buffers, ring, from, end, sink));
+    let position = driver.run(async {
+        let mut reader = Reader::new(&disk, keys, &buffers, ring, from, end);
+        loop {
+            let at = reader.position();
+            let sink = |record| {
+                found.push((at.next, record));
+                Ok(())
+            };
+            if !reader.next(sink).await? {
+                return Ok(at);
+            }
+        }
+    });
     let position = position.expect("nothing stops the disk")?;
     Ok((found, position))
 }

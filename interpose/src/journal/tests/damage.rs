@@ -140,9 +140,12 @@ fn a_block_that_changes_after_the_scan_is_not_replayed() {
     disk.fail_reads(bench.ring.place(3));
     let buffers = Pool::private(1, BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 1);
-    let sink = |_, _| Ok(());
-    let run = replay(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
-    assert_eq!(driver.run(run), Ok(Err(ReplayError::Changed(3))));
+    let outcome = driver.run(async {
+        let mut reader = Reader::new(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13);
+        while reader.next(|_| Ok(())).await? {}
+        Ok(())
+    });
+    assert_eq!(outcome, Ok(Err(ReplayError::Changed(3))));
 }
 
 /// The recovery finds that a record cannot be.
@@ -152,9 +155,17 @@ fn a_record_that_the_caller_refuses_names_its_block() {
     let disk = SimDisk::new(medium, Options::new(BlockCount(2048)), 1);
     let buffers = Pool::private(1, BLOCK_SIZE).expect("memory");
     let mut driver = Driver::new(&disk, 1);
-    let sink = |number, _| if number == 9 { Err(Malformed) } else { Ok(()) };
-    let run = replay(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13, sink);
-    assert_eq!(driver.run(run), Ok(Err(ReplayError::Malformed(9))));
+    let outcome = driver.run(async {
+        let mut reader = Reader::new(&disk, &bench.keys, &buffers, &bench.ring, FIRST, 13);
+        loop {
+            let number = reader.position().next;
+            let sink = |_| if number == 9 { Err(Malformed) } else { Ok(()) };
+            if !reader.next(sink).await? {
+                return Ok(());
+            }
+        }
+    });
+    assert_eq!(outcome, Ok(Err(ReplayError::Malformed(9))));
 }
 
 /// The seal is good, and what it says cannot be.

@@ -52,12 +52,13 @@ fn replaying_a_million_records_takes_well_under_half_a_second() {
         let chain = scan(&disk, &keys, &buffers, &ring, start).await;
         let scanned = began.elapsed();
         let mut count = 0;
-        let sink = |_, _| {
+        let mut sink = |_| {
             count += 1;
             Ok(())
         };
         let end = chain.end.next;
-        replay(&disk, &keys, &buffers, &ring, FIRST, end, sink).await.expect("whole");
+        let mut reader = Reader::new(&disk, &keys, &buffers, &ring, FIRST, end);
+        while reader.next(&mut sink).await.expect("whole") {}
         assert_eq!(count, RECORDS);
         println!(
             "{end} blocks scanned in {scanned:?}, scanned and replayed in {:?}",
