@@ -12,6 +12,7 @@ mod instructions;
 mod machine;
 mod row;
 mod size;
+mod sys;
 
 use clap::{Parser, Subcommand};
 
@@ -50,7 +51,7 @@ enum Question {
         /// The image, of a file system for example
         file: std::path::PathBuf,
     },
-    /// How long do opening and snapshots take, by size?
+    /// How long do opening and snapshots take, and how much memory, by size?
     Size {
         /// The device's size, in GiB
         #[arg(long, default_value_t = 64)]

@@ -1,13 +1,16 @@
-//! How long opening and snapshots take when the pool is large.
+//! How long opening and snapshots take when the pool is large, and how much
+//! memory it has.
 
 use std::time::{Duration, Instant};
 
 use block_core::{BlockCount, Blocks, Lba, LbaRange};
 use interpose::Settings;
 use rand::Rng;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::device::Forgetful;
 use crate::machine::{Machine, make};
+use crate::sys::heap_in_use;
 
 const BLOCKS_PER_GIB: u64 = 256 * 1024;
 
@@ -23,6 +26,7 @@ pub(crate) fn run(device_gib: u64, mapped_gib: u64) -> anyhow::Result<()> {
     let device = Forgetful::new(BlockCount(device_gib * BLOCKS_PER_GIB));
     make(&device, None)?;
     let settings = Settings { read_cache: 0, ..Settings::default() };
+    heap_of_pool("empty", &device, settings)?;
     {
         let mut machine = Machine::open(&device, settings, true)?;
         let (_, volume) = machine.volume("large", mapped)?;
@@ -36,10 +40,14 @@ pub(crate) fn run(device_gib: u64, mapped_gib: u64) -> anyhow::Result<()> {
         let pool = std::rc::Rc::clone(&machine.pool);
         machine.run(pool.checkpoint())??;
         println!("{mapped_gib} GiB of {device_gib} GiB written in {:.1?}", start.elapsed());
+    }
+    heap_of_pool("written", &device, settings)?;
+    {
+        let mut machine = Machine::open(&device, settings, true)?;
         snapshots(&mut machine)?;
         fill_journal(&mut machine, mapped)?;
     }
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_time());
     let mut machine = Machine::open(&device, settings, false)?;
     let opened = start.elapsed();
     let volume = machine.pool.volume("large");
@@ -49,9 +57,28 @@ pub(crate) fn run(device_gib: u64, mapped_gib: u64) -> anyhow::Result<()> {
     let range = LbaRange { start: Lba(mapped / 2), count: BlockCount(1) };
     let buffer = machine.buffer()?;
     let _ = machine.run(volume.read(range, buffer, 0))?;
-    println!("opened in {opened:.1?}, first read after {:.1?}", start.elapsed());
+    let (first_read, cpu) = (start.elapsed(), cpu_time() - cpu);
+    println!("opened in {opened:.2?}, first read after {first_read:.2?} ({cpu:.2?} of CPU)");
     println!("{:?}", machine.pool.figures());
     Ok(())
+}
+
+/// Prints what a pool that was just opened has taken from the heap: all but the
+/// buffers of its pages and the index, whose sizes are settings.
+fn heap_of_pool(which: &str, device: &Forgetful, settings: Settings) -> anyhow::Result<()> {
+    let machine = Machine::open(device, settings, true)?;
+    let open = heap_in_use();
+    drop(machine);
+    let kib = open.saturating_sub(heap_in_use()) / 1024;
+    println!("heap of the open pool, {which}: {kib} KiB");
+    Ok(())
+}
+
+/// The CPU time of this thread: a machine that others use as well hardly
+/// changes it.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Random overwrites until the journal is as full as it got while a few
