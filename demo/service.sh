@@ -51,6 +51,9 @@ name = "soft"
 path = "soft:$service/device.img"
 size = "4G"
 unlock = "key-file:$service/pool.key"
+
+[device.pool]
+read_cache = "256M"
 TOML
 }
 
