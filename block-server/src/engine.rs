@@ -242,10 +242,14 @@ impl Drive {
     fn look(&mut self, now: Time, changes: &mut VecDeque<Change<Namespace>>) {
         let Some(news) = self.watch.look(now) else { return };
         let numbered = (self.first..).zip(self.devices());
-        changes.extend(numbered.map(|(device, made)| match &news {
-            News::Down(trouble) => Change::Down { device, why: trouble.to_string() },
-            News::Up(_) => Change::Up { device, made },
-            News::GivenUp(error) => Change::GivenUp { device, why: error.to_string() },
+        changes.extend(numbered.filter_map(|(device, made)| match &news {
+            News::Down(trouble) => Some(Change::Down { device, why: trouble.to_string() }),
+            News::Up(_) => Some(Change::Up { device, made }),
+            News::Event(event, health) => {
+                tracing::warn!(device, ?health, "the controller reports: {event}");
+                None
+            }
+            News::GivenUp(error) => Some(Change::GivenUp { device, why: error.to_string() }),
         }));
     }
 }

@@ -5,14 +5,18 @@ use std::sync::atomic::Ordering;
 
 use block_core::DmaMemory;
 
-use crate::command::Command;
-use crate::completion::Status;
+use crate::command::{Command, admin};
+use crate::completion::{Completion, Status};
 use crate::controller::StartError;
+use crate::event::Event;
 use crate::identify::{IDENTIFY_BYTES, Page};
 use crate::port::{ADMIN_ENTRIES, Port, pause};
 use crate::registers::{CSTS, CSTS_FATAL, GONE};
 use crate::ring::{CompletionRing, SubmissionRing};
 use crate::sys::Words;
+
+/// From here on identifiers are those of event requests. 0xffff is not reached.
+const EVENT_IDS: u16 = 0x4000;
 
 /// The admin queue and the page that answers are written to.
 pub(crate) struct Admin {
@@ -25,6 +29,10 @@ pub(crate) struct Admin {
     /// A command got no answer: until a reset the controller may still write
     /// to the answer page, so nothing more is asked.
     silent: bool,
+    /// The event request that is open.
+    request: Option<u16>,
+    /// What the last one told.
+    event: Option<Event>,
     /// Which queue numbers are taken; 0 is this queue.
     queues: Vec<bool>,
 }
@@ -42,6 +50,8 @@ impl Admin {
             answer_memory: allocate()?,
             next_id: 0,
             silent: false,
+            request: None,
+            event: None,
             queues: vec![true],
         })
     }
@@ -51,6 +61,7 @@ impl Admin {
         self.submission.restart();
         self.completion.restart();
         self.silent = false;
+        (self.request, self.event) = (None, None);
         self.queues.truncate(1);
         port.enable(&self.submission_memory, &self.completion_memory).await
     }
@@ -112,12 +123,8 @@ impl Admin {
         if self.silent {
             return Err(StartError::NoAnswer { command: name, patience: port.patience() });
         }
-        let id = self.next_id;
-        self.next_id = (self.next_id + 1) & 0x7fff;
-        self.submission.push(&command.with_id(id));
-        if let Some(tail) = self.submission.news() {
-            port.bus.write32(port.capabilities.submission_doorbell(0), tail);
-        }
+        let id = self.next_id();
+        self.push(port, command.with_id(id));
         self.silent = true;
         let (status, result) = self.answer(port, name, id).await?;
         self.silent = false;
@@ -125,6 +132,62 @@ impl Admin {
             status if status.is_success() => Ok(result),
             status => Err(StartError::Refused { command: name, status }),
         }
+    }
+
+    /// Leaves an event request with the controller, unless one is there or nothing is
+    /// asked any more.
+    pub(crate) fn request_event(&mut self, port: &Port) {
+        if self.request.is_none() && !self.silent {
+            let id = self.next_id() | EVENT_IDS;
+            self.push(port, Command::new(admin::ASYNC_EVENT_REQUEST, 0).with_id(id));
+            self.request = Some(id);
+        }
+    }
+
+    /// What the controller has told since this was asked last.
+    pub(crate) fn take_event(&mut self, port: &Port) -> Option<Event> {
+        if self.event.is_none()
+            && self.request.is_some()
+            && !self.silent
+            && let Some(completion) = self.pop(port)
+            && !self.hears(&completion)
+        {
+            let id = completion.command_id;
+            tracing::warn!(id, "completion of an unknown admin command");
+        }
+        self.event.take()
+    }
+
+    /// Whether this is the answer to the event request.
+    fn hears(&mut self, completion: &Completion) -> bool {
+        let is_it = completion.submission_queue == 0 && self.request == Some(completion.command_id);
+        if is_it {
+            self.request = None;
+            self.event = completion.status.is_success().then(|| Event::parse(completion.result));
+        }
+        is_it
+    }
+
+    /// Identifiers of commands; those of event requests differ.
+    fn next_id(&mut self) -> u16 {
+        let id = self.next_id;
+        self.next_id = (self.next_id + 1) % EVENT_IDS;
+        id
+    }
+
+    fn push(&mut self, port: &Port, command: Command) {
+        self.submission.push(&command);
+        if let Some(tail) = self.submission.news() {
+            port.bus.write32(port.capabilities.submission_doorbell(0), tail);
+        }
+    }
+
+    fn pop(&mut self, port: &Port) -> Option<Completion> {
+        let completion = self.completion.pop()?;
+        if let Some(head) = self.completion.news() {
+            port.bus.write32(port.capabilities.completion_doorbell(0), head);
+        }
+        Some(completion)
     }
 
     async fn answer(
@@ -135,9 +198,9 @@ impl Admin {
     ) -> Result<(Status, u32), StartError> {
         let limit = (port.clock)() + port.patience();
         loop {
-            if let Some(completion) = self.completion.pop() {
-                if let Some(head) = self.completion.news() {
-                    port.bus.write32(port.capabilities.completion_doorbell(0), head);
+            if let Some(completion) = self.pop(port) {
+                if self.hears(&completion) {
+                    continue;
                 }
                 if completion.command_id == id && completion.submission_queue == 0 {
                     return Ok((completion.status, completion.result));

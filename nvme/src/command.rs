@@ -48,6 +48,8 @@ pub mod io {
 
 /// Feature identifiers (Base 2.0, figure 317).
 pub mod feature {
+    /// Temperature Threshold.
+    pub const TEMPERATURE: u8 = 0x04;
     /// Volatile Write Cache.
     pub const WRITE_CACHE: u8 = 0x06;
     /// Number of Queues.

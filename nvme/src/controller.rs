@@ -12,8 +12,10 @@ use block_core::{Pool, Time};
 
 use crate::admin::Admin;
 use crate::bus::Bus;
-use crate::command::{Command, cns, feature};
+use crate::command::{Command, cns, feature, log};
 use crate::completion::Status;
+use crate::event::{self, Event};
+use crate::health::HealthLog;
 use crate::identify::{CommandLimits, ControllerInfo, FormatError, NamespaceInfo};
 use crate::port::Port;
 use crate::queue_pair::QueuePair;
@@ -127,6 +129,7 @@ impl Controller {
         port.complete(admin.start(&port))?;
         let described = port.complete(describe(&port, &mut admin));
         let described = described.and_then(|described| {
+            port.complete(ask_for_events(&port, &mut admin))?;
             let shadow = port.complete(shadow_doorbells(&port, &mut admin, &described.info))?;
             Ok((described, shadow))
         });
@@ -326,11 +329,32 @@ impl Core {
         let found = describe(&self.port, &mut admin).await?;
         self.compare(&found)?;
         self.granted.store(u32::from(found.granted), Ordering::Relaxed);
+        ask_for_events(&self.port, &mut admin).await?;
         if let Some(shadow) = &self.shadow {
             shadow.clear();
             admin.execute(&self.port, "shadow doorbells", shadow.command()).await?;
         }
         Ok(())
+    }
+
+    /// What the controller has told by itself, if nobody asks it anything just now.
+    pub(crate) fn take_event(&self) -> Option<Event> {
+        self.admin.try_lock().ok()?.take_event(&self.port)
+    }
+
+    /// Reads the log that an event points at and asks for the next event. The health
+    /// log, if it was that.
+    #[expect(clippy::await_holding_lock, reason = "as for a reset")]
+    pub(crate) async fn attend(&self, event: Event) -> Result<Option<HealthLog>, StartError> {
+        let mut admin = self.admin();
+        let page = match admin.ask(&self.port, "get a log", event.question()).await {
+            Ok(page) => Some(page),
+            Err(StartError::Refused { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        admin.request_event(&self.port);
+        let is_health = event.log == log::HEALTH;
+        Ok(page.filter(|_| is_health).map(|page| HealthLog::parse(&page)))
     }
 
     /// Asks the controller to give up on a command; whether it says that it
@@ -464,6 +488,18 @@ async fn describe(port: &Port, admin: &mut Admin) -> Result<Described, StartErro
     }
     let granted = ask_for_queues(port, admin).await?;
     Ok(Described { info, limits, namespaces, granted })
+}
+
+/// Asks for events about health, and leaves a request for one. A controller that
+/// tells none is served without.
+async fn ask_for_events(port: &Port, admin: &mut Admin) -> Result<(), StartError> {
+    let command = Command::set_feature(feature::ASYNC_EVENTS, event::WANTED);
+    match admin.execute(port, "set event configuration", command).await {
+        Ok(_) => admin.request_event(port),
+        Err(StartError::Refused { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// Tells the controller where doorbells are shadowed, if it wants to know. One that

@@ -52,6 +52,7 @@ mod admin;
 pub mod controller;
 mod port;
 
+pub mod event;
 pub mod health;
 pub mod identify;
 pub mod registers;
@@ -68,6 +69,7 @@ mod lying;
 
 pub use bus::Bus;
 pub use controller::{Clock, Controller, Health, StartError};
+pub use event::Event;
 pub use health::HealthLog;
 pub use identify::{LbaSize, NamespaceInfo};
 pub use namespace::Namespace;

@@ -10,6 +10,7 @@ use block_core::{BlockError, Buffer};
 use crate::command::{Command, DATASET_DEALLOCATE, feature, io, log};
 use crate::completion::Status;
 use crate::controller::{Controller, StartError};
+use crate::event::Event;
 use crate::health::{HEALTH_BYTES, HealthLog};
 use crate::namespace::Namespace;
 use crate::queue_pair::QueuePair;
@@ -135,6 +136,17 @@ impl Controller {
         let page =
             core.port.complete(core.admin().ask(&core.port, "get the health log", command))?;
         Ok(HealthLog::parse(&page))
+    }
+
+    /// What the controller has told by itself since this was asked last, with the
+    /// health log if it is about that. A [`Watch`](crate::Watch) asks, too.
+    ///
+    /// # Errors
+    /// When the controller is silent about it.
+    pub fn next_event(&self) -> Result<Option<(Event, Option<HealthLog>)>, StartError> {
+        let core = self.core();
+        let Some(event) = core.take_event() else { return Ok(None) };
+        Ok(Some((event, core.port.complete(core.attend(event))?)))
     }
 
     /// Whether the volatile write cache is on.

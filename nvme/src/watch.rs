@@ -18,6 +18,8 @@ use block_core::Time;
 use thiserror::Error;
 
 use crate::controller::{Controller, Core, Health, StartError};
+use crate::event::Event;
+use crate::health::HealthLog;
 use crate::port::pause;
 use crate::queue_pair::QueuePair;
 
@@ -82,6 +84,9 @@ pub enum News {
     /// It works again: make new [`Namespace`](crate::Namespace)s of it. The
     /// number of resets that it took.
     Up(u32),
+    /// It has something to tell, with its health log if it is about that. Its commands
+    /// go on.
+    Event(Event, Option<HealthLog>),
     /// It does not come back, and why. Its commands end with an error, at once.
     GivenUp(StartError),
 }
@@ -112,6 +117,8 @@ enum Stage {
     Calm,
     /// Ready with whether all of them have ended.
     Aborting(usize, Step<bool>),
+    /// Ready with the health log, if the event is about that.
+    Attending(Event, Step<Result<Option<HealthLog>, StartError>>),
     /// Ready with how many resets it took.
     Resetting(Step<Result<u32, StartError>>),
     Over,
@@ -148,7 +155,7 @@ impl Watch {
     /// Whether it must be asked again though nothing comes.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        matches!(self.stage, Stage::Aborting(..) | Stage::Resetting(_))
+        !matches!(self.stage, Stage::Calm | Stage::Over)
     }
 
     /// Takes the next step, if one is due. To be called before completions are
@@ -169,6 +176,15 @@ impl Watch {
                 Poll::Ready(false) => {
                     let stuck = Trouble::Stuck(*late);
                     self.reset(self.standing().unwrap_or(stuck))
+                }
+            },
+            Stage::Attending(event, step) => match poll(step) {
+                Poll::Pending => None,
+                Poll::Ready(outcome) => {
+                    let event = *event;
+                    self.stage = Stage::Calm;
+                    // Whoever does not say more is looked at in the next round.
+                    Some(News::Event(event, outcome.ok().flatten()))
                 }
             },
             Stage::Resetting(step) => match poll(step) {
@@ -203,6 +219,10 @@ impl Watch {
             let (core, queue) = (Arc::clone(&self.core), Rc::clone(&self.queue));
             let step = abort(core, queue, late.clone(), self.patience.abort);
             self.stage = Stage::Aborting(late.len(), Box::pin(step));
+        } else if let Some(event) = self.core.take_event() {
+            let core = Arc::clone(&self.core);
+            let step = async move { core.attend(event).await };
+            self.stage = Stage::Attending(event, Box::pin(step));
         }
         None
     }

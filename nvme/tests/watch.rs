@@ -13,6 +13,7 @@ use std::time::Duration;
 use block_core::device::{Device, Durability};
 use block_core::{BlockError, Buffer, Pba, Pool, Time};
 use harness::{Drive, disorder, filled, memory, poll};
+use nvme::command::{Command, feature};
 use nvme::soft::{Fault, Image, Runner};
 use nvme::watch::Trouble;
 use nvme::{
@@ -343,4 +344,35 @@ fn a_lossy_reset_costs_what_was_not_flushed() {
         lost += usize::from(found(Pba(1)) == 0);
     }
     assert!((1..20).contains(&lost), "{lost} of 20");
+}
+
+/// It gets too warm: whoever turns the queue learns it, with the log, and reads go on.
+#[test]
+fn what_a_controller_tells_by_itself_is_passed_on() {
+    for drive in [Drive::Here, Drive::SecondThread] {
+        let mut rig = Rig::new(SoftOptions::default(), memory(64), drive);
+        let threshold = Command::set_feature(feature::TEMPERATURE, 250);
+        rig.controller.execute(threshold).expect("it has a threshold");
+        let (namespace, pool) = (rig.namespace(), rig.pool.clone());
+        let start = || Box::pin(namespace.read(Pba(0), filled(&pool, 0), 0..1));
+        let (mut read, mut told) = (start(), None);
+        for _ in 0..MANY {
+            match rig.turn() {
+                None => {}
+                Some(News::Event(event, health)) => {
+                    told = Some((event, health));
+                    break;
+                }
+                Some(news) => panic!("{news:?}"),
+            }
+            if let Poll::Ready((_, outcome)) = poll(read.as_mut()) {
+                assert_eq!(outcome, Ok(()));
+                read = start();
+            }
+        }
+        let (event, health) = told.expect("an event");
+        assert!(event.to_string().contains("temperature"));
+        assert_eq!(health.expect("the health log").critical_warning, 2);
+        assert_eq!(rig.run(read).1, Ok(()));
+    }
 }

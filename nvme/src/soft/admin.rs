@@ -52,15 +52,17 @@ impl Engine {
             admin::GET_FEATURES => self.get_features(command),
             admin::DOORBELL_BUFFERS if self.options.shadow_doorbells => self.take_shadows(command),
             admin::ABORT => self.abort(command, registers),
-            admin::ASYNC_EVENT_REQUEST if self.events.len() == MAX_EVENTS => {
+            admin::ASYNC_EVENT_REQUEST if self.events.requests.len() == MAX_EVENTS => {
                 Err(Status::ASYNC_EVENT_LIMIT)
             }
             admin::ASYNC_EVENT_REQUEST => {
-                self.events.push(command.id());
+                self.events.requests.push(command.id());
+                self.deliver_events(registers);
                 return Answer::Later;
             }
             _ => Err(Status::INVALID_OPCODE),
         };
+        self.deliver_events(registers);
         match outcome {
             Ok(result) => Answer::Now(Status::SUCCESS, result),
             Err(status) => Answer::Now(status, 0),
@@ -243,17 +245,25 @@ impl Engine {
             self.namespaces.iter_mut().for_each(|namespace| namespace.set_cached(enabled));
             value &= 1;
         }
+        if id == feature::TEMPERATURE {
+            *self.events.threshold(value)? = value as u16;
+            self.judge_temperature();
+            return Ok(0);
+        }
         self.features[usize::from(id)] = value;
         Ok(if id == feature::QUEUES { value } else { 0 })
     }
 
-    fn get_features(&self, command: &Command) -> Result<u32, Status> {
+    fn get_features(&mut self, command: &Command) -> Result<u32, Status> {
         let id = command.dword(10) as u8;
         let defaults = initial_features(&self.options);
         if !FEATURES.contains(&id) || id == LBA_RANGES {
             return Err(Status::INVALID_FIELD);
         }
         match command.dword(10) >> 8 & 0b111 {
+            0 if id == feature::TEMPERATURE => {
+                self.events.threshold(command.dword(11)).map(|kelvin| u32::from(*kelvin))
+            }
             0 => Ok(self.features[usize::from(id)]),
             1 | 2 => Ok(defaults[usize::from(id)]),
             // Capabilities: changeable, not saveable, the same everywhere.

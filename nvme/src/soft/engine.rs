@@ -2,6 +2,7 @@
 
 use super::SoftOptions;
 use super::disorder::Chance;
+use super::events::Events;
 use super::fault::{Fault, Switches, Verdict};
 use super::log::Served;
 use super::namespace::SoftNamespace;
@@ -67,7 +68,7 @@ pub(super) struct Engine {
     pub(super) completion: Vec<Option<CompletionQueue>>,
     pub(super) features: [u32; 16],
     pub(super) held: Vec<Held>,
-    pub(super) events: Vec<u16>,
+    pub(super) events: Events,
     pub(super) pieces: Vec<Piece>,
     pub(super) served: Served,
     pub(super) shadow: Option<Shadow>,
@@ -96,7 +97,7 @@ impl Engine {
             completion: (0..queues).map(|_| None).collect(),
             features: super::admin::initial_features(&options),
             held: Vec::with_capacity(64),
-            events: Vec::with_capacity(super::admin::MAX_EVENTS),
+            events: Events::new(),
             pieces: Vec::with_capacity(options.max_transfer / PAGE + 1),
             served: Served::default(),
             shadow: None,
@@ -239,7 +240,7 @@ impl Engine {
             registers.clear_head(queue);
         }
         self.held.clear();
-        self.events.clear();
+        self.events.reset();
         self.shadow = None;
         self.features = super::admin::initial_features(&self.options);
         for namespace in &mut self.namespaces {

@@ -13,6 +13,9 @@ pub(super) const KELVIN: u16 = 300;
 /// Below this many percent spare blocks would be critical; there are 100.
 const SPARE_THRESHOLD: u8 = 10;
 
+/// Get Log Page: what the log's event has told stays untold to others.
+const RETAIN_EVENT: u32 = 1 << 15;
+
 /// What was served since the controller was made; it does not outlive the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Served {
@@ -44,6 +47,9 @@ impl Engine {
         page.copy_within(offset as usize.., 0);
         page[IDENTIFY_BYTES - offset as usize..].fill(0);
         self.answer(command, &page[..bytes])?;
+        if id == log::HEALTH && command.dword(10) & RETAIN_EVENT == 0 {
+            self.events.unmask();
+        }
         Ok(0)
     }
 
@@ -57,6 +63,7 @@ impl Engine {
         put(health_at::WRITES, self.served.writes);
         put(health_at::POWER_CYCLES, 1);
         page[health_at::TEMPERATURE..][..2].copy_from_slice(&KELVIN.to_le_bytes());
+        page[health_at::WARNING] = self.events.warning();
         page[health_at::SPARE] = 100;
         page[health_at::SPARE_THRESHOLD] = SPARE_THRESHOLD;
     }

@@ -14,6 +14,7 @@ mod admin;
 mod bus;
 mod disorder;
 mod engine;
+mod events;
 mod fault;
 mod file;
 mod identify;

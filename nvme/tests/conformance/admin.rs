@@ -1,6 +1,7 @@
 //! What a controller says about itself, and what it refuses.
 
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use block_core::Pba;
 use block_core::device::{Device, Durability};
@@ -20,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     ("unknown commands", unknown_commands),
     ("write cache off and on", write_cache),
     ("health log", health_log),
+    ("events", events),
     ("abort of nothing", abort),
     ("abort of a stuck command", abort_stuck),
 ];
@@ -151,5 +153,43 @@ fn abort_stuck(rig: &Rig<'_>) -> Verdict {
     }
     assert_eq!(rig.run(read.as_mut()).1, Ok(()));
     assert_eq!(rig.queue.counters().submitted, 2);
+    Verdict::Passed
+}
+
+/// A threshold below the temperature there is: the controller tells by itself, once for
+/// each time, and its log says why (Base 2.0, sections 5.2 and 5.27.1.3).
+fn events(rig: &Rig<'_>) -> Verdict {
+    let threshold = |kelvin| {
+        let command = Command::set_feature(feature::TEMPERATURE, kelvin);
+        rig.controller.execute(command).expect("it has a threshold");
+    };
+    let next = || rig.controller.next_event().expect("the controller lives");
+    assert!(next().is_none(), "nothing has happened");
+    for _ in 0..3 {
+        threshold(250);
+        let end = Instant::now() + Duration::from_secs(20);
+        let (event, health) = loop {
+            if let Some(event) = next() {
+                break event;
+            }
+            rig.turn();
+            assert!(Instant::now() < end, "no event");
+        };
+        assert!(event.to_string().contains("temperature"), "{event:?}");
+        assert_eq!(health.expect("the health log").critical_warning, 1 << 1);
+        threshold(360);
+        assert_eq!(rig.controller.health_log().expect("the log").critical_warning, 0);
+        assert!(next().is_none(), "told once");
+    }
+    // A reset forgets what was open; it is asked for anew.
+    rig.controller.reset().expect("a reset");
+    rig.queue.restart().expect("the queues again");
+    threshold(250);
+    let end = Instant::now() + Duration::from_secs(20);
+    while next().is_none() {
+        rig.turn();
+        assert!(Instant::now() < end, "no event after a reset");
+    }
+    threshold(360);
     Verdict::Passed
 }
