@@ -9,6 +9,7 @@ mod admin;
 mod data;
 mod qtest;
 mod queues;
+mod rates;
 mod resets;
 mod subject;
 
@@ -67,6 +68,7 @@ fn every_controller_passes_every_case() {
     }
     println!("{table}\n{}", notes.join("\n"));
     assert_eq!(failed, 0, "see the table");
+    subjects.iter().for_each(|subject| println!("{}", rates::line(subject)));
 }
 
 /// A case that every controller skips tests nothing: there is one that skips none.
