@@ -246,15 +246,23 @@ impl<'a> Frame<'a> {
 }
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+    u16::from_le_bytes(array_at(bytes, at))
 }
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    u32::from_le_bytes(array_at(bytes, at))
 }
 
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+    u64::from_le_bytes(array_at(bytes, at))
+}
+
+/// Inlined: at a place that is known it is one load.
+#[inline]
+fn array_at<const BYTES: usize>(bytes: &[u8], at: usize) -> [u8; BYTES] {
+    let mut array = [0; BYTES];
+    array.copy_from_slice(&bytes[at..at + BYTES]);
+    array
 }
 
 #[cfg(test)]

@@ -8,22 +8,27 @@ const INITIAL_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest time-out that doubling leads to.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The smoothed round trip and its variation, as in RFC 6298.
+/// Longer trips count as this: sums of them stay in range.
+const LONGEST_TRIP: Duration = Duration::from_secs(3600);
+
+/// The smoothed round trip and its variation, as in RFC 6298, in nanoseconds:
+/// each answer is a sample, and a [`Duration`] divides by a thousand million.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RoundTrip {
-    smoothed: Option<(Duration, Duration)>,
-    least: Duration,
+    smoothed: Option<(u64, u64)>,
+    least: u64,
 }
 
 impl RoundTrip {
     /// No sample yet; time-outs are never below `least`.
     #[must_use]
-    pub(crate) const fn new(least: Duration) -> Self {
-        Self { smoothed: None, least }
+    pub(crate) fn new(least: Duration) -> Self {
+        Self { smoothed: None, least: nanos(least) }
     }
 
     /// Takes a sample; only from requests that were sent once.
     pub(crate) fn sample(&mut self, trip: Duration) {
+        let trip = nanos(trip).min(nanos(LONGEST_TRIP));
         self.smoothed = Some(match self.smoothed {
             None => (trip, trip / 2),
             Some((mean, variation)) => {
@@ -38,11 +43,16 @@ impl RoundTrip {
     #[must_use]
     pub(crate) fn timeout(&self, doublings: u8) -> Duration {
         let base = match self.smoothed {
-            None => INITIAL_TIMEOUT,
+            None => nanos(INITIAL_TIMEOUT),
             Some((mean, variation)) => (mean + variation * 4).max(self.least),
         };
-        base.saturating_mul(1 << doublings.min(10)).min(MAX_TIMEOUT)
+        let doubled = base.saturating_mul(1 << doublings.min(10));
+        Duration::from_nanos(doubled.min(nanos(MAX_TIMEOUT)))
     }
+}
+
+const fn nanos(span: Duration) -> u64 {
+    span.as_secs().saturating_mul(1_000_000_000).saturating_add(span.subsec_nanos() as u64)
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ pub const SEGMENT_SIZES: [usize; 4] = [8192, 4096, 1368, 1024];
 const MAX_SEGMENTS: usize = MAX_REQUEST_BYTES / BLOCK_SIZE * BLOCK_SIZE.div_ceil(1024);
 const _: () = assert!(MAX_SEGMENTS <= u128::BITS as usize);
 
+/// The mask that names every block of a request, the usual one.
+pub const ALL_BLOCKS: u32 = u32::MAX;
+const _: () = assert!(MAX_REQUEST_BYTES / BLOCK_SIZE == u32::BITS as usize);
+
 /// A session's way to cut data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segmentation {
@@ -99,6 +103,9 @@ impl Segmentation {
     /// `4096 i` to `4096 (i + 1)` of the data).
     #[must_use]
     pub fn of_blocks(self, mask: u32, bytes: usize) -> SegmentSet {
+        if mask == ALL_BLOCKS {
+            return self.all(bytes);
+        }
         let touches = |index: &usize| {
             let range = self.range(*index, bytes);
             (range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE))

@@ -2,7 +2,7 @@
 //!
 //! The instruction takes three cycles and one can begin in each, so long data is
 //! cut into three lanes whose sums are joined at the end. A frame of a block takes
-//! a third of the instructions of the crate `crc32c`, which stands in where the
+//! two fifths of the instructions of the crate `crc32c`, which stands in where the
 //! instruction is missing.
 #![allow(unsafe_code)] // whether the processor has it is only known when it runs
 

@@ -7,7 +7,7 @@ use block_core::{Buffer, Op, Time};
 use super::kept::Mark;
 use crate::attach::BODY_BYTES;
 use crate::path::Part;
-use crate::segment::{SegmentSet, Segmentation};
+use crate::segment::{ALL_BLOCKS, SegmentSet, Segmentation};
 
 /// How often the same segments may fail to come before they count as too large
 /// for the path. Of a path that loses every second frame that is one request in
@@ -166,7 +166,7 @@ impl Slot {
     /// part has come is asked for whole: two attempts may read different data,
     /// and a block must not mix them.
     pub(super) fn read_again(&mut self, cut: Segmentation) {
-        let again = if self.is_block_aligned() { self.wanted(cut) } else { u32::MAX };
+        let again = if self.is_block_aligned() { self.wanted(cut) } else { ALL_BLOCKS };
         self.received = self.received.without(cut.of_blocks(again, self.bytes));
         self.attempt = self.attempt.wrapping_add(1);
         self.request_due = true;
@@ -175,6 +175,9 @@ impl Slot {
 
     /// The blocks of the data that a read still wants, as its request says it.
     pub(super) fn wanted(&self, cut: Segmentation) -> u32 {
+        if self.received.is_empty() {
+            return ALL_BLOCKS;
+        }
         cut.blocks(cut.all(self.bytes).without(self.received), self.bytes)
     }
 
