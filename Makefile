@@ -6,12 +6,13 @@ CARGO ?= cargo
 # nextest reports better; plain cargo test does as well.
 RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run --no-fail-fast || echo test --no-fail-fast)
 
-.PHONY: help demo test lint doc guest compare
+.PHONY: help demo test lint doc guest bench compare
 
 help:
 	@echo "make demo     a guest in QEMU works a disk that is served over the link"
 	@echo "make test     all tests, with a guest among them"
 	@echo "make lint     rustfmt, clippy and rustdoc, without warnings"
+	@echo "make bench    instructions, system calls and copies of a request on its way"
 	@echo "make compare  IOPS and latency beside QEMU's own servers"
 
 demo:
@@ -28,6 +29,9 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+bench:
+	$(CARGO) run --release --quiet -p benches --bin path
 
 compare:
 	$(CARGO) build --release -p vrio -p benches
