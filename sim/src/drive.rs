@@ -6,11 +6,13 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use block_core::{Pool, Time};
+use block_server::engine::Change;
 use block_server::{Engine, NvmeEngine};
 use nvme::soft::{Disorder, Image};
-use nvme::{Controller, LbaSize, Namespace, SoftController, SoftNamespace, SoftOptions};
+use nvme::{Controller, LbaSize, Namespace, Patience, SoftController, SoftNamespace, SoftOptions};
 
 use crate::dice::Dice;
 
@@ -50,7 +52,17 @@ pub struct Drive {
     /// Until when it answers nothing.
     stalled: Rc<Cell<Time>>,
     now: Rc<Cell<Time>>,
+    /// It has gone down, and nobody has heard of it.
+    went_down: Rc<Cell<bool>>,
 }
+
+/// How long a device may take, in a world that lasts for seconds.
+const PATIENCE: Patience = Patience {
+    command: Duration::from_millis(20),
+    abort: Duration::from_millis(2),
+    resets: 5,
+    pause: Duration::from_millis(10),
+};
 
 impl Drive {
     /// A device that holds what the image says.
@@ -61,7 +73,8 @@ impl Drive {
         let disorder = Disorder { seed: dice.number(), held: kind.held, delay: kind.delay };
         let options = SoftOptions { disorder: Some(disorder), ..SoftOptions::default() };
         let soft = SoftController::new(options, vec![namespace]);
-        Self { soft, stalled: Rc::default(), now: Rc::default() }
+        let (stalled, now, went_down) = Default::default();
+        Self { soft, stalled, now, went_down }
     }
 
     /// What it holds.
@@ -81,10 +94,11 @@ impl Drive {
         // Whoever starts waits for it, and no time passes then.
         self.stalled.set(Time::ZERO);
         let controller = Controller::start(self.soft.bus(), clock.shared())?;
-        let (nvme, mut devices) = NvmeEngine::new(controller, clock.shared())?;
+        let (mut nvme, mut devices) = NvmeEngine::new(controller, clock.shared())?;
+        nvme.set_patience(0, PATIENCE);
         let (soft, stalled) = (Arc::clone(&self.soft), Rc::clone(&self.stalled));
-        let now = Rc::clone(&self.now);
-        Ok((DriveEngine { nvme, soft, stalled, now }, devices.remove(0)))
+        let (now, went_down) = (Rc::clone(&self.now), Rc::clone(&self.went_down));
+        Ok((DriveEngine { nvme, soft, stalled, now, went_down }, devices.remove(0)))
     }
 
     /// The time of the turn that comes.
@@ -95,6 +109,17 @@ impl Drive {
     /// Answers nothing until then.
     pub fn stall(&self, until: Time) {
         self.stalled.set(until);
+    }
+
+    /// Something goes wrong with its controller.
+    pub fn inject(&self, fault: nvme::soft::Fault) {
+        self.soft.inject(fault);
+    }
+
+    /// Whether it went down to be reset; says so once.
+    #[must_use]
+    pub fn take_down(&self) -> bool {
+        self.went_down.take()
     }
 
     /// The process that drove it is about to die.
@@ -114,6 +139,7 @@ pub struct DriveEngine {
     soft: Arc<SoftController>,
     stalled: Rc<Cell<Time>>,
     now: Rc<Cell<Time>>,
+    went_down: Rc<Cell<bool>>,
 }
 
 impl Engine for DriveEngine {
@@ -133,6 +159,14 @@ impl Engine for DriveEngine {
 
     fn is_busy(&self) -> bool {
         self.nvme.is_busy()
+    }
+
+    fn look(&mut self, now: Time) -> Option<Change<Namespace>> {
+        let change = self.nvme.look(now);
+        if let Some(Change::Down { .. }) = change {
+            self.went_down.set(true);
+        }
+        change
     }
 
     fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use block_core::unit::{SECTORS_PER_BLOCK, SectorRange};
 use block_core::{BlockError, Op, SECTOR_SIZE};
-use link::{Guest as PathGuest, Token, VolumeName};
+use link::{Attached, Guest as PathGuest, Token, VolumeName};
 
 use crate::dice::Dice;
 use crate::oracle::{Content, Oracle, RequestId, Wrong};
@@ -131,6 +131,10 @@ pub struct Guest {
     orphans: Vec<RequestId>,
     /// Its front has served it since that was started.
     served: bool,
+    /// What fronts that are gone had answered and not flushed may be lost.
+    may_miss: bool,
+    /// The generation of its volume, as it was served last.
+    generation: u64,
     /// The server has lost what its front has kept. That was sent again when a
     /// request ends that is later than this one.
     owed: Option<Token>,
@@ -153,6 +157,8 @@ impl Guest {
             ring: VecDeque::new(),
             orphans: Vec::new(),
             served: false,
+            may_miss: false,
+            generation: 1,
             owed: None,
             last: Token(0),
             changes: 0,
@@ -310,12 +316,19 @@ impl Guest {
     }
 
     /// Its front serves it. What earlier fronts had sent has ended, and what
-    /// they had answered is durable.
-    pub fn is_served(&mut self) {
+    /// they had answered is durable, if the server does not say that some of it
+    /// may be lost.
+    pub fn is_served(&mut self, attached: &Attached) {
         if self.served {
             return;
         }
         self.served = true;
+        let told =
+            attached.stored_verifier != attached.verifier || attached.generation != self.generation;
+        self.generation = attached.generation;
+        if std::mem::take(&mut self.may_miss) && told {
+            self.oracle.lose_what_was_not_flushed();
+        }
         for id in std::mem::take(&mut self.orphans) {
             self.oracle.end_in_doubt(id);
         }
@@ -326,18 +339,26 @@ impl Guest {
     pub fn is_left(&mut self) {
         self.ring.clear();
         self.served = false;
-        if self.owed.take().is_some() {
-            self.oracle.lose_what_was_not_flushed();
+        self.may_miss |= self.owed.take().is_some();
+    }
+
+    /// Its front has given the volume back and ended: what it had answered is
+    /// durable, and what it had not taken is in the ring.
+    pub fn is_given_back(&mut self) {
+        if std::mem::take(&mut self.served) {
+            self.owed = None;
+            self.oracle.settle();
         }
     }
 
     /// The server has lost what was not durable. A front that serves has kept
-    /// it; what one that is gone had answered is lost with it.
+    /// it; what one that is gone had answered is lost with it, and the next one
+    /// must be told.
     pub fn server_lost(&mut self) {
         if self.served {
             self.owed = Some(self.last);
         } else {
-            self.oracle.lose_what_was_not_flushed();
+            self.may_miss = true;
         }
     }
 }

@@ -16,7 +16,7 @@ use block_server::{
 };
 use link::wire::memory::{End, Port};
 use link::{Server, ServerSettings, VolumeName};
-use nvme::soft::Image;
+use nvme::soft::{Fault, Image};
 use tokio::sync::oneshot;
 use turn::Station;
 
@@ -43,6 +43,17 @@ pub struct WorkerKind {
     pub drive: DriveKind,
     /// Whether it is a pool.
     pub pooled: bool,
+}
+
+/// What goes wrong with a device's controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// So many commands are not answered until they are aborted.
+    Stuck(u32),
+    /// So many commands are not answered, until it is reset.
+    StuckFast(u32),
+    /// It reports a fatal status.
+    Fatal,
 }
 
 /// How much the workers make room for.
@@ -168,6 +179,28 @@ impl IoHost {
         self.seats[worker].drive.stall(until);
     }
 
+    /// Something goes wrong with a worker's device.
+    pub fn trouble(&mut self, worker: usize, trouble: Trouble) {
+        let drive = &self.seats[worker].drive;
+        match trouble {
+            Trouble::Stuck(count) => drive.inject(Fault::Stick { count }),
+            Trouble::StuckFast(count) => drive.inject(Fault::StickFast { count }),
+            Trouble::Fatal => drive.inject(Fault::Fatal),
+        }
+    }
+
+    /// From now on a reset costs a worker's device what it has not flushed.
+    pub fn lose_caches(&mut self, worker: usize) {
+        let seed = self.dice.number();
+        self.seats[worker].drive.inject(Fault::LossyReset { seed });
+    }
+
+    /// Whether a worker's device went down to be reset; says so once.
+    #[must_use]
+    pub fn take_down(&self, worker: usize) -> bool {
+        self.seats[worker].drive.take_down()
+    }
+
     /// Turns a worker; whether anything moved. `None` if there is none.
     pub fn turn(&mut self, now: Time, worker: usize) -> Option<bool> {
         self.clock.set(now);
@@ -219,6 +252,16 @@ impl IoHost {
         let shown = self.errand(now, worker, |answer| Errand::Show { name, answer })?;
         let kinds = shown.hooks.kinds.iter().filter(|kind| CHANGES.contains(&kind.kind.as_str()));
         Ok(kinds.map(|kind| kind.requests).sum())
+    }
+
+    /// Detaches a volume by force, whoever has it; takes a little time.
+    ///
+    /// # Errors
+    /// A sentence about what does not work.
+    pub fn take_away(&mut self, now: &mut Time, worker: usize, volume: &VolumeName) -> Result<()> {
+        let name = volume.clone();
+        let errand = |answer| Errand::Detach { name, front: None, force: true, answer };
+        self.errand(now, worker, errand).map(drop)
     }
 
     fn errand<T>(

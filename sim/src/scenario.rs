@@ -8,7 +8,7 @@ use crate::dice::Dice;
 use crate::drive::DriveKind;
 use crate::fabric::FrameFaults;
 use crate::guest::Habits;
-use crate::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, WorkerKind};
+use crate::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, Trouble, WorkerKind};
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,17 +19,27 @@ pub enum Fault {
     LosePower(Duration),
     /// A front is killed, and started again later. Its guests live.
     KillFront(usize, Duration),
+    /// A front is told to end: it gives its volumes back, and is started again
+    /// later. Its guests live.
+    StopFront(usize, Duration),
     /// A VMhost fails with its guests, which start anew later.
     FailVmHost(usize, Duration),
     /// A VMhost is thought dead, and its guests start anew with another front;
     /// later the first one goes on.
     Haunt(usize, Duration),
+    /// The same, and the guests start anew on another VMhost, which can have the
+    /// volumes because somebody detaches them by force.
+    Move(usize, Duration),
     /// A front hears and says nothing.
     CutOffFront(usize, Duration),
     /// A worker hears and says nothing.
     CutOffWorker(usize, Duration),
     /// A worker's device answers nothing.
     Stall(usize, Duration),
+    /// A worker's device is in trouble.
+    Trouble(usize, Trouble),
+    /// Resets cost a worker's device what it has not flushed, from now on.
+    LoseCaches(usize),
     /// Another front wants a front's first volume.
     Intrude(usize),
     /// The network is worse, or better, from now on.
@@ -88,7 +98,8 @@ impl Scenario {
             })
             .collect();
         let room = Room {
-            sessions: fronts as u16 + 2,
+            // A front that was moved away from may stay as long as it likes.
+            sessions: fronts as u16 + 2 + MOST_FAULTS as u16,
             slots: dice.pick(&[3, 8, 16, 32]),
             small_buffers: dice.pick(&[2, 8, 32]),
             large_buffers: dice.pick(&[2, 4, 16]),
@@ -98,6 +109,9 @@ impl Scenario {
         Self { workers, room, hosts, mtu, plan, ends_dark: dice.happens(500) }
     }
 }
+
+/// Most things that go wrong in a world, beside its network.
+const MOST_FAULTS: usize = 4;
 
 fn disk(crowd: bool, workers: usize, dice: &mut Dice) -> DiskKind {
     let blocks = dice.pick(&[1, 4, 8, 40]);
@@ -135,13 +149,13 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
     if dice.happens(500) {
         plan.push((Duration::ZERO, Fault::Frames(frame_faults(dice))));
     }
-    for _ in 0..dice.pick(&[0, 1, 1, 2, 4]) {
+    for _ in 0..dice.pick(&[0, 1, 1, 2, MOST_FAULTS]) {
         let at = dice.span(Duration::from_micros(20)..=Duration::from_millis(40));
         let pause = dice.span(Duration::from_micros(50)..=Duration::from_secs(2));
         let (front, worker) = (dice.below(fronts), dice.below(workers));
         plan.push((
             at,
-            match dice.below(13) {
+            match dice.below(19) {
                 0 | 1 => Fault::KillServer(pause),
                 2 | 3 => Fault::LosePower(pause),
                 4 => Fault::KillFront(front, pause),
@@ -151,9 +165,19 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
                 8 => Fault::Stall(worker, pause),
                 9 => Fault::Intrude(front),
                 10 | 11 => Fault::Haunt(front, pause),
+                12 | 13 => Fault::Trouble(worker, Trouble::StuckFast(1 + dice.below(3) as u32)),
+                14 => Fault::Trouble(worker, Trouble::Stuck(1 + dice.below(3) as u32)),
+                15 => Fault::Trouble(worker, Trouble::Fatal),
+                16 => Fault::StopFront(front, pause),
+                17 => Fault::Move(front, pause),
                 _ => Fault::Mtu(dice.pick(&[4200, 1500, 1280]), pause),
             },
         ));
+    }
+    for worker in 0..workers {
+        if dice.happens(500) {
+            plan.push((Duration::ZERO, Fault::LoseCaches(worker)));
+        }
     }
     plan.sort_by_key(|(at, _)| *at);
     plan

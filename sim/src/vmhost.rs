@@ -23,6 +23,9 @@ const TAKEN_A_TURN: usize = 4;
 /// How far apart the ports of a VMhost's fronts are.
 const PORTS_APART: u16 = 100;
 
+/// How the ids of the VMhosts that guests move to follow each other.
+const MOVED: u8 = 50;
+
 /// A VMhost.
 pub struct VmHost {
     /// Its guests.
@@ -34,6 +37,8 @@ pub struct VmHost {
     volumes: Vec<(VolumeHandle, Port)>,
     memory: Memory,
     ghost: Option<Ghost>,
+    /// It is told to end, and is started anew so long after it has.
+    stopping: Option<Duration>,
     thinks_until: Time,
     resting: bool,
     dice: Dice,
@@ -57,6 +62,8 @@ pub struct Turned {
     pub moved: bool,
     /// What ended.
     pub ended: Vec<(Token, Asked, Result<(), BlockError>)>,
+    /// It was told to end, and has; it is started anew so long after.
+    pub left: Option<Duration>,
 }
 
 impl VmHost {
@@ -74,6 +81,7 @@ impl VmHost {
             volumes,
             memory: Memory::default(),
             ghost: None,
+            stopping: None,
             thinks_until: Time::ZERO,
             resting: false,
             dice,
@@ -116,7 +124,7 @@ impl VmHost {
     /// The front's process is killed. Its guests live: what they wait for is
     /// in their rings, and the next front takes it from there.
     pub fn kill_front(&mut self) {
-        self.client = None;
+        (self.client, self.stopping) = (None, None);
         self.memory.poison();
         self.guests.iter_mut().for_each(Guest::is_left);
         for token in self.memory.under_way() {
@@ -125,9 +133,16 @@ impl VmHost {
         }
     }
 
+    /// The front is told to end: it takes nothing from the rings any more, and
+    /// when what it has taken has ended it gives its volumes back. Its guests
+    /// live. It is started anew at that time after.
+    pub fn stop(&mut self, pause: Duration) {
+        self.stopping = Some(pause);
+    }
+
     /// The whole VMhost fails. Its guests start anew later.
     pub fn fail(&mut self) {
-        self.client = None;
+        (self.client, self.stopping) = (None, None);
         self.leave_guests();
     }
 
@@ -136,10 +151,17 @@ impl VmHost {
     /// sessions, its unanswered requests, and all that it had kept.
     pub fn haunt(&mut self, wakes: Time) {
         let Some(client) = self.client.take() else { return };
+        self.stopping = None;
         let memory = self.leave_guests();
         let leaves = self.dice.happens(300);
         self.ghost = Some(Ghost { client, port: self.port, memory, wakes, leaves });
         self.port = Port(self.port.0 + PORTS_APART);
+    }
+
+    /// What is started next is the front of another VMhost.
+    pub fn be_another(&mut self) {
+        self.id.0[15] = self.id.0[15].wrapping_add(MOVED);
+        self.incarnation = 0;
     }
 
     /// The guests are gone, with all they had asked for.
@@ -193,7 +215,10 @@ impl VmHost {
     /// When a guest sees what it must not.
     pub fn turn(&mut self, now: Time) -> Result<Turned, Wrong> {
         let haunted = self.turn_ghost(now);
-        let nothing = Turned { moved: haunted, ended: Vec::new() };
+        if let Some(pause) = self.leave() {
+            return Ok(Turned { moved: true, left: Some(pause), ..Turned::default() });
+        }
+        let nothing = Turned { moved: haunted, ..Turned::default() };
         let Some(client) = &mut self.client else { return Ok(nothing) };
         if !self.resting && now >= self.thinks_until {
             for guest in self.guests.iter_mut().filter(|guest| guest.wants_more()) {
@@ -204,8 +229,9 @@ impl VmHost {
         }
         let mut failed = Vec::new();
         let mut moved = haunted;
+        let takes = if self.stopping.is_some() { 0 } else { TAKEN_A_TURN };
         for (guest, (volume, _)) in self.guests.iter_mut().zip(&self.volumes) {
-            for _ in 0..TAKEN_A_TURN {
+            for _ in 0..takes {
                 let Some(&token) = guest.ring.front() else { break };
                 let asked = self.memory.asked(token);
                 let part = Part { token, volume: *volume, op: asked.op, range: asked.range };
@@ -223,15 +249,36 @@ impl VmHost {
         }
         moved |= client.turn(now, &mut self.memory);
         for (guest, (volume, _)) in self.guests.iter_mut().zip(&self.volumes) {
-            if matches!(client.state(*volume), VolumeState::Attached(_)) {
-                guest.is_served();
+            if let VolumeState::Attached(attached) = client.state(*volume) {
+                guest.is_served(&attached);
+                // The guest accepts what it was told.
+                client.settle(*volume);
             }
         }
         let ended = self.memory.take_ended();
         for (token, asked, outcome) in &ended {
             self.guests[asked.disk].end(*token, asked, *outcome)?;
         }
-        Ok(Turned { moved: moved || !ended.is_empty(), ended })
+        Ok(Turned { moved: moved || !ended.is_empty(), ended, left: None })
+    }
+
+    /// Goes on with ending, if it was told to end; when it has, in how long it
+    /// is started anew.
+    fn leave(&mut self) -> Option<Duration> {
+        self.stopping?;
+        let waiting: usize = self.guests.iter().map(|guest| guest.ring.len()).sum();
+        if self.memory.under_way().len() > waiting {
+            return None;
+        }
+        if !self.is_detached() {
+            self.detach();
+            return None;
+        }
+        if let Some(mut client) = self.client.take() {
+            client.close();
+        }
+        self.guests.iter_mut().for_each(Guest::is_given_back);
+        self.stopping.take()
     }
 
     /// When the front must be turned though nothing comes.
@@ -245,11 +292,8 @@ impl VmHost {
         [client.deadline(), thinking, ghost].into_iter().flatten().min()
     }
 
-    /// Gives all volumes back. Nobody remembers then which start of the front
-    /// had them: a ghost would be let in when the server was started anew, and
-    /// would send again what it had kept. So it ends here.
+    /// Gives all volumes back.
     pub fn detach(&mut self) {
-        self.ghost = None;
         if let Some(client) = &mut self.client {
             self.volumes.iter().for_each(|(volume, _)| client.detach(*volume));
         }
@@ -262,13 +306,14 @@ impl VmHost {
         self.volumes.iter().all(|(volume, _)| client.state(*volume) == VolumeState::Detached)
     }
 
-    /// Whether all volumes are served.
+    /// Whether all volumes are served, and shall be.
     #[must_use]
     pub fn has_all(&self) -> bool {
-        self.client.as_ref().is_some_and(|client| {
-            let mut states = self.volumes.iter().map(|(volume, _)| client.state(*volume));
-            states.all(|state| matches!(state, VolumeState::Attached(_)))
-        })
+        self.stopping.is_none()
+            && self.client.as_ref().is_some_and(|client| {
+                let mut states = self.volumes.iter().map(|(volume, _)| client.state(*volume));
+                states.all(|state| matches!(state, VolumeState::Attached(_)))
+            })
     }
 
     /// What its front and guests wait for, for people.

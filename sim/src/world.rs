@@ -13,7 +13,7 @@ use crate::guest::Guest;
 use crate::intruder::{self, Intruder};
 use crate::iohost::{Furniture, IoHost};
 use crate::oracle::Wrong;
-use crate::scenario::{Fault, Scenario};
+use crate::scenario::{DiskKind, Fault, Scenario};
 use crate::story::{Listener, Story};
 use crate::vmhost::VmHost;
 
@@ -25,6 +25,9 @@ const MOST_STEPS: u64 = 2_000_000;
 
 /// When somebody notices that a VMhost is dead, and its guests start anew.
 const AFTER_DEATH: Duration = Duration::from_millis(5);
+
+/// How often a worker is turned whose device answers nothing.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// How long a turn takes.
 const TURN: (Duration, Duration) = (Duration::from_micros(2), Duration::from_micros(40));
@@ -53,6 +56,7 @@ enum Node {
 enum Later {
     StartServer,
     StartFront(usize),
+    Move(usize),
     Join(Port),
     Mtu,
 }
@@ -68,6 +72,8 @@ pub struct World {
     plan: Vec<(Time, Fault)>,
     later: Vec<(Time, Later)>,
     stalls: Vec<Time>,
+    /// Whether a reset costs a worker's device its cache.
+    lossy: Vec<bool>,
     intruder: Option<Intruder>,
     /// No session has ended: no change may have run twice.
     unbroken: bool,
@@ -116,6 +122,7 @@ impl World {
             now,
             plan: scenario.plan.iter().rev().map(|(at, fault)| (now + *at, *fault)).collect(),
             stalls: vec![Time::ZERO; kinds.len()],
+            lossy: vec![false; kinds.len()],
             nodes: nodes.map(|node| (node, Some(now))).collect(),
             later: Vec::new(),
             intruder: None,
@@ -287,10 +294,15 @@ impl World {
         let (again, deadline) = match node {
             Node::Worker(worker) => {
                 let Some(moved) = self.iohost.turn(now, worker) else { return Ok(None) };
+                if self.iohost.take_down(worker) {
+                    self.device_down(worker);
+                }
                 let (busy, deadline) = self.iohost.wants(worker);
                 let stalled = self.stalls[worker];
                 if !moved && busy && now < stalled {
-                    return Ok(Some(deadline.map_or(stalled, |deadline| deadline.min(stalled))));
+                    // It looks now and then whether the device is late.
+                    let look = stalled.min(now + LOOK);
+                    return Ok(Some(deadline.map_or(look, |deadline| deadline.min(look))));
                 }
                 (moved || busy, deadline)
             }
@@ -301,6 +313,10 @@ impl World {
             Node::Front(front) => {
                 let turned = self.hosts[front].turn(now)?;
                 self.summary.requests += turned.ended.len() as u64;
+                if let Some(pause) = turned.left {
+                    self.story.tell(now, || format!("front {front} has given all back"));
+                    self.later.push((now + pause, Later::StartFront(front)));
+                }
                 for (token, asked, outcome) in &turned.ended {
                     self.story.tell(now, || {
                         let range = asked.range.map(|range| (range.start(), range.count()));
@@ -335,12 +351,13 @@ impl World {
         match fault {
             Fault::KillServer(pause) if self.iohost.is_up() => {
                 self.iohost.kill();
-                self.server_lost(|kind| kind);
+                let workers = self.scenario.workers.clone();
+                self.lost(|disk| workers[disk.worker].pooled);
                 self.later.push((now + pause, Later::StartServer));
             }
             Fault::LosePower(pause) if self.iohost.is_up() => {
                 self.iohost.lose_power();
-                self.server_lost(|_| true);
+                self.lost(|_| true);
                 self.later.push((now + pause, Later::StartServer));
             }
             Fault::KillFront(front, pause) if self.hosts[front].is_up() => {
@@ -351,16 +368,28 @@ impl World {
                 self.hosts[front].fail();
                 self.later.push((now + pause, Later::StartFront(front)));
             }
+            // An intruder must not find what nobody has.
+            Fault::StopFront(..) | Fault::Move(..) if self.intruder.is_some() => {}
+            Fault::StopFront(front, pause) if self.hosts[front].is_up() => {
+                self.hosts[front].stop(pause);
+                self.wake_all();
+            }
             Fault::Haunt(front, pause) if self.hosts[front].is_up() => {
                 self.hosts[front].haunt(now + pause);
                 self.later.push((now + AFTER_DEATH, Later::StartFront(front)));
+            }
+            Fault::Move(front, pause) if self.hosts[front].has_all() => {
+                self.hosts[front].haunt(now + pause);
+                self.later.push((now + AFTER_DEATH, Later::Move(front)));
             }
             // What is down already cannot fail.
             Fault::KillServer(_)
             | Fault::LosePower(_)
             | Fault::KillFront(..)
+            | Fault::StopFront(..)
             | Fault::FailVmHost(..)
-            | Fault::Haunt(..) => {}
+            | Fault::Haunt(..)
+            | Fault::Move(..) => {}
             Fault::CutOffFront(front, pause) => self.cut_off(self.hosts[front].port(), pause),
             Fault::CutOffWorker(worker, pause) => self.cut_off(IoHost::port(worker), pause),
             Fault::Stall(worker, pause) => {
@@ -374,6 +403,15 @@ impl World {
                 self.intruder = Some(intruder.map_err(|error| Wrong(error.to_string()))?);
                 self.wake_all();
             }
+            Fault::Trouble(worker, trouble) if self.iohost.is_up() => {
+                self.iohost.trouble(worker, trouble);
+            }
+            // Without a driver it has no commands, and starts anew.
+            Fault::Trouble(..) => {}
+            Fault::LoseCaches(worker) => {
+                self.lossy[worker] = true;
+                self.iohost.lose_caches(worker);
+            }
             // There is nothing yet that it could take.
             Fault::Intrude(_) => {}
             Fault::Frames(faults) => self.fabric.faults = faults,
@@ -385,15 +423,21 @@ impl World {
         Ok(())
     }
 
-    /// The server has lost what was not flushed of those volumes: `loses` says
-    /// so of each worker's device, by whether it is a pool. Fronts that serve
-    /// have kept it and send it again.
-    fn server_lost(&mut self, loses: impl Fn(bool) -> bool) {
+    /// A worker's device is being reset. A pool forgets what it had in memory,
+    /// a raw device what was in its cache, if a reset costs it that.
+    fn device_down(&mut self, worker: usize) {
+        self.tell(|| format!("worker {worker}'s device is reset"));
+        if self.scenario.workers[worker].pooled || self.lossy[worker] {
+            self.lost(|disk| disk.worker == worker);
+        }
+    }
+
+    /// What was not flushed of some disks is lost. Fronts that serve have kept
+    /// it and send it again.
+    fn lost(&mut self, loses: impl Fn(&DiskKind) -> bool) {
         for (host, disks) in self.hosts.iter_mut().zip(&self.scenario.hosts) {
-            for (guest, disk) in host.guests.iter_mut().zip(disks) {
-                if loses(self.scenario.workers[disk.worker].pooled) {
-                    guest.server_lost();
-                }
+            for (guest, _) in host.guests.iter_mut().zip(disks).filter(|(_, disk)| loses(disk)) {
+                guest.server_lost();
             }
         }
     }
@@ -408,6 +452,7 @@ impl World {
         match what {
             Later::StartServer => self.start_server(),
             Later::StartFront(front) => self.start_front(front),
+            Later::Move(front) => self.take_away(front),
             Later::Mtu => {
                 self.fabric.mtu = self.scenario.mtu;
                 Ok(())
@@ -417,6 +462,29 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// Detaches the volumes of a front by force and starts another one for them,
+    /// when their devices answer. What cannot be taken away is left to a later
+    /// start of the same front.
+    fn take_away(&mut self, front: usize) -> Result<(), Wrong> {
+        let workers = self.scenario.hosts[front].iter().map(|disk| disk.worker);
+        let silent = workers.map(|worker| self.stalls[worker]).max();
+        if let Some(until) = silent.filter(|until| *until > self.now) {
+            self.later.push((until, Later::Move(front)));
+            return Ok(());
+        }
+        let volumes = self.hosts[front].guests.iter().map(|guest| guest.volume.clone());
+        let disks = self.scenario.hosts[front].iter().map(|disk| disk.worker);
+        let volumes: Vec<(usize, VolumeName)> = disks.zip(volumes).collect();
+        let mut all = self.iohost.is_up();
+        for (worker, volume) in &volumes {
+            all = all && self.iohost.take_away(&mut self.now, *worker, volume).is_ok();
+        }
+        if all {
+            self.hosts[front].be_another();
+        }
+        self.start_front(front)
     }
 
     fn start_server(&mut self) -> Result<(), Wrong> {

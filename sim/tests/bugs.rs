@@ -6,7 +6,7 @@ use block_core::BlockCount;
 use sim::dice::Dice;
 use sim::drive::DriveKind;
 use sim::guest::Habits;
-use sim::iohost::{POOL_BLOCKS, Room, WorkerKind};
+use sim::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, WorkerKind};
 use sim::run::Stage;
 use sim::scenario::{DiskKind, Fault, Scenario};
 
@@ -29,6 +29,18 @@ fn on_a_pool(hosts: Vec<Vec<DiskKind>>, plan: Vec<(Duration, Fault)>) -> Scenari
     }
 }
 
+/// A device of raw volumes, served to one VMhost.
+fn on_a_raw_device(disks: Vec<DiskKind>, plan: Vec<(Duration, Fault)>) -> Scenario {
+    let bytes = (RAW_OVERHEAD + disks.len() as u64 * RAW_UNIT) * 4096;
+    let drive = DriveKind { bytes, small_lbas: false, held: 8, delay: 1 };
+    let pooled = on_a_pool(vec![disks], plan);
+    Scenario { workers: vec![WorkerKind { drive, pooled: false }], ..pooled }
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
 fn runs(seed: u64, scenario: Scenario) {
     let stage = Stage::new().expect("a key file");
     if let Err(failure) = stage.run_scenario(seed, scenario, Dice::new(seed), None) {
@@ -47,4 +59,38 @@ fn fronts_come_and_go_on_a_pool_to_which_nobody_writes() {
     let hosts = || vec![vec![disk(0)]; 40];
     runs(1, on_a_pool(hosts(), vec![kill]));
     runs(2, on_a_pool(hosts(), Vec::new()));
+}
+
+/// A VMhost was thought dead, and its guest ran elsewhere, with a later start of
+/// the front, which then gave the volume back. The server was started anew, and
+/// nothing in the volume's record spoke of anybody. The first front went on, was
+/// let in, and sent again what it had kept, over what the guest had written and
+/// flushed since.
+#[test]
+fn a_front_that_goes_on_when_a_later_start_has_given_the_volume_back_is_not_let_in() {
+    let plan = vec![
+        (millis(5), Fault::Haunt(0, millis(60))),
+        (millis(20), Fault::StopFront(0, millis(100))),
+        (millis(40), Fault::KillServer(millis(1))),
+    ];
+    for seed in 0..8 {
+        runs(seed, on_a_raw_device(vec![disk(30)], plan.clone()));
+    }
+}
+
+/// A front was killed, and the server with what it had not flushed. The next
+/// front was told to end before it served, and gave the volume back. Nobody told
+/// the one after it that answered writes are missing, and the guest, which had
+/// lived through all of it, went on.
+#[test]
+fn a_front_that_ends_before_it_serves_leaves_word_of_what_is_missing() {
+    for seed in 0..8 {
+        let late = Duration::from_micros(8020 + 20 * seed);
+        let plan = vec![
+            (millis(5), Fault::KillFront(0, millis(3))),
+            (millis(6), Fault::KillServer(millis(1))),
+            (late, Fault::StopFront(0, millis(1))),
+        ];
+        runs(seed, on_a_pool(vec![vec![disk(30)]], plan));
+    }
 }

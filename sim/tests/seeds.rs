@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use sim::run::Stage;
 
-/// Worlds of each part; each takes about 8 ms.
+/// Worlds of each part; each takes about 15 ms.
 const SEEDS: u64 = 5000;
 
 fn part(number: u64) {
