@@ -73,6 +73,12 @@ impl Intruder {
         }
     }
 
+    /// Whether it has the server's word.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        matches!(self.client.state(self.volume), VolumeState::Refused(_))
+    }
+
     /// When it must be turned though nothing comes.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {

@@ -153,7 +153,9 @@ impl World {
         self.each_guest(Guest::ask_for_flush);
         self.until("the guests flush", Some(PATIENCE), Self::is_done)?;
         self.each_change_ran_once()?;
-        // What is given back it could have.
+        // What is given back it could have, also by a request that it had sent.
+        let refused = |world: &Self| world.intruder.as_ref().is_none_or(Intruder::is_refused);
+        self.until("the intruder is refused", Some(PATIENCE), refused)?;
         self.intruder = None;
         self.hosts.iter_mut().for_each(VmHost::detach);
         self.wake_all();
