@@ -43,7 +43,8 @@ pub(crate) fn run(device_gib: u64, mapped_gib: u64) -> anyhow::Result<()> {
     }
     heap_of_pool("written", &device, settings)?;
     {
-        let mut machine = Machine::open(&device, settings, true)?;
+        // Filling the index anew in the background would be measured as well.
+        let mut machine = Machine::open(&device, Settings { index: 0, ..settings }, true)?;
         snapshots(&mut machine)?;
         fill_journal(&mut machine, mapped)?;
     }
