@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod buffer;
 pub mod chance;
+mod crc;
 pub mod device;
 pub mod error;
 pub mod mapping;
@@ -20,6 +21,7 @@ pub mod unit;
 pub use blocks::{Blocks, Completed};
 pub use buffer::{Buffer, DmaMemory, Pool};
 pub use chance::Chance;
+pub use crc::crc32c;
 pub use device::Device;
 pub use error::BlockError;
 pub use mapping::{Mapping, Memory};

@@ -45,6 +45,7 @@
 //! crash leaves the old record or the new one, at rest both copies are equal,
 //! and one of them may rot.
 
+use block_core::crc32c;
 use block_core::unit::{BLOCK_SIZE, BlockCount, Extent, Pba};
 use interpose::layout::provenance::Provenance;
 use link::attach::MAX_NAME_BYTES;
@@ -343,12 +344,12 @@ impl VolumeRecord {
 }
 
 fn seal(block: &mut [u8; BLOCK_SIZE]) {
-    let sum = crc32c::crc32c(&block[4..]);
+    let sum = crc32c(&[&block[4..]]);
     block[..4].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn is_sealed(block: &[u8; BLOCK_SIZE]) -> bool {
-    u32::from_le_bytes(array(block, 0)) == crc32c::crc32c(&block[4..])
+    u32::from_le_bytes(array(block, 0)) == crc32c(&[&block[4..]])
 }
 
 /// The bytes at a constant place of a block.

@@ -19,9 +19,8 @@
 //! payload, then twelve zero bytes; sealed frames will carry the AES-256-GCM
 //! tag there, with the header as associated data.
 
+use block_core::crc32c;
 use thiserror::Error;
-
-use crate::sys::crc32c_append;
 
 /// The version of the protocol that this code speaks.
 pub const VERSION: u8 = 1;
@@ -183,14 +182,10 @@ impl Header {
         bytes[38] = self.op;
         bytes[39] = if self.news { IN_THE_CLEAR | NEWS } else { IN_THE_CLEAR };
         bytes[40..48].copy_from_slice(&self.word.to_le_bytes());
-        let crc = checksum(&bytes[..TAG], payload);
+        let crc = crc32c(&[&bytes[..TAG], payload]);
         bytes[TAG..TAG + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
-}
-
-fn checksum(header: &[u8], payload: &[u8]) -> u32 {
-    crc32c_append(crc32c_append(0, header), payload)
 }
 
 /// A frame that arrived whole: its checksum is right. Who sent it is not
@@ -223,7 +218,7 @@ impl<'a> Frame<'a> {
         let crc = u32::from_le_bytes([head[48], head[49], head[50], head[51]]);
         if head[39] & !NEWS != IN_THE_CLEAR
             || head[TAG + CRC_BYTES..].iter().any(|&byte| byte != 0)
-            || crc != checksum(&head[..TAG], payload)
+            || crc != crc32c(&[&head[..TAG], payload])
         {
             return Err(FrameError::Checksum);
         }
@@ -298,7 +293,7 @@ mod tests {
             0, 0,
         ];
         assert_eq!(bytes[..48], expected);
-        assert_eq!(u32_at(&bytes, 48), crc32c::crc32c(&[&expected[..], b"abc"].concat()));
+        assert_eq!(u32_at(&bytes, 48), crc32c(&[&expected, b"abc"]));
         assert_eq!(bytes[52..], [0; 12]);
     }
 

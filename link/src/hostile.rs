@@ -1,5 +1,6 @@
 //! Whatever a peer says: each parser with frames and bodies that somebody bent.
 
+use block_core::crc32c;
 use fuzz::{Metered, Target};
 
 use crate::attach::{Access, AttachReply, AttachRequest, Attached, FrontId, Refused, VolumeName};
@@ -22,7 +23,7 @@ fn bytes_of(header: &Header, kind: Kind, payload: &[u8]) -> Vec<u8> {
 fn seal(frame: &mut [u8]) {
     frame[39] = frame[39] & 0b100 | 0b10;
     frame[48..HEADER_BYTES].fill(0);
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&frame[..48]), &frame[HEADER_BYTES..]);
+    let crc = crc32c(&[&frame[..48], &frame[HEADER_BYTES..]]);
     frame[48..52].copy_from_slice(&crc.to_le_bytes());
 }
 

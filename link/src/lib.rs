@@ -3,6 +3,7 @@
 //! Sans-I/O: the client and the server are state machines that are handed
 //! frames and the time and that hand out frames. Only a [`wire`] touches a
 //! socket. The modules stand in the order in which a request meets them.
+#![forbid(unsafe_code)]
 
 pub mod path;
 
@@ -12,7 +13,6 @@ pub mod frame;
 pub mod hello;
 mod rtt;
 pub mod segment;
-mod sys;
 pub mod wire;
 
 pub mod attach;

@@ -37,7 +37,7 @@ const COMMANDS: usize = 20_000;
 const HEAP: usize = 64 << 20;
 
 fn seal(block: &mut [u8; BLOCK_SIZE]) {
-    let crc = crc32c::crc32c(&block[4..]);
+    let crc = block_core::crc32c(&[&block[4..]]);
     block[..4].copy_from_slice(&crc.to_le_bytes());
 }
 

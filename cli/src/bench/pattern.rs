@@ -97,7 +97,7 @@ fn stamp_sector(bytes: &mut [u8; SECTOR], sector: u64, generation: u32, seed: u6
     for word in bytes[NOISE_AT..CRC_AT].as_chunks_mut::<8>().0 {
         *word = noise.next().to_le_bytes();
     }
-    let crc = crc32c::crc32c(&bytes[..CRC_AT]);
+    let crc = block_core::crc32c(&[&bytes[..CRC_AT]]);
     bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
 }
 

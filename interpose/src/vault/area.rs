@@ -39,7 +39,7 @@
 //! Era `n` has place `n % 65,536`. Magic, version and crc32c are where they
 //! are and what they are in every later version.
 
-use block_core::BLOCK_SIZE;
+use block_core::{BLOCK_SIZE, crc32c};
 
 use super::key::{KEY_BYTES, Key, SALT_BYTES, Salt, Wrapped};
 use super::secret::{Cost, MAX_NAME_BYTES, WayKind};
@@ -179,8 +179,7 @@ pub(crate) fn close(block: &mut Block, index: u16, head: Head, mac_key: &Key) {
 }
 
 fn crc_of(block: &Block) -> u32 {
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&block[..CRC_AT]), &[0; 4]);
-    crc32c::crc32c_append(crc, &block[CRC_AT + 4..])
+    crc32c(&[&block[..CRC_AT], &[0; 4], &block[CRC_AT + 4..]])
 }
 
 fn mac_of(block: &Block, key: &Key) -> [u8; MAC_BYTES] {

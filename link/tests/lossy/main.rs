@@ -122,8 +122,7 @@ fn random_frames_disturb_nobody() {
         };
         let mut bytes = header.encode(link::frame::Kind::Request, &payload);
         bytes[3] = *kinds.choose(&mut *random).expect("one");
-        let mut crc = crc32c::crc32c(&bytes[..48]);
-        crc = crc32c::crc32c_append(crc, &payload);
+        let crc = block_core::crc32c(&[&bytes[..48], &payload]);
         bytes[48..52].copy_from_slice(&crc.to_le_bytes());
         let to = if random.random() { SERVER } else { CLIENT };
         stranger.send(to, &bytes, &payload);

@@ -1,5 +1,7 @@
 //! Entries travel in chunks: what the worker fills and the file gets at once.
 
+use block_core::crc32c;
+
 use super::entry::MAX_ENTRY;
 
 /// Bytes of a whole chunk.
@@ -50,7 +52,7 @@ impl Chunk {
         let entries = (self.bytes.len() - CHUNK_HEAD) as u32;
         self.bytes[4..8].copy_from_slice(&number.to_le_bytes());
         self.bytes[8..12].copy_from_slice(&entries.to_le_bytes());
-        let sum = crc32c::crc32c(&self.bytes[4..]);
+        let sum = crc32c(&[&self.bytes[4..]]);
         self.bytes[..4].copy_from_slice(&sum.to_le_bytes());
         &self.bytes
     }
@@ -76,6 +78,6 @@ impl Head {
 
     /// Whether these entries belong to the head.
     pub(super) fn covers(&self, bytes: &[u8; CHUNK_HEAD], entries: &[u8]) -> bool {
-        crc32c::crc32c_append(crc32c::crc32c(&bytes[4..]), entries) == self.sum
+        crc32c(&[&bytes[4..], entries]) == self.sum
     }
 }

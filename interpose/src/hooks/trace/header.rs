@@ -41,7 +41,7 @@ impl Header {
         bytes[32..40].copy_from_slice(&self.blocks.0.to_le_bytes());
         bytes[40..48].copy_from_slice(&self.began.to_le_bytes());
         bytes[NAME..NAME + name.len()].copy_from_slice(name.as_bytes());
-        let sum = crc32c::crc32c(&bytes[..SUM]);
+        let sum = block_core::crc32c(&[&bytes[..SUM]]);
         bytes[SUM..].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
@@ -50,7 +50,7 @@ impl Header {
         if &bytes[..8] != MAGIC {
             return Err(TraceFault::NotATrace);
         }
-        if array(bytes, SUM) != crc32c::crc32c(&bytes[..SUM]).to_le_bytes() {
+        if array(bytes, SUM) != block_core::crc32c(&[&bytes[..SUM]]).to_le_bytes() {
             return Err(TraceFault::Damaged);
         }
         let version = u16::from_le_bytes(array(bytes, 8));

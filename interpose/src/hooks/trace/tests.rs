@@ -203,7 +203,7 @@ fn what_is_no_trace_is_refused_in_words() {
     let mut newer = whole.clone();
     newer[8] = 9;
     assert_eq!(sentence(&newer), "the trace is damaged here (at byte 0)");
-    let sum = crc32c::crc32c(&newer[..124]);
+    let sum = block_core::crc32c(&[&newer[..124]]);
     newer[124..128].copy_from_slice(&sum.to_le_bytes());
     assert!(sentence(&newer).contains("a later version"));
     assert_eq!(sentence(&whole[..128]), "the trace is cut off here (at byte 128)");

@@ -133,7 +133,7 @@ fn a_newer_pool_is_not_touched() {
     disk.rot(place(0, Copy::A), |block| {
         block[8] = 9;
         block[12..16].fill(0);
-        let crc = crc32c::crc32c(&block[..]);
+        let crc = block_core::crc32c(&[&block[..]]);
         block[12..16].copy_from_slice(&crc.to_le_bytes());
     });
     let before = disk.changes();
