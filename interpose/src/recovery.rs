@@ -37,7 +37,7 @@ pub struct Means<D> {
     /// The device that it is on.
     pub device: Rc<D>,
     /// Buffers of a block that the device reaches: as many as
-    /// [`Settings::pages`] says.
+    /// [`Settings::page_cache`] says.
     pub buffers: Buffers,
     /// Where salts and identities come from.
     pub chance: Chance,

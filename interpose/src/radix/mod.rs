@@ -6,7 +6,7 @@
 //! never changes: a [`Merge`] writes the pages of a path anew and leaves the
 //! tree that it began with as it was.
 //!
-//! What a page says is checked where it is read ([`Rules`]): a pointer of the
+//! What a page says is checked where it is read (`Rules`): a pointer of the
 //! wrong kind, or to a block that the device does not have, is damage.
 
 use block_core::{BlockCount, Device, Pba};
