@@ -5,7 +5,7 @@ mod support;
 use block_core::{BlockError, Op, Time};
 use std::sync::Arc;
 
-use block_server::{Directory, Errand, LocalPath, WorkerIndex};
+use block_server::{Directory, Errand, LocalPath, Mailbox, WorkerIndex};
 use link::{Access, AttachReply, AttachRequest, Guest, Part, Path, Refusal, Refused, Token};
 use nvme::{LbaSize, SoftNamespace};
 use support::{
@@ -17,6 +17,12 @@ fn turned(path: &mut SoftPath) -> impl FnMut() {
     || {
         path.turn(Time::ZERO, &mut VecGuest::default());
     }
+}
+
+/// The server and the first front start, on what a file holds.
+fn start_on(file: &std::path::Path, incarnation: u64) -> (SoftPath, Arc<Mailbox>) {
+    let (worker, mailbox) = file_worker(file);
+    (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
 }
 
 #[test]
@@ -63,10 +69,7 @@ fn data_and_the_attachment_are_there_after_a_restart() {
 fn what_a_front_may_miss_is_remembered_until_it_has_settled() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("disk");
-    let start = |incarnation| {
-        let (worker, mailbox) = file_worker(&file);
-        (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
-    };
+    let start = |incarnation| start_on(&file, incarnation);
     let first = {
         let (mut path, mailbox) = start(1);
         create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
@@ -123,10 +126,7 @@ fn an_earlier_start_of_a_front_does_not_get_what_a_later_one_had() {
 fn who_has_had_a_volume_gets_it_again_only_as_the_last_that_had_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("disk");
-    let start = |incarnation| {
-        let (worker, mailbox) = file_worker(&file);
-        (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
-    };
+    let start = |incarnation| start_on(&file, incarnation);
     let again = |path: &mut SoftPath, access| {
         path.attach(AttachRequest { had: true, ..AttachRequest::new(name("vm"), access) })
     };
@@ -168,10 +168,7 @@ fn who_has_had_a_volume_gets_it_again_only_as_the_last_that_had_it() {
 fn who_gives_back_what_may_miss_writes_leaves_word_of_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("disk");
-    let start = |incarnation| {
-        let (worker, mailbox) = file_worker(&file);
-        (LocalPath::over_nvme(worker, front(1), incarnation, 8), mailbox)
-    };
+    let start = |incarnation| start_on(&file, incarnation);
     let first = {
         let (mut path, mailbox) = start(1);
         create(&mailbox, turned(&mut path), "vm", 1 << 20).expect("created");
