@@ -243,11 +243,9 @@ impl<W: Wire> Path for Client<W> {
         session.submit(part, &mut self.volumes, guest)
     }
 
+    /// Sends, then receives: what is asked for again because of what came leaves
+    /// with the guest's next requests, not in a packet of its own.
     fn turn(&mut self, now: Time, guest: &mut impl Guest) -> bool {
-        let received = self.receive(now, guest);
-        if received > 0 {
-            self.follow_redirects(now);
-        }
         if self.sessions.iter().any(|session| session.greeting_since().is_some()) {
             self.go_home(now);
         }
@@ -263,6 +261,10 @@ impl<W: Wire> Path for Client<W> {
         }
         if sent {
             self.wire.flush();
+        }
+        let received = self.receive(now, guest);
+        if received > 0 {
+            self.follow_redirects(now);
         }
         sent || received > 0
     }

@@ -82,6 +82,10 @@ struct Weather<P> {
     faults: Faults,
     lots: Lots,
     held: Vec<Held<P>>,
+    /// Frames were let go and have not left: they go with the next burst, as
+    /// they would through a switch, which makes no packet train of one's own
+    /// for what it delayed.
+    loose: bool,
 }
 
 /// Numbers by chance (splitmix64). What is measured under loss is the loss, so
@@ -112,26 +116,31 @@ impl<W: Wire> Faulty<W> {
     /// The wire with these faults; without any it costs a branch.
     #[must_use]
     pub fn new(wire: W, faults: Option<Faults>) -> Self {
-        let weather =
-            faults.map(|faults| Weather { lots: Lots(faults.seed), faults, held: Vec::new() });
+        let weather = faults.map(|faults| Weather {
+            lots: Lots(faults.seed),
+            faults,
+            held: Vec::new(),
+            loose: false,
+        });
         Self { wire, weather }
     }
 
-    /// Lets the frames go whose time has come.
+    /// Lets the frames go whose time has come, with the next burst or, when
+    /// there is none before this is asked again, without it.
     fn release(&mut self) {
         let Some(weather) = &mut self.weather else { return };
-        let mut released = false;
-        weather.held.retain_mut(|held| {
+        if std::mem::take(&mut weather.loose) {
+            self.wire.flush();
+        }
+        let Weather { held, loose, .. } = weather;
+        held.retain_mut(|held| {
             held.turns -= 1;
             if held.turns == 0 {
                 self.wire.send(held.to, &held.header, &held.payload);
-                released = true;
+                *loose = true;
             }
             held.turns > 0
         });
-        if released {
-            self.wire.flush();
-        }
     }
 }
 
@@ -164,6 +173,9 @@ impl<W: Wire> Wire for Faulty<W> {
     }
 
     fn flush(&mut self) {
+        if let Some(weather) = &mut self.weather {
+            weather.loose = false;
+        }
         self.wire.flush();
     }
 
