@@ -246,17 +246,8 @@ impl<W: Wire> Path for Client<W> {
     /// Sends, then receives: what is asked for again because of what came leaves
     /// with the guest's next requests, not in a packet of its own.
     fn turn(&mut self, now: Time, guest: &mut impl Guest) -> bool {
-        if self.sessions.iter().any(|session| session.greeting_since().is_some()) {
-            self.go_home(now);
-        }
-        for index in 0..self.volumes.len() {
-            let session = self.volumes[index].session;
-            self.sessions[session].recover(now, index, &mut self.volumes);
-        }
         let mut sent = false;
         for session in &mut self.sessions {
-            session.handle_timeout(now, &self.volumes);
-            session.attach_next(now, &mut self.volumes);
             sent |= session.transmit(now, self.caller, &self.volumes, &mut self.wire);
         }
         if sent {
@@ -266,7 +257,18 @@ impl<W: Wire> Path for Client<W> {
         if received > 0 {
             self.follow_redirects(now);
         }
-        sent || received > 0
+        if self.sessions.iter().any(|session| session.greeting_since().is_some()) {
+            self.go_home(now);
+        }
+        for index in 0..self.volumes.len() {
+            let session = self.volumes[index].session;
+            self.sessions[session].recover(now, index, &mut self.volumes);
+        }
+        for session in &mut self.sessions {
+            session.handle_timeout(now, &self.volumes);
+            session.attach_next(now, &mut self.volumes);
+        }
+        sent || received > 0 || self.sessions.iter().any(Session::has_frames)
     }
 
     fn deadline(&self) -> Option<Time> {

@@ -80,6 +80,11 @@ impl<P: Peer> Session<P> {
         frames > 0
     }
 
+    /// Whether frames wait to be sent.
+    pub(in crate::client) fn has_frames(&self) -> bool {
+        self.is_live() && !self.queue.is_empty()
+    }
+
     fn transmit_slot<W: Wire<Peer = P>>(
         &mut self,
         now: Time,
