@@ -11,6 +11,7 @@ pub mod station;
 
 pub mod worker;
 
+pub mod authority;
 pub mod room;
 pub mod session;
 

@@ -3,8 +3,8 @@
 
 use block_core::{BlockError, Op, Request, Time};
 use link::{
-    AttachReply, AttachRequest, FrontId, Guest, Host, Part, Path, Refusal, Reply, SessionIndex,
-    SlotRef, Token, VolumeHandle, Work,
+    AttachReply, AttachRequest, Caller, FrontId, Guest, Host, Part, Path, Refusal, Reply,
+    SessionIndex, SlotRef, Token, VolumeHandle, Work,
 };
 
 use crate::engine::{Engine, NvmeEngine};
@@ -46,7 +46,7 @@ impl<E: Engine> LocalPath<E> {
     #[must_use]
     pub fn new(mut worker: Worker<E>, front: FrontId, incarnation: u64, parts: u16) -> Self {
         let slots = parts.saturating_add(1);
-        worker.opened(SESSION, front, incarnation, slots);
+        worker.opened(SESSION, Caller { front, key: None }, incarnation, slots);
         Self {
             worker,
             parts: vec![None; usize::from(slots)],

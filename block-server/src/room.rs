@@ -11,6 +11,7 @@ use block_core::{Device, Time};
 use interpose::hooks::TurnClock;
 use link::{Reply, SlotRef, VolumeName};
 
+use crate::authority::{Authority, NoKeys};
 use crate::directory::{Directory, WorkerIndex};
 use crate::store::Store;
 use crate::volume::Volume;
@@ -26,6 +27,7 @@ pub struct Room<D> {
     pub directory: Arc<Directory>,
     /// Which worker this is.
     pub worker: WorkerIndex,
+    authority: RefCell<Rc<dyn Authority>>,
     /// Answers that wait to be collected.
     replies: RefCell<VecDeque<(SlotRef, Reply)>>,
     lives: RefCell<VecDeque<Life>>,
@@ -54,10 +56,22 @@ impl<D> Room<D> {
             stores,
             directory,
             worker,
+            authority: RefCell::new(Rc::new(NoKeys)),
             replies: RefCell::default(),
             lives: RefCell::default(),
             clock: TurnClock::default(),
         }
+    }
+
+    /// Who says what fronts may do.
+    #[must_use]
+    pub fn authority(&self) -> Rc<dyn Authority> {
+        Rc::clone(&self.authority.borrow())
+    }
+
+    /// From now on that is somebody else.
+    pub fn obey(&self, authority: Rc<dyn Authority>) {
+        *self.authority.borrow_mut() = authority;
     }
 
     /// The moment of the worker's turn.

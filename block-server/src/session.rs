@@ -8,7 +8,7 @@ use std::task::Poll;
 use block_core::{BlockCount, BlockError, Device, Op, Request, Served};
 use interpose::hooks::RequestFacts;
 use link::{
-    Access, AttachReply, AttachRequest, Attached, FrontId, Refused, Reply, SlotRef, VolumeHandle,
+    Access, AttachReply, AttachRequest, Attached, Caller, Refused, Reply, SlotRef, VolumeHandle,
     Work,
 };
 use tracing::warn;
@@ -54,7 +54,7 @@ impl Slot {
 
 /// A front's session with this worker.
 pub struct Session<D> {
-    front: FrontId,
+    caller: Caller,
     incarnation: u64,
     slots: u16,
     handles: RefCell<Vec<Option<Handle<D>>>>,
@@ -111,9 +111,9 @@ impl<D: Device + 'static> Handle<D> {
 impl<D: Device + 'static> Session<D> {
     /// A session of a front's `incarnation`th start, without volumes.
     #[must_use]
-    pub fn new(front: FrontId, incarnation: u64, slots: u16) -> Self {
+    pub fn new(caller: Caller, incarnation: u64, slots: u16) -> Self {
         let (handles, changing) = (RefCell::default(), tokio::sync::Mutex::new(()));
-        Self { front, incarnation, slots, handles, changing, closed: Cell::new(false) }
+        Self { caller, incarnation, slots, handles, changing, closed: Cell::new(false) }
     }
 
     /// Gives up what the session holds, so that nothing begins any more. The
@@ -151,6 +151,13 @@ impl<D: Device + 'static> Session<D> {
 
     async fn attach(&self, room: &Room<D>, request: AttachRequest) -> AttachReply {
         let _changing = self.changing.lock().await;
+        // Asked first: who may not have a volume does not learn whether it is there.
+        if let Err(refused) =
+            room.authority().may_attach(&self.caller, &request.name, request.access)
+        {
+            warn!(front = %self.caller, volume = %request.name, "not attached: {refused}");
+            return AttachReply::Refused(refused);
+        }
         let Some(Located { store, volume, .. }) = room.find(&request.name) else {
             return match room.directory.elsewhere(&request.name, room.worker) {
                 Some(port) => AttachReply::Elsewhere { port },
@@ -164,7 +171,7 @@ impl<D: Device + 'static> Session<D> {
         };
         let own = own.map(|(_, handle)| handle.hold);
         let AttachRequest { access, settled, had, .. } = request;
-        let Self { front, incarnation, .. } = *self;
+        let (front, incarnation) = (self.caller.front, self.incarnation);
         let claim = Claim { front, incarnation, access, settled, had };
         match store.attach(&volume, claim, own.as_ref()).await {
             // Nobody would ever give it back.

@@ -17,12 +17,13 @@ use std::time::Duration;
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
 use block_core::{Buffer, Chance, Device, Pool, Time};
 use interpose::layout::stream::FRAME_BLOCKS;
-use link::{FrontId, Host, Reply, SessionIndex, SlotRef, Work};
+use link::{Caller, Host, Reply, SessionIndex, SlotRef, Work};
 use nvme::Namespace;
 use thiserror::Error;
 use tracing::warn;
 use turn::{Executor, TaskId};
 
+use crate::authority::Authority;
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
 use crate::config::PoolConfig;
 use crate::directory::{Directory, WorkerIndex};
@@ -375,6 +376,11 @@ impl<E: Engine> Worker<E> {
             || self.stop.until.is_some_and(|until| self.room.clock().now() >= until)
     }
 
+    /// Who may have a session and which volumes is from now on asked of this.
+    pub fn obey(&mut self, authority: Rc<dyn Authority>) {
+        self.room.obey(authority);
+    }
+
     /// What moves the devices.
     #[must_use]
     pub fn engine(&self) -> &E {
@@ -417,9 +423,14 @@ impl<E: Engine> Host for Worker<E> {
         small.or_else(|| share(&self.large))
     }
 
-    fn opened(&mut self, session: SessionIndex, front: FrontId, incarnation: u64, slots: u16) {
+    fn admits(&mut self, caller: &Caller) -> bool {
+        self.room.authority().admits(caller)
+    }
+
+    fn opened(&mut self, session: SessionIndex, caller: Caller, incarnation: u64, slots: u16) {
         self.closed(session);
-        let state = Rc::new(Session::new(front, incarnation, slots));
+        let front = caller.front;
+        let state = Rc::new(Session::new(caller, incarnation, slots));
         let mut seat = Seat { session: Rc::clone(&state), slots: Vec::new() };
         for number in 0..slots {
             let (slot, at) = (Rc::new(Slot::default()), SlotRef { session, slot: number });

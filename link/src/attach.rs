@@ -171,6 +171,18 @@ pub enum Refused {
          force, since this front had it; start the guest anew to use it"
     )]
     NotYours,
+    /// The front's key is not authorized for it.
+    #[error(
+        "this front's key is not authorized for the volume; allow it with \
+         `vrio server authorize` on the server"
+    )]
+    NotAuthorized,
+    /// The front's key is authorized to read it only.
+    #[error(
+        "this front's key is authorized to read the volume only; attach it with \
+         `read_only = true`, or allow more with `vrio server authorize` on the server"
+    )]
+    OnlyToRead,
 }
 
 impl Refused {
@@ -288,6 +300,8 @@ impl AttachReply {
                     Refused::Importing => 7,
                     Refused::Stale => 8,
                     Refused::NotYours => 9,
+                    Refused::NotAuthorized => 10,
+                    Refused::OnlyToRead => 11,
                 };
             }
         }
@@ -323,6 +337,8 @@ impl AttachReply {
             (REFUSED, 7) => Self::Refused(Refused::Importing),
             (REFUSED, 8) => Self::Refused(Refused::Stale),
             (REFUSED, 9) => Self::Refused(Refused::NotYours),
+            (REFUSED, 10) => Self::Refused(Refused::NotAuthorized),
+            (REFUSED, 11) => Self::Refused(Refused::OnlyToRead),
             _ => return None,
         })
     }
@@ -374,6 +390,8 @@ mod tests {
             AttachReply::Refused(Refused::Importing),
             AttachReply::Refused(Refused::Stale),
             AttachReply::Refused(Refused::NotYours),
+            AttachReply::Refused(Refused::NotAuthorized),
+            AttachReply::Refused(Refused::OnlyToRead),
         ] {
             assert_eq!(AttachReply::parse(&reply.encode()), Some(reply));
         }

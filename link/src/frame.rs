@@ -16,8 +16,9 @@
 //!
 //! Everything is little-endian. What the fields mean for each kind is said at
 //! [`Header`]. In the clear the tag is a CRC32C of header (without tag) and
-//! payload, then twelve zero bytes; sealed frames will carry the AES-256-GCM
-//! tag there, with the header as associated data.
+//! payload, then twelve zero bytes. A sealed frame has the AES-256-GCM tag
+//! there; its payload is encrypted, and the header before the tag is the
+//! associated data.
 
 use block_core::crc32c;
 use thiserror::Error;
@@ -38,14 +39,20 @@ pub const MAX_PAYLOAD: usize = crate::segment::SEGMENT_SIZES[0];
 pub const MAX_FRAME: usize = HEADER_BYTES + MAX_PAYLOAD;
 
 const MAGIC: [u8; 2] = *b"vR";
-const TAG: usize = 48;
+/// Where the tag begins.
+pub(crate) const TAG: usize = 48;
+
+/// Bytes of a header that a seal covers: those before the tag.
+pub(crate) const SEALED_HEADER: usize = TAG;
+
 const CRC_BYTES: usize = 4;
 const _: () = assert!(TAG + 16 == HEADER_BYTES);
 
 /// The flag of a frame that is not sealed but has a CRC32C.
 pub const IN_THE_CLEAR: u8 = 0b10;
 
-/// The flag whose change announces new keys; always zero in the clear.
+/// The flag of a sealed frame whose keys are of an odd phase; always zero in
+/// the clear.
 pub const KEY_PHASE: u8 = 0b01;
 
 /// The flag of an answer whose volume is not what it was when the front
@@ -71,6 +78,9 @@ pub enum Kind {
     Bye = 6,
     /// Server: I know no such session. Only a hint.
     UnknownSession = 7,
+    /// Server: say hello once more, with this token, which shows that you hear
+    /// what is sent to your address.
+    Retry = 8,
     /// Front: a request, or one segment of its data.
     Request = 16,
     /// Server: send me these segments; the request has its buffer.
@@ -93,6 +103,7 @@ impl Kind {
             5 => Self::Opened,
             6 => Self::Bye,
             7 => Self::UnknownSession,
+            8 => Self::Retry,
             16 => Self::Request,
             17 => Self::Missing,
             18 => Self::Answer,
@@ -167,6 +178,19 @@ impl Header {
     #[must_use]
     pub fn encode(&self, kind: Kind, payload: &[u8]) -> [u8; HEADER_BYTES] {
         debug_assert!(payload.len() <= MAX_PAYLOAD);
+        let mut bytes = self.fields(kind, IN_THE_CLEAR);
+        let crc = crc32c(&[&bytes[..TAG], payload]);
+        bytes[TAG..TAG + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header of a frame that is being sealed, still without a tag.
+    pub(crate) fn encode_sealed(&self, kind: Kind, odd_phase: bool) -> [u8; HEADER_BYTES] {
+        self.fields(kind, if odd_phase { KEY_PHASE } else { 0 })
+    }
+
+    #[inline]
+    fn fields(&self, kind: Kind, flags: u8) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..2].copy_from_slice(&MAGIC);
         bytes[2] = VERSION;
@@ -180,16 +204,93 @@ impl Header {
         bytes[32..36].copy_from_slice(&self.count.to_le_bytes());
         bytes[36..38].copy_from_slice(&self.volume.to_le_bytes());
         bytes[38] = self.op;
-        bytes[39] = if self.news { IN_THE_CLEAR | NEWS } else { IN_THE_CLEAR };
+        bytes[39] = if self.news { flags | NEWS } else { flags };
         bytes[40..48].copy_from_slice(&self.word.to_le_bytes());
-        let crc = crc32c(&[&bytes[..TAG], payload]);
-        bytes[TAG..TAG + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    fn parse(head: &[u8; HEADER_BYTES]) -> Self {
+        Self {
+            session: u32_at(head, 4),
+            counter: u64_at(head, 8),
+            number: u64_at(head, 16),
+            slot: u16_at(head, 24),
+            attempt: u16_at(head, 26),
+            offset: u32_at(head, 28),
+            count: u32_at(head, 32),
+            volume: u16_at(head, 36),
+            op: head[38],
+            word: u64_at(head, 40),
+            news: head[39] & NEWS != 0,
+        }
     }
 }
 
-/// A frame that arrived whole: its checksum is right. Who sent it is not
-/// known by that.
+/// What came, before anybody knows who sent it.
+#[derive(Debug)]
+pub(crate) enum Arrived<'a> {
+    /// In the clear, and whole. Anybody may have made it.
+    Clear(Frame<'a>),
+    /// It says that it is sealed.
+    Sealed(SealedFrame<'a>),
+}
+
+/// A frame that says that it is sealed. Nothing of it is to be believed before
+/// a session has opened it.
+#[derive(Debug)]
+pub(crate) struct SealedFrame<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) header: Header,
+    pub(crate) odd_phase: bool,
+    pub(crate) head: &'a [u8; HEADER_BYTES],
+    pub(crate) tag: [u8; 16],
+    /// Still encrypted.
+    pub(crate) payload: &'a mut [u8],
+}
+
+impl<'a> Arrived<'a> {
+    /// The frame in `bytes`, as they came from the wire.
+    pub(crate) fn parse(bytes: &'a mut [u8]) -> Result<Self, FrameError> {
+        if bytes.get(39).is_some_and(|flags| flags & IN_THE_CLEAR != 0) {
+            return Frame::parse(bytes).map(Self::Clear);
+        }
+        let (head, payload) =
+            bytes.split_first_chunk_mut::<HEADER_BYTES>().ok_or(FrameError::Foreign)?;
+        let head = &*head;
+        if head[0..2] != MAGIC || payload.len() > MAX_PAYLOAD {
+            return Err(FrameError::Foreign);
+        }
+        if !(OLDEST_VERSION..=VERSION).contains(&head[2]) {
+            return Err(FrameError::Version(head[2]));
+        }
+        if head[39] & !(NEWS | KEY_PHASE) != 0 {
+            return Err(FrameError::Foreign);
+        }
+        let kind = Kind::from_code(head[3]).ok_or(FrameError::Kind)?;
+        let (header, odd_phase) = (Header::parse(head), head[39] & KEY_PHASE != 0);
+        let tag = array_at(head, TAG);
+        Ok(Self::Sealed(SealedFrame { kind, header, odd_phase, head, tag, payload }))
+    }
+
+    /// What it says that it is for.
+    pub(crate) const fn kind(&self) -> Kind {
+        match self {
+            Self::Clear(frame) => frame.kind,
+            Self::Sealed(frame) => frame.kind,
+        }
+    }
+
+    /// The session that it names.
+    pub(crate) const fn session(&self) -> u32 {
+        match self {
+            Self::Clear(frame) => frame.header.session,
+            Self::Sealed(frame) => frame.header.session,
+        }
+    }
+}
+
+/// A frame that arrived whole. In the clear its checksum is right, and who sent
+/// it is not known by that; if a session has opened it, its other end did.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// What it is for.
@@ -223,20 +324,7 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Checksum);
         }
         let kind = Kind::from_code(head[3]).ok_or(FrameError::Kind)?;
-        let header = Header {
-            session: u32_at(head, 4),
-            counter: u64_at(head, 8),
-            number: u64_at(head, 16),
-            slot: u16_at(head, 24),
-            attempt: u16_at(head, 26),
-            offset: u32_at(head, 28),
-            count: u32_at(head, 32),
-            volume: u16_at(head, 36),
-            op: head[38],
-            word: u64_at(head, 40),
-            news: head[39] & NEWS != 0,
-        };
-        Ok(Self { kind, header, payload })
+        Ok(Self { kind, header: Header::parse(head), payload })
     }
 }
 

@@ -10,6 +10,10 @@
 //!
 //! A padded frame may not be fragmented, so the largest that comes back shows
 //! the segment size that the path carries in both directions.
+//!
+//! These are the bodies in the clear. Where sessions are sealed, hello and
+//! welcome carry a handshake (`introduction.rs`), the open and all that follows
+//! is sealed, and the rest is as here.
 
 use thiserror::Error;
 
@@ -17,9 +21,12 @@ use crate::attach::FrontId;
 use crate::frame::{OLDEST_VERSION, VERSION, u16_at, u32_at, u64_at};
 use crate::segment::Segmentation;
 
+/// The option of a hello that asks for a sealed session.
+pub(crate) const SEALED: u8 = 1;
+
 /// The body of a hello:
-/// `oldest u8 | newest u8 | channel u16 | zero 4 | front 16 | incarnation u64 |
-/// cookie u64`.
+/// `oldest u8 | newest u8 | channel u16 | 0 u8 | zero 3 | front 16 | incarnation
+/// u64 | cookie u64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The versions that the front speaks.
@@ -60,7 +67,8 @@ pub struct Open {
     pub segments: Segmentation,
 }
 
-/// Why a server makes no session. The body: `code u8 | oldest u8 | newest u8`.
+/// Why a server makes no session. The body: `code u8 | oldest u8 | newest u8 |
+/// zero 5 | cookie u64`. It is not sealed, so it is only a hint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SessionRefused {
     /// No version in common.
@@ -80,6 +88,30 @@ pub enum SessionRefused {
     /// A later start of this front has a session.
     #[error("a newer start of this front is connected; is its state directory used twice?")]
     Stale,
+    /// The front's key is not authorized for anything.
+    #[error(
+        "the server does not know this front's key; authorize it there with \
+         `vrio server authorize`"
+    )]
+    NotAuthorized,
+    /// The front asked for a session in the clear, and the server gives none.
+    #[error(
+        "the server speaks only with fronts that it knows by their keys, and this front asks for \
+         a session in the clear; give it the server's key"
+    )]
+    MustSeal,
+    /// The front asked for a sealed session, and the server has no key.
+    #[error(
+        "the server has no key and speaks in the clear only; make one there with \
+         `vrio key generate`"
+    )]
+    MustBeClear,
+    /// The server has another key than the front expects.
+    #[error(
+        "the server has another key than this front knows: either it was changed there, or \
+         somebody else answers in its place; ask whoever runs the server for its key"
+    )]
+    OtherKey,
 }
 
 impl Hello {
@@ -98,6 +130,9 @@ impl Hello {
 
     pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         let body: &[u8; Self::BYTES] = body.first_chunk()?;
+        if body[4] != 0 {
+            return None;
+        }
         let front = FrontId(*body[8..].first_chunk()?);
         let (incarnation, cookie) = (u64_at(body, 24), u64_at(body, 32));
         let (versions, channel) = ((body[0], body[1]), u16_at(body, 2));
@@ -147,21 +182,46 @@ impl Open {
 }
 
 impl SessionRefused {
-    pub(crate) const BYTES: usize = 3;
+    pub(crate) const BYTES: usize = 16;
 
-    pub(crate) const fn encode(self) -> [u8; Self::BYTES] {
+    /// The body, for a hello with that cookie.
+    pub(crate) fn encode(self, cookie: u64) -> [u8; Self::BYTES] {
+        let mut body = [0; Self::BYTES];
+        body[..3].copy_from_slice(&self.code());
+        body[8..].copy_from_slice(&cookie.to_le_bytes());
+        body
+    }
+
+    const fn code(self) -> [u8; 3] {
         match self {
             Self::Version { oldest, newest } => [1, oldest, newest],
             Self::Full => [2, 0, 0],
             Self::Stale => [3, 0, 0],
+            Self::NotAuthorized => [4, 0, 0],
+            Self::MustSeal => [5, 0, 0],
+            Self::MustBeClear => [6, 0, 0],
+            Self::OtherKey => [7, 0, 0],
         }
     }
 
-    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
-        match *body.first_chunk()? {
+    /// The refusal, and the cookie of the hello that it is about; none where
+    /// the server could not read it.
+    pub(crate) fn parse(body: &[u8]) -> Option<(Self, Option<u64>)> {
+        let body: &[u8; Self::BYTES] = body.first_chunk()?;
+        let refused = Self::of_code([body[0], body[1], body[2]])?;
+        let is_read = !matches!(refused, Self::Version { .. });
+        Some((refused, is_read.then(|| u64_at(body, 8))))
+    }
+
+    const fn of_code(code: [u8; 3]) -> Option<Self> {
+        match code {
             [1, oldest, newest] => Some(Self::Version { oldest, newest }),
             [2, ..] => Some(Self::Full),
             [3, ..] => Some(Self::Stale),
+            [4, ..] => Some(Self::NotAuthorized),
+            [5, ..] => Some(Self::MustSeal),
+            [6, ..] => Some(Self::MustBeClear),
+            [7, ..] => Some(Self::OtherKey),
             _ => None,
         }
     }
@@ -199,8 +259,14 @@ mod tests {
             SessionRefused::Version { oldest: 3, newest: 4 },
             SessionRefused::Full,
             SessionRefused::Stale,
+            SessionRefused::NotAuthorized,
+            SessionRefused::MustSeal,
+            SessionRefused::MustBeClear,
+            SessionRefused::OtherKey,
         ] {
-            assert_eq!(SessionRefused::parse(&refused.encode()), Some(refused));
+            let (again, cookie) = SessionRefused::parse(&refused.encode(5)).expect("a refusal");
+            assert_eq!(again, refused);
+            assert_eq!(cookie.is_none(), matches!(refused, SessionRefused::Version { .. }));
         }
     }
 }

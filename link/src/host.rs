@@ -2,8 +2,9 @@
 
 use block_core::{BlockError, Buffer, Request};
 
-use crate::attach::{AttachReply, AttachRequest, FrontId};
+use crate::attach::{AttachReply, AttachRequest};
 use crate::path::VolumeHandle;
+use crate::security::Caller;
 
 /// A session's place in its worker's table. Used again only when every
 /// request of the session that had it has ended.
@@ -69,9 +70,19 @@ pub trait Host {
     /// asks again after some reply has given one back.
     fn buffer(&mut self, bytes: usize, held: usize) -> Option<Buffer>;
 
+    /// Whether a front may have a session. Its key has been verified; what it
+    /// says of its id has not, so a host that goes by ids checks that this key
+    /// has that one. A front in the clear has no key: it is asked about only
+    /// where the server allows that.
+    ///
+    /// By default no key is known.
+    fn admits(&mut self, caller: &Caller) -> bool {
+        caller.key.is_none()
+    }
+
     /// A session of a front's `incarnation`th start has begun, with `slots`
     /// slots.
-    fn opened(&mut self, session: SessionIndex, front: FrontId, incarnation: u64, slots: u16);
+    fn opened(&mut self, session: SessionIndex, caller: Caller, incarnation: u64, slots: u16);
 
     /// Start this; it is answered later with a [`Reply`], never from inside
     /// this call.

@@ -96,7 +96,8 @@ fn bodies_are_refused_or_mean_the_same_again() {
     welcome.encode(&mut padded);
     valid(1, &padded);
     valid(2, &open.encode());
-    valid(3, &SessionRefused::Version { oldest: 1, newest: 2 }.encode());
+    valid(3, &SessionRefused::Version { oldest: 1, newest: 2 }.encode(0));
+    valid(3, &SessionRefused::OtherKey.encode(7));
     valid(4, &attach.encode());
     valid(5, &AttachReply::Attached(attached).encode());
     valid(5, &AttachReply::Refused(Refused::NotYours).encode());
@@ -123,8 +124,9 @@ fn seen(parser: u8, body: &[u8]) -> bool {
         2 => Open::parse(body).map(|open| {
             assert_eq!(Open::parse(&open.encode()), Some(open));
         }),
-        3 => SessionRefused::parse(body).map(|refused| {
-            assert_eq!(SessionRefused::parse(&refused.encode()), Some(refused));
+        3 => SessionRefused::parse(body).map(|(refused, cookie)| {
+            let again = SessionRefused::parse(&refused.encode(cookie.unwrap_or(0)));
+            assert_eq!(again, Some((refused, cookie)));
         }),
         4 => AttachRequest::parse(body).map(|request| {
             assert_eq!(AttachRequest::parse(&request.encode()), Some(request));

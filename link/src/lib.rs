@@ -5,13 +5,18 @@
 //! socket. The modules stand in the order in which a request meets them.
 #![forbid(unsafe_code)]
 
+pub mod keys;
 pub mod path;
+pub mod security;
 
 pub mod client;
 mod code;
 pub mod frame;
 pub mod hello;
+mod introduction;
+mod noise;
 mod rtt;
+mod seal;
 pub mod segment;
 pub mod wire;
 
@@ -25,5 +30,7 @@ mod hostile;
 pub use attach::{Access, AttachReply, AttachRequest, Attached, FrontId, Refused, VolumeName};
 pub use client::{Client, ClientSettings, VolumeState};
 pub use host::{Host, Reply, SessionIndex, SlotRef, Work};
+pub use keys::{BadKey, PublicKey, SecretKey};
 pub use path::{Guest, Part, Path, Refusal, Token, VolumeHandle};
+pub use security::{Caller, Contact, Sealed, Security, ServerSecurity};
 pub use server::{Server, ServerSettings};

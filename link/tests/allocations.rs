@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use block_core::time::Clock;
 use block_core::{BlockError, Buffer, Op, Pool, SectorRange};
 use link::wire::Wire;
-use link::wire::udp::Udp;
+use link::wire::udp::{Udp, UdpPeer};
 use link::{
-    Access, AttachReply, Attached, Client, ClientSettings, FrontId, Guest, Host, Part, Path, Reply,
-    Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName, VolumeState,
-    Work,
+    Access, AttachReply, Attached, Caller, Client, ClientSettings, FrontId, Guest, Host, Part,
+    Path, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName,
+    VolumeState, Work,
 };
 
 struct Counting;
@@ -48,7 +48,7 @@ impl Host for Instant {
         self.pool.take()
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let mut reply = Reply::plain(Ok(()), 1);
@@ -119,7 +119,8 @@ fn a_request_over_udp_allocates_nothing() {
     let mut client = Client::new(wire, settings);
     let clock = Clock::start();
     let name = VolumeName::new("disk").expect("a name");
-    let volume = client.attach(clock.now(), to.into(), name, Access::Write).expect("memory");
+    let volume =
+        client.attach(clock.now(), UdpPeer::from(to), name, Access::Write).expect("memory");
 
     let mut guest = Counter::default();
     let mut submitted = 0;

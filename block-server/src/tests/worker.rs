@@ -9,7 +9,7 @@ use std::sync::Arc;
 use block_core::unit::{BLOCK_SIZE, SectorRange};
 use block_core::{BlockError, Op, Pool, Request, Time};
 use link::{
-    Access, AttachReply, AttachRequest, Attached, FrontId, Host, Refused, Reply, SessionIndex,
+    Access, AttachReply, AttachRequest, Attached, Caller, Host, Refused, Reply, SessionIndex,
     SlotRef, VolumeHandle, Work,
 };
 
@@ -168,13 +168,13 @@ fn attached(reply: Reply) -> Result<Attached, Refused> {
 #[test]
 fn a_front_that_comes_back_waits_for_what_its_old_session_still_does() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     let old = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
     rig.held.set(true);
     rig.write(slot(0, 1), old.handle);
     rig.settle();
 
-    rig.worker.opened(SessionIndex(1), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(1), caller(1), 1, SLOTS);
     rig.ask_attach(slot(1, 0), "a", Access::Write);
     assert!(rig.reply(slot(1, 0)).is_none(), "the old write runs");
     rig.write(slot(0, 2), old.handle);
@@ -203,13 +203,13 @@ fn a_front_that_comes_back_waits_for_what_its_old_session_still_does() {
 #[test]
 fn a_front_waits_for_its_old_session_also_when_that_has_been_closed() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     let old = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
     rig.held.set(true);
     rig.write(slot(0, 1), old.handle);
     rig.settle();
     rig.worker.closed(SessionIndex(0));
-    rig.worker.opened(SessionIndex(1), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(1), caller(1), 1, SLOTS);
     rig.ask_attach(slot(1, 0), "a", Access::Write);
     assert!(rig.reply(slot(1, 0)).is_none(), "the old write runs");
     rig.held.set(false);
@@ -222,7 +222,7 @@ fn a_front_waits_for_its_old_session_also_when_that_has_been_closed() {
 #[test]
 fn a_detach_that_could_not_be_stored_is_stored_when_it_is_asked_for_again() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     // The attachment is stored once only; before anything else changes, the
     // second copy must be written too.
     rig.disk.broken.set(Some(Copy::B.record(0).0));
@@ -236,7 +236,7 @@ fn a_detach_that_could_not_be_stored_is_stored_when_it_is_asked_for_again() {
     rig.worker.start(slot(0, 0), Work::Detach(had.handle));
     assert_eq!(rig.reply(slot(0, 0)).expect("answered").outcome, Ok(()));
     assert_eq!(rig.fronts_of("a"), 0);
-    rig.worker.opened(SessionIndex(1), front(2), 1, SLOTS);
+    rig.worker.opened(SessionIndex(1), caller(2), 1, SLOTS);
     assert!(rig.attach(slot(1, 0), "a", Access::Write).is_ok(), "it is free");
 }
 
@@ -246,8 +246,8 @@ fn a_detach_that_could_not_be_stored_is_stored_when_it_is_asked_for_again() {
 #[test]
 fn a_detach_takes_nothing_from_the_session_that_came_after() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
-    rig.worker.opened(SessionIndex(1), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(1), caller(1), 1, SLOTS);
     let old = rig.attach(slot(0, 0), "a", Access::Read).expect("free");
     rig.held.set(true);
     let (answer, mut resized) = tokio::sync::oneshot::channel();
@@ -272,7 +272,7 @@ fn a_detach_takes_nothing_from_the_session_that_came_after() {
 #[test]
 fn a_session_that_is_closed_during_its_detach_ends_quietly() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     let had = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
     rig.held.set(true);
     rig.worker.start(slot(0, 0), Work::Detach(had.handle));
@@ -289,7 +289,7 @@ fn a_session_that_is_closed_during_its_detach_ends_quietly() {
 #[test]
 fn a_session_that_is_closed_during_its_attach_holds_nothing() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     rig.held.set(true);
     rig.ask_attach(slot(0, 0), "a", Access::Write);
     rig.settle();
@@ -318,7 +318,7 @@ fn the_name_of_a_volume_that_may_be_there_stays_taken() {
 #[test]
 fn a_forced_detach_waits_for_what_runs_and_refuses_what_comes() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     let had = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
     rig.held.set(true);
     rig.write(slot(0, 1), had.handle);
@@ -335,7 +335,7 @@ fn a_forced_detach_waits_for_what_runs_and_refuses_what_comes() {
     let info = outcome.try_recv().expect("done").expect("stored");
     assert_eq!(info.generation, had.generation + 1);
 
-    rig.worker.opened(SessionIndex(1), front(2), 1, SLOTS);
+    rig.worker.opened(SessionIndex(1), caller(2), 1, SLOTS);
     let next = rig.attach(slot(1, 0), "a", Access::Write).expect("free now");
     assert_eq!(next.generation, had.generation + 1);
 }
@@ -343,8 +343,8 @@ fn a_forced_detach_waits_for_what_runs_and_refuses_what_comes() {
 #[test]
 fn readers_share_and_a_writer_waits_for_nobody_and_gets_nothing() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
-    rig.worker.opened(SessionIndex(1), front(2), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(1), caller(2), 1, SLOTS);
     let one = rig.attach(slot(0, 0), "a", Access::Read).expect("free");
     let two = rig.attach(slot(1, 0), "a", Access::Read).expect("shared");
     assert!(one.read_only && two.read_only);
@@ -366,7 +366,7 @@ fn readers_share_and_a_writer_waits_for_nobody_and_gets_nothing() {
 #[test]
 fn two_attaches_at_once_get_the_same_handle() {
     let mut rig = Rig::new();
-    rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
     rig.ask_attach(slot(0, 0), "a", Access::Write);
     rig.ask_attach(slot(0, 1), "a", Access::Write);
     rig.ask_attach(slot(0, 2), "b", Access::Write);
@@ -385,7 +385,7 @@ fn sessions_that_end_give_everything_back() {
     let mut last: Option<u64> = None;
     for round in 0..300 {
         // Opened over one that was never closed, too.
-        rig.worker.opened(SessionIndex(0), front(1), 1, SLOTS);
+        rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
         let volume = rig.attach(slot(0, 0), "a", Access::Write).expect("its own").handle;
         for at in 0..SLOTS {
             rig.write(slot(0, at), volume);
@@ -404,9 +404,8 @@ fn sessions_that_end_give_everything_back() {
 #[test]
 fn what_there_is_no_room_for_is_refused_and_not_lost() {
     let mut rig = Rig::new();
-    let nobody = FrontId([9; 16]);
-    rig.worker.opened(SessionIndex(7), nobody, 1, SLOTS);
-    rig.worker.opened(SessionIndex(0), nobody, 1, 3 * SLOTS);
+    rig.worker.opened(SessionIndex(7), caller(9), 1, SLOTS);
+    rig.worker.opened(SessionIndex(0), caller(9), 1, 3 * SLOTS);
     for at in [slot(7, 0), slot(0, 3 * SLOTS - 1), slot(1, 0)] {
         assert_eq!(rig.attach(at, "a", Access::Write), Err(Refused::Full), "{at:?}");
         rig.write(at, VolumeHandle(0));
@@ -415,4 +414,8 @@ fn what_there_is_no_room_for_is_refused_and_not_lost() {
         assert!(reply.buffer.is_some(), "the buffer comes back");
     }
     assert!(rig.attach(slot(0, 0), "a", Access::Write).is_ok(), "the slots it got work");
+}
+
+fn caller(number: u8) -> Caller {
+    Caller { front: front(number), key: None }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use block_core::time::Clock;
 use block_core::{BlockError, Time};
 use link::wire::Wire;
+use link::wire::udp::UdpPeer;
 use link::{Access, Client, Guest, Path, Token, VolumeHandle, VolumeState};
 use turn::{Loop, Station};
 
@@ -30,7 +31,7 @@ pub(super) fn attach(
         .iter()
         .map(|disk| {
             let access = if disk.read_only { Access::Read } else { Access::Write };
-            client.attach(start, disk.server.into(), disk.volume.clone(), access)
+            client.attach(start, UdpPeer::from(disk.server), disk.volume.clone(), access)
         })
         .collect::<Result<_, _>>()
         .context("no memory for the link's buffers")?;

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use block_core::Time;
 
+use super::voice::{Asking, Voice};
 use crate::attach::FrontId;
-use crate::frame::{Frame, HEADER_BYTES, Header, Kind, MAX_PAYLOAD, OLDEST_VERSION, VERSION};
+use crate::frame::{
+    Arrived, Frame, HEADER_BYTES, Header, Kind, MAX_PAYLOAD, OLDEST_VERSION, VERSION,
+};
 use crate::hello::{Hello, Open, SessionRefused, Welcome};
+use crate::introduction::{Reception, Retry};
+use crate::seal::Guard;
 use crate::segment::{SEGMENT_SIZES, Segmentation};
 use crate::wire::Wire;
 
@@ -32,11 +37,12 @@ pub(super) struct Caller {
 }
 
 /// A session that the server offers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Offer {
     pub(super) session: u32,
     pub(super) welcome: Welcome,
     pub(super) segments: Segmentation,
+    pub(super) guard: Guard,
 }
 
 /// One greeting, from the first hello to the answer to our open.
@@ -45,6 +51,8 @@ pub(super) struct Greeting {
     channel: u16,
     cookie: u64,
     begun: Time,
+    /// The handshake, where the session shall be sealed and a hello was sent.
+    asking: Option<Box<Asking>>,
     offer: Option<Offer>,
     opening: bool,
     next: Time,
@@ -58,6 +66,7 @@ impl Greeting {
             channel,
             cookie,
             begun: now,
+            asking: None,
             offer: None,
             opening: false,
             next: now,
@@ -80,35 +89,92 @@ impl Greeting {
     }
 
     /// Takes an answer; a session when it is the last one.
-    pub(super) fn handle_frame(&mut self, now: Time, frame: &Frame<'_>) -> Option<Offer> {
-        match frame.kind {
-            Kind::Welcome => {
-                let welcome = Welcome::parse(frame.payload)?;
-                let segments = Segmentation::new(frame.payload.len())?;
-                self.consider(now, Offer { session: frame.header.session, welcome, segments });
-                None
-            }
-            Kind::Refuse => {
-                self.refuse(now, SessionRefused::parse(frame.payload)?);
-                None
-            }
-            Kind::Opened => {
-                let offer = self
-                    .offer
-                    .filter(|offer| self.opening && offer.session == frame.header.session)?;
+    pub(super) fn handle_frame(&mut self, now: Time, arrived: Arrived<'_>) -> Option<Offer> {
+        match (arrived.kind(), arrived) {
+            (Kind::Opened, arrived) => {
+                let offer = self.offer.as_mut().filter(|_| self.opening)?;
+                if offer.session != arrived.session() {
+                    return None;
+                }
+                let Frame { header, .. } = offer.guard.open(now, arrived)?;
                 // The server has the last word on the segment size: it may
                 // have opened the session by an earlier open of ours.
-                let segments = Segmentation::new(frame.header.count as usize)?;
-                Some(Offer { segments, ..offer })
+                offer.segments = Segmentation::new(header.count as usize)?;
+                self.offer.take()
             }
-            // The server forgot its offer (it restarted, or was busy): again.
-            Kind::UnknownSession if self.opening => {
-                self.opening = false;
-                self.offer = None;
-                self.next = self.next.min(now + FIRST_PAUSE);
+            (_, Arrived::Clear(frame)) => {
+                self.handle_answer(now, &frame);
                 None
             }
-            _ => None,
+            (_, Arrived::Sealed(_)) => None,
+        }
+    }
+
+    /// What the server says before there is a session. Nothing of it is sealed;
+    /// but a welcome to a sealed session carries what nobody else can make.
+    fn handle_answer(&mut self, now: Time, frame: &Frame<'_>) -> Option<()> {
+        match frame.kind {
+            Kind::Welcome => {
+                let segments = Segmentation::new(frame.payload.len())?;
+                match &mut self.asking {
+                    None => {
+                        let welcome = Welcome::parse(frame.payload)?;
+                        let (session, guard) = (frame.header.session, Guard::CLEAR);
+                        self.consider(now, Offer { session, welcome, segments, guard });
+                    }
+                    Some(asking) => {
+                        let reception = Reception::parse(frame.payload)?;
+                        if reception.cookie != self.cookie || self.opening {
+                            return None;
+                        }
+                        match (&mut self.offer, asking.read(&reception)?) {
+                            (_, Some((session, welcome, guard))) => {
+                                self.consider(now, Offer { session, welcome, segments, guard });
+                            }
+                            (Some(offer), None) if segments.size() > offer.segments.size() => {
+                                offer.segments = segments;
+                                self.hurry(now);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            Kind::Refuse => {
+                let (refused, cookie) = SessionRefused::parse(frame.payload)?;
+                if cookie.is_none_or(|cookie| cookie == self.cookie) {
+                    self.refuse(now, refused);
+                }
+            }
+            Kind::Retry => {
+                let retry = Retry::parse(frame.payload)?;
+                let asking = self.asking.as_mut()?;
+                if retry.cookie == self.cookie && self.offer.is_none() && asking.retry(&retry) {
+                    self.next = now;
+                }
+            }
+            // The server forgot its offer (it restarted, or was busy): again.
+            Kind::UnknownSession
+                if self.opening
+                    && self
+                        .offer
+                        .as_ref()
+                        .is_some_and(|offer| offer.session == frame.header.session) =>
+            {
+                self.begin_anew();
+                self.next = self.next.min(now + FIRST_PAUSE);
+            }
+            _ => {}
+        }
+        Some(())
+    }
+
+    /// Another greeting, with a handshake of its own.
+    fn begin_anew(&mut self) {
+        self.opening = false;
+        self.offer = None;
+        if self.asking.take().is_some() {
+            self.cookie = self.cookie.wrapping_add(1 << 32);
         }
     }
 
@@ -119,13 +185,13 @@ impl Greeting {
 
     fn refuse(&mut self, now: Time, refused: SessionRefused) {
         self.refused = Some(refused);
-        self.offer = None;
-        self.opening = false;
+        self.begin_anew();
         self.next = now + REFUSED_PAUSE;
     }
 
     fn consider(&mut self, now: Time, offer: Offer) {
-        let larger = self.offer.is_none_or(|best| offer.segments.size() > best.segments.size());
+        let larger = |best: &Offer| offer.segments.size() > best.segments.size();
+        let larger = self.offer.as_ref().is_none_or(larger);
         if self.opening || offer.welcome.cookie != self.cookie || !larger {
             return;
         }
@@ -133,10 +199,16 @@ impl Greeting {
         if self.offer.is_none() {
             self.next = now + SETTLE;
         }
-        if offer.segments.size() == SEGMENT_SIZES[0] {
+        self.offer = Some(offer);
+        self.hurry(now);
+    }
+
+    /// Nothing larger can come.
+    fn hurry(&mut self, now: Time) {
+        let is_largest = |offer: &Offer| offer.segments.size() == SEGMENT_SIZES[0];
+        if self.offer.as_ref().is_some_and(is_largest) {
             self.next = now;
         }
-        self.offer = Some(offer);
     }
 
     /// Sends what is due; whether anything was.
@@ -144,19 +216,20 @@ impl Greeting {
         &mut self,
         now: Time,
         caller: Caller,
+        voice: &mut Voice,
         wire: &mut W,
         to: W::Peer,
     ) -> bool {
         if now < self.next {
             return false;
         }
-        match self.offer {
-            None => self.send_hellos(caller, wire, to),
+        match &mut self.offer {
+            None => self.send_hellos(caller, voice, wire, to),
             Some(offer) => {
                 self.opening = true;
                 let open = Open { nonce: offer.welcome.nonce, segments: offer.segments }.encode();
                 let header = Header { session: offer.session, ..Header::default() };
-                wire.send(to, &header.encode(Kind::Open, &open), &open);
+                offer.guard.send(wire, to, &header, Kind::Open, &open);
             }
         }
         self.next = now + self.pause;
@@ -165,18 +238,27 @@ impl Greeting {
         true
     }
 
-    fn send_hellos<W: Wire>(&self, caller: Caller, wire: &mut W, to: W::Peer) {
-        let hello = Hello {
-            versions: (OLDEST_VERSION, VERSION),
-            channel: self.channel,
-            front: caller.front,
-            incarnation: caller.incarnation,
-            cookie: self.cookie,
-        };
+    fn send_hellos<W: Wire>(
+        &mut self,
+        caller: Caller,
+        voice: &mut Voice,
+        wire: &mut W,
+        to: W::Peer,
+    ) {
+        let versions = (OLDEST_VERSION, VERSION);
+        let (channel, cookie) = (self.channel, self.cookie);
+        let Caller { front, incarnation } = caller;
+        if self.asking.is_none() {
+            self.asking = voice.ask(versions, channel, cookie, caller).map(Box::new);
+        }
+        let hello = Hello { versions, channel, front, incarnation, cookie };
         let mut padded = [0; MAX_PAYLOAD];
         for size in SEGMENT_SIZES {
             let body = &mut padded[..size];
-            hello.encode(body);
+            match &self.asking {
+                Some(asking) => asking.encode(body),
+                None => hello.encode(body),
+            }
             let header: [u8; HEADER_BYTES] = Header::default().encode(Kind::Hello, body);
             wire.send(to, &header, body);
             // By itself: one that is too large must not take another with it.

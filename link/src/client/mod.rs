@@ -5,6 +5,7 @@ mod greeting;
 mod kept;
 mod session;
 mod slot;
+mod voice;
 mod volume;
 
 use std::io;
@@ -15,12 +16,14 @@ use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
 
 use crate::attach::{Access, FrontId, VolumeName};
-use crate::frame::{Frame, FrameError, Header, Kind};
+use crate::frame::{Arrived, FrameError};
 use crate::hello::SessionRefused;
 use crate::path::{Guest, Part, Path, Refusal, VolumeHandle};
+use crate::security::{Contact, Security};
 use crate::wire::{Peer, Wire};
 use greeting::Caller;
 use session::Session;
+use voice::Voice;
 use volume::Volume;
 pub use volume::VolumeState;
 
@@ -86,36 +89,49 @@ impl<W: Wire> Client<W> {
         }
     }
 
-    /// Asks the server at `server` for a volume. [`Client::state`] tells how
+    /// Asks a server for a volume, in the clear if only its address is given.
+    /// [`Client::state`] tells how
     /// that goes; it is asked for until it is attached or refused.
     ///
     /// # Errors
-    /// The kernel's, when it has no memory for the volume's private copies.
+    /// The kernel's, when it has no memory for the volume's private copies; or
+    /// the server is already spoken with in another way.
     ///
     /// # Panics
     /// After 65,535 volumes.
     pub fn attach(
         &mut self,
         now: Time,
-        server: W::Peer,
+        server: impl Into<Contact<W::Peer>>,
         name: VolumeName,
         access: Access,
     ) -> io::Result<VolumeHandle> {
         let slots = usize::from(session::MAX_SLOTS);
-        let session = self.session_with(now, server);
+        let Contact { peer, security } = server.into();
+        let others =
+            |session: &Session<W::Peer>| session.peer() == peer && !session.voice().is(&security);
+        if self.sessions.iter().any(others) {
+            let why = "one server is spoken with in one way: sealed by the same keys, or clear";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let session = self.session_with(now, peer, &security);
         let handle = u16::try_from(self.volumes.len()).expect("fewer than 65,536 volumes");
         self.volumes.push(Volume::new(session, name, access, slots, self.kept_bytes)?);
         Ok(VolumeHandle(handle))
     }
 
-    fn session_with(&mut self, now: Time, peer: W::Peer) -> usize {
-        if let Some(known) = self.sessions.iter().position(|session| session.peer() == peer) {
+    fn session_with(&mut self, now: Time, peer: W::Peer, security: &Security) -> usize {
+        let same =
+            |session: &Session<W::Peer>| session.peer() == peer && session.voice().is(security);
+        if let Some(known) = self.sessions.iter().position(same) {
             return known;
         }
         let cookie = self.random.next_u64();
         let window = self.wire.window();
         let index = self.sessions.len();
-        self.sessions.push(Session::new(index, now, peer, cookie, window, self.least_timeout));
+        let voice = Voice::new(security.clone(), index as u16);
+        let session = Session::new(index, now, peer, voice, cookie, window, self.least_timeout);
+        self.sessions.push(session);
         index
     }
 
@@ -181,8 +197,8 @@ impl<W: Wire> Client<W> {
             let Some(session) = sessions.iter_mut().find(|session| session.peer() == from) else {
                 return;
             };
-            match Frame::parse(bytes) {
-                Ok(frame) => session.handle_frame(now, &frame, volumes, guest),
+            match Arrived::parse(bytes) {
+                Ok(arrived) => session.handle_frame(now, arrived, volumes, guest),
                 Err(FrameError::Version(version)) => session.handle_version(now, version),
                 Err(_) => {}
             }
@@ -199,7 +215,8 @@ impl<W: Wire> Client<W> {
             let session = self.volumes[index].session;
             if let Some(port) = self.sessions[session].take_redirect(index) {
                 let peer = self.sessions[session].peer().with_port(port);
-                let to = self.session_with(now, peer);
+                let security = self.sessions[session].voice().security();
+                let to = self.session_with(now, peer, &security);
                 self.move_volume(index, to);
             }
         }
@@ -280,9 +297,4 @@ impl<W: Wire> Path for Client<W> {
         let session = self.volumes[usize::from(volume.0)].session;
         self.sessions[session].fail_parts(usize::from(volume.0), error, &mut self.volumes, guest);
     }
-}
-
-/// A frame that a closing end sends.
-fn bye(session: u32, counter: u64) -> [u8; crate::frame::HEADER_BYTES] {
-    Header { session, counter, ..Header::default() }.encode(Kind::Bye, &[])
 }

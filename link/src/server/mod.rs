@@ -4,6 +4,8 @@
 //! behind it is a [`Host`].
 
 mod door;
+mod gate;
+mod greeting;
 mod session;
 mod slot;
 
@@ -14,13 +16,16 @@ use block_core::Time;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::attach::FrontId;
-use crate::frame::{Frame, FrameError, Header, Kind, MAX_PAYLOAD, OLDEST_VERSION, VERSION};
+use crate::frame::{Arrived, FrameError, Header, Kind, MAX_PAYLOAD};
 use crate::hello::{Hello, Open, SessionRefused, Welcome};
 use crate::host::{Host, Reply, SessionIndex, SlotRef};
-use crate::segment::{SEGMENT_SIZES, Segmentation};
-use crate::wire::Wire;
+use crate::introduction::{Introduction, Reception, Retry};
+use crate::security::{Caller, ServerSecurity};
+use crate::segment::SEGMENT_SIZES;
+use crate::wire::{Peer, Wire};
 use door::Door;
+use gate::Gate;
+use greeting::Identity;
 use session::{Granted, Session};
 
 /// Frames sent in a turn, so that a turn is bounded.
@@ -29,6 +34,10 @@ const BURST: usize = 512;
 /// Handshake answers that wait to be sent; more than that are dropped, and the
 /// fronts ask again.
 const MAX_NOTES: usize = 256;
+
+/// Hints that a session is not known are given only while no more than so many
+/// wait: those who have sessions come first.
+const MAX_HINTS: usize = 64;
 
 /// The limits of a server.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +64,11 @@ const SILENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 enum Note {
     Welcome(Welcome, u32, usize),
-    Refuse(SessionRefused),
-    Opened(u32, Segmentation),
+    /// A welcome to a session that is sealed.
+    Reception(Reception, usize),
+    Refuse(SessionRefused, u64),
+    Retry(Retry),
+    Opened(u32),
     UnknownSession(u32),
 }
 
@@ -64,6 +76,8 @@ enum Note {
 #[derive(Debug)]
 pub struct Server<P> {
     settings: ServerSettings,
+    identity: Identity,
+    gate: Gate,
     sessions: Vec<Option<Session<P>>>,
     door: Door<P>,
     notes: VecDeque<(P, Note)>,
@@ -73,18 +87,30 @@ pub struct Server<P> {
     queue: VecDeque<SlotRef>,
 }
 
-impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
-    /// A server without sessions.
+impl<P: Peer> Server<P> {
+    /// A server without sessions that speaks in the clear.
     ///
     /// # Panics
     /// If the settings ask for fewer than 2 or more than 128 slots.
     #[must_use]
     pub fn new(settings: ServerSettings) -> Self {
+        Self::secured(settings, ServerSecurity::clear())
+    }
+
+    /// A server that asks this of fronts.
+    ///
+    /// # Panics
+    /// If the settings ask for fewer than 2 or more than 128 slots.
+    #[must_use]
+    pub fn secured(settings: ServerSettings, security: ServerSecurity) -> Self {
         assert!((2..=session::MAX_SLOTS).contains(&settings.slots), "2 to 128 slots");
         let slots = usize::from(settings.sessions) * usize::from(settings.slots);
+        let mut entropy = StdRng::from_seed(security.entropy);
         Self {
             sessions: (0..settings.sessions).map(|_| None).collect(),
             door: Door::new(StdRng::seed_from_u64(settings.seed)),
+            gate: Gate::new(StdRng::from_rng(&mut entropy)),
+            identity: Identity::new(security, entropy),
             notes: VecDeque::with_capacity(MAX_NOTES),
             waiting: VecDeque::with_capacity(usize::from(settings.sessions)),
             queue: VecDeque::with_capacity(slots),
@@ -92,79 +118,66 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         }
     }
 
-    /// Takes one frame, as it came from the wire.
-    pub fn handle_frame(&mut self, now: Time, from: P, bytes: &[u8], host: &mut impl Host) {
-        let frame = match Frame::parse(bytes) {
-            Ok(frame) => frame,
+    /// From now on this is asked of fronts. Sessions that there are go on.
+    pub fn secure(&mut self, security: ServerSecurity) {
+        let entropy = StdRng::from_seed(security.entropy);
+        self.identity = Identity::new(security, entropy);
+    }
+
+    /// Ends the sessions of some fronts, and what was offered to them.
+    pub fn end_sessions(&mut self, of: impl Fn(&Caller) -> bool, host: &mut impl Host) {
+        self.door.withdraw(&of);
+        for index in 0..self.sessions.len() {
+            let ends = |session: &Session<P>| !session.is_closing() && of(&session.caller());
+            if self.sessions[index].as_ref().is_some_and(ends) {
+                self.close(index, host);
+            }
+        }
+    }
+
+    /// Takes one frame, as it came from the wire; a sealed one is opened where
+    /// it is.
+    pub fn handle_frame(&mut self, now: Time, from: P, bytes: &mut [u8], host: &mut impl Host) {
+        let is_hello = bytes.get(3) == Some(&(Kind::Hello as u8));
+        let arrived = match Arrived::parse(bytes) {
+            Ok(arrived) => arrived,
             // Whoever says hello in another version gets to know ours; the
             // answer is shorter than the question.
-            Err(FrameError::Version(_)) if bytes[3] == Kind::Hello as u8 => {
-                return self.refuse_version(from);
-            }
+            Err(FrameError::Version(_)) if is_hello => return self.refuse_version(from),
             Err(_) => return,
         };
-        match frame.kind {
-            Kind::Hello => self.handle_hello(now, from, &frame, host),
-            Kind::Open => self.handle_open(now, from, &frame, host),
-            Kind::Request | Kind::Probe | Kind::Bye => self.handle_session(now, from, &frame, host),
+        match (arrived.kind(), arrived) {
+            (Kind::Hello, Arrived::Clear(frame)) => self.handle_hello(now, from, &frame, host),
+            (Kind::Open, arrived) => self.handle_open(now, from, arrived, host),
+            (Kind::Request | Kind::Probe | Kind::Bye, arrived) => {
+                self.handle_session(now, from, arrived, host);
+            }
             // What servers say is not said to them.
             _ => {}
         }
     }
 
     fn note(&mut self, to: P, note: Note) {
-        if self.notes.len() < MAX_NOTES {
+        let most = if matches!(note, Note::UnknownSession(_)) { MAX_HINTS } else { MAX_NOTES };
+        if self.notes.len() < most {
             self.notes.push_back((to, note));
         }
     }
 
-    fn refuse_version(&mut self, to: P) {
-        let refused = SessionRefused::Version { oldest: OLDEST_VERSION, newest: VERSION };
-        self.note(to, Note::Refuse(refused));
-    }
-
-    fn handle_hello(&mut self, now: Time, from: P, frame: &Frame<'_>, host: &mut impl Host) {
-        // Only padded hellos are answered: an answer is never longer than what
-        // asked for it, so nobody can aim it at others.
-        let Some(hello) = Hello::parse(frame.payload) else { return };
-        if !SEGMENT_SIZES.contains(&frame.payload.len()) {
-            return;
-        }
-        if hello.versions.0 > VERSION || hello.versions.1 < OLDEST_VERSION {
-            return self.refuse_version(from);
-        }
-        let newest = self.live_sessions_of(hello.front).map(|(_, live)| live.incarnation()).max();
-        if newest.is_some_and(|newest| newest > hello.incarnation) {
-            return self.note(from, Note::Refuse(SessionRefused::Stale));
-        }
-        if newest.is_none() && !self.make_room(now, host) {
-            return self.note(from, Note::Refuse(SessionRefused::Full));
-        }
-        let offer = self.door.offer(from, &hello);
-        let welcome = Welcome {
-            cookie: hello.cookie,
-            nonce: offer.nonce,
-            window: self.settings.window,
-            slots: self.settings.slots,
-            credit: self.settings.slots,
-        };
-        self.note(from, Note::Welcome(welcome, offer.session, frame.payload.len()));
-    }
-
-    fn live_sessions_of(&self, front: FrontId) -> impl Iterator<Item = (usize, &Session<P>)> {
+    fn live_sessions_of(&self, caller: &Caller) -> impl Iterator<Item = (usize, &Session<P>)> {
         self.sessions.iter().enumerate().filter_map(move |(index, session)| {
             let session = session.as_ref()?;
-            (session.front() == front && !session.is_closing()).then_some((index, session))
+            (session.caller() == *caller && !session.is_closing()).then_some((index, session))
         })
     }
 
-    /// Whether there is a place for a session; one whose front has long been
-    /// silent is ended for it.
-    fn make_room(&mut self, now: Time, host: &mut impl Host) -> bool {
+    /// If there is no place for a session, one whose front has long been silent
+    /// is ended.
+    fn make_room(&mut self, now: Time, host: &mut impl Host) {
         if self.sessions.iter().any(Option::is_none) {
-            return true;
+            return;
         }
-        let Some(then) = earlier(now, SILENCE) else { return false };
+        let Some(then) = earlier(now, SILENCE) else { return };
         let forsaken = self
             .sessions
             .iter()
@@ -172,65 +185,81 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         if let Some(index) = forsaken {
             self.close(index, host);
         }
-        self.sessions.iter().any(Option::is_none)
     }
 
     /// The front has heard us: its old session ends, and when the last request
     /// of that has ended, the new one is said to be open.
-    fn handle_open(&mut self, now: Time, from: P, frame: &Frame<'_>, host: &mut impl Host) {
-        let Some(open) = Open::parse(frame.payload) else { return };
-        let id = frame.header.session;
-        if self.find(id, from).is_none() && !self.admit(now, from, id, &open, host) {
-            return self.note(from, Note::UnknownSession(id));
-        }
-        let Some(index) = self.find(id, from) else { return };
+    fn handle_open(&mut self, now: Time, from: P, arrived: Arrived<'_>, host: &mut impl Host) {
+        let id = arrived.session();
+        let index = match self.find(id, from) {
+            // It did not hear that.
+            Some(index) => {
+                let Some(session) = &mut self.sessions[index] else { return };
+                let said = session.open(now, arrived).and_then(|frame| Open::parse(frame.payload));
+                if said.is_none() {
+                    return;
+                }
+                index
+            }
+            None => match self.admit(now, from, arrived, host) {
+                Some(index) => index,
+                None => return self.note(from, Note::UnknownSession(id)),
+            },
+        };
         let Some(session) = &self.sessions[index] else { return };
-        let (front, segments) = (session.front(), session.segments());
-        if !self.is_ending(front) {
-            self.note(from, Note::Opened(id, segments));
+        if !self.is_ending(&session.caller()) {
+            self.note(from, Note::Opened(id));
         }
     }
 
     /// Whether requests of a session that the front has given up still run.
-    fn is_ending(&self, front: FrontId) -> bool {
+    fn is_ending(&self, caller: &Caller) -> bool {
         let mut sessions = self.sessions.iter().flatten();
-        sessions.any(|session| session.front() == front && session.is_closing())
+        sessions.any(|session| session.caller() == *caller && session.is_closing())
     }
 
     /// The front's last request of an old session has ended: its new one is
     /// said to be open at once, not when the front asks again.
-    fn announce(&mut self, front: FrontId) {
-        if self.is_ending(front) {
+    fn announce(&mut self, caller: &Caller) {
+        if self.is_ending(caller) {
             return;
         }
         let opened: Vec<(P, Note)> = self
-            .live_sessions_of(front)
+            .live_sessions_of(caller)
             .filter(|(_, session)| session.is_fresh())
-            .map(|(_, session)| (session.peer(), Note::Opened(session.id(), session.segments())))
+            .map(|(_, session)| (session.peer(), Note::Opened(session.id())))
             .collect();
         opened.into_iter().for_each(|(peer, note)| self.note(peer, note));
     }
 
-    fn admit(&mut self, now: Time, from: P, id: u32, open: &Open, host: &mut impl Host) -> bool {
-        let Some((offer, segments)) = self.door.open(from, id, open) else { return false };
+    /// The session that an open begins.
+    fn admit(
+        &mut self,
+        now: Time,
+        from: P,
+        arrived: Arrived<'_>,
+        host: &mut impl Host,
+    ) -> Option<usize> {
+        let (offer, segments) = self.door.open(now, from, arrived)?;
         // An earlier start of the front is over with all its sessions; the same
         // start has one for each way that it reaches us.
         let replaced = |session: &Session<P>| {
-            session.channel() == offer.channel || session.incarnation() < offer.incarnation
+            session.channel() == offer.greeting.channel || session.incarnation() < offer.incarnation
         };
         let old: Vec<usize> = self
-            .live_sessions_of(offer.front)
+            .live_sessions_of(&offer.caller)
             .filter(|(_, session)| replaced(session))
             .map(|(old, _)| old)
             .collect();
         old.into_iter().for_each(|old| self.close(old, host));
-        let Some(place) = self.sessions.iter().position(Option::is_none) else { return false };
+        self.make_room(now, host);
+        let place = self.sessions.iter().position(Option::is_none)?;
         let index = SessionIndex(place as u16);
-        host.opened(index, offer.front, offer.incarnation, self.settings.slots);
-        tracing::info!(front = %offer.front, peer = ?from, segment = segments.size(), "session");
         let slots = self.settings.slots;
+        host.opened(index, offer.caller, offer.incarnation, slots);
+        tracing::info!(front = %offer.caller, peer = ?from, segment = segments.size(), "session");
         self.sessions[place] = Some(Session::new(now, index, offer, segments, slots));
-        true
+        Some(place)
     }
 
     fn find(&self, id: u32, peer: P) -> Option<usize> {
@@ -239,19 +268,20 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
         })
     }
 
-    fn handle_session(&mut self, now: Time, from: P, frame: &Frame<'_>, host: &mut impl Host) {
-        let Some(index) = self.find(frame.header.session, from) else {
-            return self.note(from, Note::UnknownSession(frame.header.session));
+    fn handle_session(&mut self, now: Time, from: P, arrived: Arrived<'_>, host: &mut impl Host) {
+        let id = arrived.session();
+        let Some(index) = self.find(id, from) else {
+            return self.note(from, Note::UnknownSession(id));
         };
         let Some(session) = &mut self.sessions[index] else { return };
-        session.hear(now);
+        let Some(frame) = session.open(now, arrived) else { return };
         match frame.kind {
             Kind::Request => {
                 let mut queues =
                     session::Queues { waiting: &mut self.waiting, send: &mut self.queue };
-                session.handle_request(now, frame, &mut queues, host);
+                session.handle_request(now, &frame, &mut queues, host);
             }
-            Kind::Probe => session.handle_probe(frame, &mut self.queue),
+            Kind::Probe => session.handle_probe(&frame, &mut self.queue),
             _ => self.close(index, host),
         }
     }
@@ -272,7 +302,7 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
             self.waiting.retain(|session| *session != me);
             self.queue.retain(|slot| slot.session != me);
             host.closed(me);
-            self.announce(session.front());
+            self.announce(&session.caller());
         }
     }
 
@@ -322,8 +352,9 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
     pub fn transmit<W: Wire<Peer = P>>(&mut self, wire: &mut W) -> bool {
         let mut frames = self.notes.len();
         while let Some((to, note)) = self.notes.pop_front() {
-            send_note(wire, to, &note);
+            self.send_note(wire, to, &note);
         }
+        self.gate.end_turn();
         while frames < BURST {
             let Some(at) = self.queue.pop_front() else { break };
             let Some(session) = &mut self.sessions[usize::from(at.session.0)] else { continue };
@@ -333,6 +364,36 @@ impl<P: Copy + Eq + std::fmt::Debug> Server<P> {
             wire.flush();
         }
         frames > 0
+    }
+
+    fn send_note<W: Wire<Peer = P>>(&mut self, wire: &mut W, to: P, note: &Note) {
+        match note {
+            Note::Welcome(welcome, session, size) => {
+                let header = Header { session: *session, ..Header::default() };
+                send_padded(wire, to, &header, *size, |body| welcome.encode(body));
+            }
+            Note::Reception(reception, size) => {
+                send_padded(wire, to, &Header::default(), *size, |body| reception.encode(body));
+            }
+            Note::Refuse(refused, cookie) => {
+                let body = refused.encode(*cookie);
+                wire.send(to, &Header::default().encode(Kind::Refuse, &body), &body);
+            }
+            Note::Retry(retry) => {
+                let body = retry.encode();
+                wire.send(to, &Header::default().encode(Kind::Retry, &body), &body);
+            }
+            Note::Opened(id) => {
+                let Some(index) = self.find(*id, to) else { return };
+                if let Some(session) = &mut self.sessions[index] {
+                    session.say_opened(wire);
+                }
+            }
+            Note::UnknownSession(session) => {
+                let header = Header { session: *session, ..Header::default() };
+                wire.send(to, &header.encode(Kind::UnknownSession, &[]), &[]);
+            }
+        }
     }
 
     /// Whether frames wait to be sent.
@@ -354,30 +415,22 @@ fn earlier(now: Time, span: Duration) -> Option<Time> {
     now.nanos().checked_sub(nanos).map(Time::from_nanos)
 }
 
-fn send_note<W: Wire>(wire: &mut W, to: W::Peer, note: &Note) {
+fn send_padded<W: Wire>(
+    wire: &mut W,
+    to: W::Peer,
+    header: &Header,
+    size: usize,
+    encode: impl FnOnce(&mut [u8]),
+) {
     let mut padded = [0; MAX_PAYLOAD];
-    let header = |session| Header { session, ..Header::default() };
-    match note {
-        Note::Welcome(welcome, session, size) => {
-            let body = &mut padded[..*size];
-            welcome.encode(body);
-            wire.send(to, &header(*session).encode(Kind::Welcome, body), body);
-            // By itself: one that is too large must not take another with it.
-            wire.flush();
-        }
-        Note::Refuse(refused) => {
-            let body = refused.encode();
-            wire.send(to, &header(0).encode(Kind::Refuse, &body), &body);
-        }
-        Note::Opened(session, segments) => {
-            let header = Header { count: segments.size() as u32, ..header(*session) };
-            wire.send(to, &header.encode(Kind::Opened, &[]), &[]);
-        }
-        Note::UnknownSession(session) => {
-            wire.send(to, &header(*session).encode(Kind::UnknownSession, &[]), &[]);
-        }
-    }
+    let body = &mut padded[..size];
+    encode(body);
+    wire.send(to, &header.encode(Kind::Welcome, body), body);
+    // By itself: one that is too large must not take another with it.
+    wire.flush();
 }
 
+const _: () = assert!(Introduction::BYTES <= SEGMENT_SIZES[SEGMENT_SIZES.len() - 1]);
+const _: () = assert!(Reception::BYTES <= SEGMENT_SIZES[SEGMENT_SIZES.len() - 1]);
 const _: () = assert!(Hello::BYTES <= SEGMENT_SIZES[SEGMENT_SIZES.len() - 1]);
 const _: () = assert!(Welcome::BYTES <= SEGMENT_SIZES[SEGMENT_SIZES.len() - 1]);

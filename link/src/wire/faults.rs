@@ -147,7 +147,7 @@ impl<W: Wire> Faulty<W> {
 impl<W: Wire> Wire for Faulty<W> {
     type Peer = W::Peer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(W::Peer, &[u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(W::Peer, &mut [u8])) -> io::Result<usize> {
         self.release();
         self.wire.receive(take)
     }

@@ -90,10 +90,10 @@ impl Network {
 impl Wire for End {
     type Peer = Port;
 
-    fn receive(&mut self, take: &mut dyn FnMut(Port, &[u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(Port, &mut [u8])) -> io::Result<usize> {
         let mut frames = 0;
-        while let Some(datagram) = self.arrived.borrow_mut().pop_front() {
-            take(datagram.from, &datagram.bytes);
+        while let Some(mut datagram) = self.arrived.borrow_mut().pop_front() {
+            take(datagram.from, &mut datagram.bytes);
             frames += 1;
         }
         Ok(frames)

@@ -17,11 +17,12 @@ pub trait Wire {
     /// Where a frame comes from and goes to.
     type Peer: Peer;
 
-    /// Hands a bounded burst of what has arrived to `take`; how many frames.
+    /// Hands a bounded burst of what has arrived to `take`, which opens sealed
+    /// frames where they are; how many frames.
     ///
     /// # Errors
     /// Only when the wire is broken for good.
-    fn receive(&mut self, take: &mut dyn FnMut(Self::Peer, &[u8])) -> io::Result<usize>;
+    fn receive(&mut self, take: &mut dyn FnMut(Self::Peer, &mut [u8])) -> io::Result<usize>;
 
     /// Queues a frame; it leaves with the next [`Wire::flush`] at the latest.
     fn send(&mut self, to: Self::Peer, header: &[u8; HEADER_BYTES], payload: &[u8]);

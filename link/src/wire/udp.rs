@@ -236,7 +236,7 @@ impl Batch {
 impl Wire for Udp {
     type Peer = UdpPeer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(UdpPeer, &[u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(UdpPeer, &mut [u8])) -> io::Result<usize> {
         let mut frames = 0;
         for _ in 0..RECEIVE_CALLS {
             let mut metas = [RecvMeta::default(); RECEIVE_DATAGRAMS];
@@ -252,10 +252,11 @@ impl Wire for Udp {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
                 Err(error) => return Err(error),
             };
-            for (meta, part) in metas[..count].iter().zip(self.received.chunks(RECEIVE_STRIDE)) {
+            let parts = self.received.chunks_mut(RECEIVE_STRIDE);
+            for (meta, part) in metas[..count].iter().zip(parts) {
                 let from = UdpPeer { address: meta.addr, local: meta.dst_ip };
-                let burst = &part[RECEIVE_OFFSET..RECEIVE_OFFSET + meta.len];
-                for frame in burst.chunks(meta.stride.max(1)) {
+                let burst = &mut part[RECEIVE_OFFSET..RECEIVE_OFFSET + meta.len];
+                for frame in burst.chunks_mut(meta.stride.max(1)) {
                     take(from, frame);
                     frames += 1;
                 }

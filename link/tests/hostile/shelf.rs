@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use block_core::unit::MAX_REQUEST_BYTES;
 use block_core::{BLOCK_SIZE, BlockError, Buffer, Op, Pool, SECTOR_SIZE};
 use link::{
-    AttachReply, AttachRequest, Attached, FrontId, Host, Refused, Reply, SessionIndex, SlotRef,
+    AttachReply, AttachRequest, Attached, Caller, Host, Refused, Reply, SessionIndex, SlotRef,
     VolumeHandle, Work,
 };
 
@@ -119,7 +119,7 @@ impl Host for Shelf {
         if held < SHARE { self.pool.take() } else { None }
     }
 
-    fn opened(&mut self, session: SessionIndex, _: FrontId, _: u64, slots: u16) {
+    fn opened(&mut self, session: SessionIndex, _: Caller, _: u64, slots: u16) {
         assert!(self.open.insert(session.0, slots).is_none(), "a session opens once");
     }
 

@@ -8,9 +8,9 @@ use link::wire::Wire;
 use link::wire::faults::{Faults, Faulty};
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
-    Access, AttachReply, Attached, Client, ClientSettings, FrontId, Guest, Host, Part, Path, Reply,
-    Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName, VolumeState,
-    Work,
+    Access, AttachReply, Attached, Caller, Client, ClientSettings, FrontId, Guest, Host, Part,
+    Path, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName,
+    VolumeState, Work,
 };
 
 pub(crate) const SERVER: Port = Port(0);
@@ -96,7 +96,7 @@ impl Host for Device {
         small.or_else(|| share(&self.large))
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let blocks = match &work {

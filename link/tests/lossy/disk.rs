@@ -7,8 +7,8 @@ use std::time::Duration;
 use block_core::unit::{MAX_REQUEST_BYTES, SECTORS_PER_BLOCK};
 use block_core::{BLOCK_SIZE, BlockError, Buffer, Op, Pool, SECTOR_SIZE, SectorRange, Time};
 use link::{
-    AttachReply, AttachRequest, Attached, FrontId, Host, Reply, SessionIndex, SlotRef,
-    VolumeHandle, Work,
+    AttachReply, AttachRequest, Attached, Caller, Host, Reply, SessionIndex, SlotRef, VolumeHandle,
+    Work,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -180,7 +180,7 @@ impl Host for Disk {
         if bytes <= self.small.buffer_bytes() { self.small.take() } else { self.large.take() }
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let busy = self.running.iter().any(|(_, other, _)| *other == at);

@@ -9,9 +9,9 @@ use link::frame::Frame;
 use link::wire::Wire;
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
-    Access, AttachReply, AttachRequest, Attached, Client, ClientSettings, FrontId, Guest, Host,
-    Part, Path, Refused, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle,
-    VolumeName, VolumeState, Work,
+    Access, AttachReply, AttachRequest, Attached, Caller, Client, ClientSettings, FrontId, Guest,
+    Host, Part, Path, Refused, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token,
+    VolumeHandle, VolumeName, VolumeState, Work,
 };
 
 pub(crate) const CLIENT: Port = Port(1);
@@ -69,7 +69,7 @@ impl Host for Sevens {
         self.pool.take()
     }
 
-    fn opened(&mut self, _: SessionIndex, _: FrontId, _: u64, _: u16) {}
+    fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {
         let mut reply = Reply::plain(Ok(()), 1);

@@ -16,7 +16,7 @@ use block_server::{
     WorkerIndex, WorkerStation,
 };
 use link::wire::Wire;
-use link::wire::udp::Udp;
+use link::wire::udp::{Udp, UdpPeer};
 use link::{
     Access, AttachReply, AttachRequest, Attached, Client, ClientSettings, FrontId, Path, Server,
     ServerSettings, VolumeHandle, VolumeName, VolumeState,
@@ -93,7 +93,7 @@ impl Subject {
             kept_bytes: ClientSettings::KEPT_BYTES,
         };
         let mut client = Client::new(Udp::bind(any)?, settings);
-        let volume = client.attach(ticks.now(), address.into(), name()?, Access::Write)?;
+        let volume = client.attach(ticks.now(), UdpPeer::from(address), name()?, Access::Write)?;
         let attached = loop {
             client.turn(ticks.pass(), &mut NoGuest);
             station.turn(ticks.pass());

@@ -18,12 +18,14 @@ use block_core::{BlockError, Buffer, Op, Time};
 use crate::attach::{AttachRequest, BODY_BYTES};
 use crate::client::greeting::{Greeting, Offer};
 use crate::client::slot::{Slot, Use};
-use crate::client::{Volume, VolumeState, bye};
+use crate::client::voice::Voice;
+use crate::client::{Volume, VolumeState};
 use crate::code::UNSCHEDULED_BYTES;
-use crate::frame::{Frame, Kind, MAX_PAYLOAD};
+use crate::frame::{Arrived, Frame, Header, Kind, MAX_PAYLOAD};
 use crate::hello::SessionRefused;
 use crate::path::{Guest, Part, Refusal};
 use crate::rtt::RoundTrip;
+use crate::seal::Guard;
 use crate::segment::Segmentation;
 use crate::wire::{Peer, Wire};
 use overtaken::Overtaken;
@@ -31,6 +33,11 @@ use sending::earlier;
 
 /// The control slot.
 const CONTROL: u16 = 0;
+
+/// How long a server must have said nothing behind its seal before a hint, which
+/// anybody can give, is believed that it has forgotten the session. It takes
+/// longer than that to be started anew.
+const HINT_SILENCE: Duration = Duration::from_millis(20);
 
 /// Slots at most, whatever a server offers: the set of partly read slots is a
 /// 128-bit word.
@@ -49,6 +56,10 @@ pub(in crate::client) struct Session<P> {
     peer: P,
     phase: Phase,
     id: u32,
+    voice: Voice,
+    guard: Guard,
+    /// When the server was heard last, behind its seal.
+    heard: Time,
     cut: Segmentation,
     slots: Vec<Slot>,
     /// Free slots but the control slot, the last used on top.
@@ -58,7 +69,6 @@ pub(in crate::client) struct Session<P> {
     /// Reads of which some segments have come.
     partly_read: u128,
     next_number: u64,
-    next_counter: u64,
     next_cookie: u64,
     trip: RoundTrip,
     /// No slot's deadline is earlier than this.
@@ -83,6 +93,7 @@ impl<P: Peer> Session<P> {
         index: usize,
         now: Time,
         peer: P,
+        voice: Voice,
         cookie: u64,
         window: u32,
         least_timeout: Duration,
@@ -92,13 +103,15 @@ impl<P: Peer> Session<P> {
             peer,
             phase: Phase::Greeting(Greeting::new(now, index as u16, cookie)),
             id: 0,
+            voice,
+            guard: Guard::CLEAR,
+            heard: now,
             cut: Segmentation::SMALLEST,
             slots: Vec::new(),
             free: Vec::new(),
             queue: VecDeque::new(),
             partly_read: 0,
             next_number: 1,
-            next_counter: 1,
             next_cookie: cookie.wrapping_add(1),
             trip: RoundTrip::new(least_timeout),
             next_deadline: None,
@@ -111,6 +124,10 @@ impl<P: Peer> Session<P> {
             resized: false,
             too_wide: false,
         }
+    }
+
+    pub(in crate::client) const fn voice(&self) -> &Voice {
+        &self.voice
     }
 
     pub(in crate::client) fn peer(&self) -> P {
@@ -276,19 +293,22 @@ impl<P: Peer> Session<P> {
     pub(in crate::client) fn handle_frame(
         &mut self,
         now: Time,
-        frame: &Frame<'_>,
+        arrived: Arrived<'_>,
         volumes: &mut [Volume],
         guest: &mut impl Guest,
     ) {
         if let Phase::Greeting(greeting) = &mut self.phase {
-            if let Some(offer) = greeting.handle_frame(now, frame) {
+            if let Some(offer) = greeting.handle_frame(now, arrived) {
+                self.heard = now;
                 self.open(offer, volumes);
             }
             return;
         }
-        if frame.header.session != self.id {
+        if arrived.session() != self.id {
             return;
         }
+        let Some(frame) = self.verified(now, arrived) else { return };
+        let frame = &frame;
         match frame.kind {
             Kind::UnknownSession | Kind::Bye => {
                 tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
@@ -311,15 +331,32 @@ impl<P: Peer> Session<P> {
         }
     }
 
+    /// The frame, if the server has made it; or its hint that it knows no such
+    /// session, which is never sealed.
+    fn verified<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
+        match arrived {
+            // Anybody can say that. Who hears the server knows better.
+            Arrived::Clear(frame) if self.guard.is_sealed() => {
+                let is_hint = frame.kind == Kind::UnknownSession;
+                (is_hint && now - self.heard >= HINT_SILENCE).then_some(frame)
+            }
+            arrived => {
+                let frame = self.guard.open(now, arrived)?;
+                self.heard = now;
+                Some(frame)
+            }
+        }
+    }
+
     /// A new session begins: everything that was outstanding starts over in
     /// it, volumes first.
     fn open(&mut self, offer: Offer, volumes: &mut [Volume]) {
         self.id = offer.session;
         self.cut = offer.segments;
+        self.guard = offer.guard;
         self.credit = offer.welcome.credit.max(1);
         self.phase = Phase::Live;
         self.next_number = 1;
-        self.next_counter = 1;
         self.unscheduled = 0;
         self.partly_read = 0;
         self.next_deadline = None;
@@ -353,7 +390,8 @@ impl<P: Peer> Session<P> {
 
     pub(in crate::client) fn close<W: Wire<Peer = P>>(&mut self, wire: &mut W) {
         if self.is_live() {
-            wire.send(self.peer, &bye(self.id, self.next_counter), &[]);
+            let header = Header { session: self.id, ..Header::default() };
+            self.guard.send(wire, self.peer, &header, Kind::Bye, &[]);
         }
     }
 }

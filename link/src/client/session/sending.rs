@@ -70,7 +70,7 @@ impl<P: Peer> Session<P> {
         wire: &mut W,
     ) -> bool {
         if let Phase::Greeting(greeting) = &mut self.phase {
-            return greeting.transmit(now, caller, wire, self.peer);
+            return greeting.transmit(now, caller, &mut self.voice, wire, self.peer);
         }
         let mut frames = 0;
         while frames < BURST {
@@ -102,9 +102,7 @@ impl<P: Peer> Session<P> {
         header.slot = index;
         let mut frames = 0;
         let mut send = |header: &mut Header, kind, payload: &[u8]| {
-            header.counter = self.next_counter;
-            self.next_counter += 1;
-            wire.send(self.peer, &header.encode(kind, payload), payload);
+            self.guard.send(wire, self.peer, header, kind, payload);
             frames += 1;
         };
         if std::mem::take(&mut slot.probe_due) && !slot.request_due {

@@ -64,6 +64,13 @@ impl<P: Copy + Eq> Session<P> {
         }
     }
 
+    /// Says that the session runs.
+    pub(in crate::server) fn say_opened<W: Wire<Peer = P>>(&mut self, wire: &mut W) {
+        let count = self.cut.size() as u32;
+        let header = Header { session: self.id, count, ..Header::default() };
+        self.guard.send(wire, self.peer, &header, Kind::Opened, &[]);
+    }
+
     /// Sends what is due for a slot; how many frames.
     pub(in crate::server) fn transmit<W: Wire<Peer = P>>(
         &mut self,
@@ -78,15 +85,13 @@ impl<P: Copy + Eq> Session<P> {
         }
         let mut frames = 0;
         let (id, peer, credit) = (self.id, self.peer, self.credit);
-        let counter = &mut self.next_counter;
+        let guard = &mut self.guard;
         let mut send = |mut header: Header, kind, payload: &[u8]| {
             header.session = id;
             header.slot = slot;
             header.volume = credit;
-            header.counter = *counter;
-            *counter += 1;
             frames += 1;
-            wire.send(peer, &header.encode(kind, payload), payload);
+            guard.send(wire, peer, &header, kind, payload);
         };
         let base = Header { number: entry.number, attempt: entry.attempt, ..Header::default() };
         let due = std::mem::take(&mut entry.due);

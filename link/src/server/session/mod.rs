@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 
 use block_core::{BlockError, Buffer, Request, Time};
 
-use crate::attach::{AttachRequest, FrontId};
+use crate::attach::AttachRequest;
 use crate::code::{UNSCHEDULED_BYTES, WireOp};
-use crate::frame::{Frame, Header};
+use crate::frame::{Arrived, Frame, Header};
 use crate::host::{Host, Reply, SessionIndex, SlotRef, Work};
+use crate::seal::Guard;
+use crate::security::Caller;
 use crate::segment::{SegmentSet, Segmentation};
 use crate::server::door::Offer;
 use crate::server::slot::{Asked, Due, Outcome, Phase, Slot};
@@ -20,7 +22,8 @@ pub(in crate::server) struct Session<P> {
     index: SessionIndex,
     id: u32,
     peer: P,
-    front: FrontId,
+    caller: Caller,
+    guard: Guard,
     incarnation: u64,
     channel: u16,
     /// When the front was heard last.
@@ -28,7 +31,6 @@ pub(in crate::server) struct Session<P> {
     cut: Segmentation,
     slots: Vec<Slot>,
     credit: u16,
-    next_counter: u64,
     /// Slots that the worker has.
     running: usize,
     /// Slots whose write is partly received.
@@ -66,15 +68,15 @@ impl<P: Copy + Eq> Session<P> {
         Self {
             index,
             id: offer.session,
-            peer: offer.peer,
-            front: offer.front,
+            peer: offer.greeting.peer,
+            caller: offer.caller,
+            guard: offer.guard,
             incarnation: offer.incarnation,
-            channel: offer.channel,
+            channel: offer.greeting.channel,
             heard: now,
             cut,
             slots: (0..slots).map(|_| Slot::idle()).collect(),
             credit: slots,
-            next_counter: 1,
             running: 0,
             receiving: 0,
             waiting: VecDeque::with_capacity(usize::from(slots)),
@@ -105,8 +107,8 @@ impl<P: Copy + Eq> Session<P> {
         !self.closing && self.slots.iter().all(|slot| slot.number == 0)
     }
 
-    pub(in crate::server) const fn front(&self) -> FrontId {
-        self.front
+    pub(in crate::server) const fn caller(&self) -> Caller {
+        self.caller
     }
 
     pub(in crate::server) const fn incarnation(&self) -> u64 {
@@ -117,9 +119,15 @@ impl<P: Copy + Eq> Session<P> {
         self.channel
     }
 
-    /// Notes that the front was heard.
-    pub(in crate::server) const fn hear(&mut self, now: Time) {
+    /// A frame of the front, if it is one: then the front was heard.
+    pub(in crate::server) fn open<'a>(
+        &mut self,
+        now: Time,
+        arrived: Arrived<'a>,
+    ) -> Option<Frame<'a>> {
+        let frame = self.guard.open(now, arrived)?;
         self.heard = now;
+        Some(frame)
     }
 
     /// Whether nothing is under way and nothing was heard since `then`.
@@ -145,10 +153,6 @@ impl<P: Copy + Eq> Session<P> {
             }
         }
         any
-    }
-
-    pub(in crate::server) const fn segments(&self) -> Segmentation {
-        self.cut
     }
 
     pub(in crate::server) const fn is_closing(&self) -> bool {
