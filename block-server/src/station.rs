@@ -61,14 +61,18 @@ impl<E: Engine, W: Wire> Station for WorkerStation<E, W> {
         moved
     }
 
-    /// The socket and the mailbox ring by themselves.
-    fn announce_sleep(&mut self) {}
-
-    fn has_work(&mut self) -> bool {
-        self.worker.has_work() || self.server.has_frames()
+    /// The mailbox rings unasked.
+    fn announce_sleep(&mut self) {
+        self.wire.announce_sleep();
     }
 
-    fn retract_sleep(&mut self) {}
+    fn has_work(&mut self) -> bool {
+        self.worker.has_work() || self.server.has_frames() || self.wire.has_frames()
+    }
+
+    fn retract_sleep(&mut self) {
+        self.wire.retract_sleep();
+    }
 
     /// The server's side of the link has no timers: fronts ask.
     fn deadline(&self) -> Option<Time> {

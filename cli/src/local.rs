@@ -16,6 +16,7 @@ use block_server::errand::Failed;
 use block_server::store::StoreError;
 use block_server::{Directory, Errand, LocalPath, Mailbox, NvmeEngine, Size, Traces, WorkerIndex};
 use clap::Args;
+use link::wire::address::Address;
 use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
 use tokio::sync::oneshot::error::TryRecvError;
 use turn::{Loop, Poller, Station};
@@ -130,7 +131,7 @@ impl LocalArgs {
         }
         let disk = |(volume, socket): &(VolumeName, PathBuf)| Disk {
             // Nobody is called: front and worker are one.
-            server: ([127, 0, 0, 1], 0).into(),
+            server: Address::Udp(([127, 0, 0, 1], 0).into()),
             volume: volume.clone(),
             socket: socket.clone(),
             read_only: false,

@@ -7,70 +7,18 @@
 mod stand;
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use stand::{Stand, bench};
-
-/// Where the server is, and where the fronts are.
-const ADDRESSES: [&str; 2] = ["10.213.7.1", "10.213.7.2"];
-
-/// Two network namespaces and a cable.
-struct Cable {
-    ends: [String; 2],
-}
-
-impl Cable {
-    /// None, where nobody may make namespaces.
-    fn lay(name: &str) -> Option<Self> {
-        let ends =
-            ["server", "front"].map(|end| format!("vrio-{name}-{}-{end}", std::process::id()));
-        let cable = Self { ends };
-        let [one, other] = &cable.ends;
-        let made = ip(&format!("netns add {one}")) && ip(&format!("netns add {other}"));
-        if !made {
-            eprintln!("no network namespaces here (this takes root): not tested");
-            return None;
-        }
-        let pair = format!("-n {one} link add eth0 type veth peer name eth0 netns {other}");
-        assert!(ip(&pair), "a cable");
-        for (end, address) in cable.ends.iter().zip(ADDRESSES) {
-            assert!(ip(&format!("-n {end} address add {address}/24 dev eth0")));
-            assert!(ip(&format!("-n {end} link set lo up")));
-            assert!(ip(&format!("-n {end} link set eth0 mtu 9000 up")));
-        }
-        Some(cable)
-    }
-
-    /// What one end sends and takes from now on.
-    fn narrow(&self, end: usize, bytes: u32) {
-        assert!(ip(&format!("-n {} link set eth0 mtu {bytes}", self.ends[end])));
-    }
-
-    fn stand(&self, words: &str) -> Stand {
-        Stand::start_in(self.ends.clone(), ADDRESSES[0], words, 256)
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for end in &self.ends {
-            ip(&format!("netns delete {end}"));
-        }
-    }
-}
-
-fn ip(words: &str) -> bool {
-    Command::new("ip").args(words.split_whitespace()).status().is_ok_and(|status| status.success())
-}
+use stand::bench;
+use stand::cable::{ADDRESSES, Cable};
 
 /// The MTU shrinks at one end, then at the other, while a guest works: what was
 /// under way in large frames comes in smaller ones, each change once.
 #[test]
 fn a_narrower_path_is_a_pause() {
     let Some(cable) = Cable::lay("mtu") else { return };
-    let mut stand = cable.stand("");
+    let mut stand = cable.stand(&udp(), "");
     stand.create("disk", "16M");
     let socket = stand.front("front", "disk", "");
     let load = std::thread::spawn(move || {
@@ -93,6 +41,10 @@ fn a_narrower_path_is_a_pause() {
         report["ios"],
         report["stalls"]["length_ns"]["max"].as_u64().unwrap_or(0) / 1_000_000
     );
+}
+
+fn udp() -> String {
+    format!("udp://{}:7700", ADDRESSES[0])
 }
 
 fn assert_verified(report: &Value) {
@@ -129,7 +81,7 @@ fn one_lost_frame_in_a_hundred_costs_little() {
             100.0 * foul / clean
         );
     }
-    let mut stand = cable.stand(weather);
+    let mut stand = cable.stand(&udp(), weather);
     stand.create("disk", "16M");
     let socket = stand.front("front", "disk", "");
     let shape = "--rw randrw --bs 512-64k --depth 16 --seconds 0.5 --overwrite --verify";
@@ -139,7 +91,7 @@ fn one_lost_frame_in_a_hundred_costs_little() {
 
 /// Requests a second, and milliseconds of the slowest.
 fn measure(cable: &Cable, words: &str, options: &str) -> (f64, f64) {
-    let mut stand = cable.stand(words);
+    let mut stand = cable.stand(&udp(), words);
     stand.create("disk", "16M");
     let socket = stand.front("front", "disk", "");
     let run = |socket: &Path, options: &str| {

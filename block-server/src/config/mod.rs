@@ -1,7 +1,7 @@
 //! What `vrio server` is told, parsed into something that is valid already.
 //!
 //! ```toml
-//! listen = "udp://0.0.0.0:7700"       # worker n listens on port 7700 + n
+//! listen = "udp://0.0.0.0:7700"       # or eth://IFACE; worker n is at port 7700 + n
 //! control = "/run/vrio/server.sock"
 //! state = "/var/lib/vrio"
 //! workers = 1
@@ -28,9 +28,10 @@
 mod device;
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use link::wire::address::{Address, AddressError};
 use serde::Deserialize;
 use thiserror::Error;
 use turn::Idle;
@@ -66,8 +67,8 @@ pub struct ServerConfig {
 /// A polling thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerConfig {
-    /// Where it listens for fronts (UDP).
-    pub listen: SocketAddr,
+    /// Where it listens for fronts.
+    pub listen: Address,
     /// The core that it stays on.
     pub cpu: Option<usize>,
     /// What it does when there is nothing to do.
@@ -89,13 +90,8 @@ pub enum ConfigError {
     #[error("the configuration is wrong, {0}")]
     Toml(String),
     /// The address is none.
-    #[error(
-        "`listen = \"{0}\"` is no address; write \"udp://ADDRESS:PORT\", as in \"udp://0.0.0.0:7700\""
-    )]
-    Listen(String),
-    /// This version does not listen there.
-    #[error("`listen = \"{0}\"`: this version listens on \"udp://\" only")]
-    Wire(String),
+    #[error("`listen`: {0}")]
+    Listen(#[from] AddressError),
     /// The workers' ports do not fit behind the first one.
     #[error(
         "{workers} workers need the ports from {first} on, and there are not so many; use a lower port"
@@ -210,7 +206,7 @@ struct RawServer {
 }
 
 fn default_listen() -> String {
-    format!("udp://{}", SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))
+    format!("udp://{}:{DEFAULT_PORT}", Ipv4Addr::UNSPECIFIED)
 }
 
 fn default_control() -> PathBuf {
@@ -230,7 +226,7 @@ impl RawServer {
         if !(1..=MAX_WORKERS).contains(&self.workers) {
             return Err(ConfigError::Workers(self.workers));
         }
-        let (first, workers) = (self.listen()?, self.workers);
+        let (first, workers) = (self.listen.parse::<Address>()?, self.workers);
         if let Some(cpus) = self.cpus.as_ref().map(Vec::len).filter(|&cpus| cpus != workers) {
             return Err(ConfigError::Cpus { cpus, workers });
         }
@@ -239,22 +235,11 @@ impl RawServer {
             let offset = if first.port() == 0 { 0 } else { number as u16 };
             let port = first.port().checked_add(offset);
             let port = port.ok_or(ConfigError::Ports { workers, first: first.port() })?;
-            let mut listen = first;
-            listen.set_port(port);
+            let listen = first.clone().with_port(port);
             let cpu = self.cpus.as_ref().map(|cpus| cpus[number]);
             Ok(WorkerConfig { listen, cpu, idle: self.idle })
         };
         (0..workers).map(worker).collect()
-    }
-
-    fn listen(&self) -> Result<SocketAddr, ConfigError> {
-        let Some(address) = self.listen.strip_prefix("udp://") else {
-            return Err(match self.listen.split_once("://") {
-                Some(_) => ConfigError::Wire(self.listen.clone()),
-                None => ConfigError::Listen(self.listen.clone()),
-            });
-        };
-        address.parse().map_err(|_| ConfigError::Listen(self.listen.clone()))
     }
 }
 
@@ -271,7 +256,7 @@ mod tests {
         let config = ServerConfig::parse(DEVICE).expect("valid");
         assert_eq!(config.control, PathBuf::from(DEFAULT_CONTROL));
         let worker = &config.workers[0];
-        assert_eq!(worker.listen, "0.0.0.0:7700".parse().expect("an address"));
+        assert_eq!(worker.listen, "udp://0.0.0.0:7700".parse().expect("an address"));
         assert_eq!((config.workers.len(), worker.cpu, worker.idle), (1, None, Idle::Adaptive));
         assert_eq!(config.devices[0].formatting, Formatting::IfBlank);
     }
@@ -284,7 +269,7 @@ mod tests {
             [[device]]\nname = \"b\"\npath = \"soft:b\"\n\
             [[device]]\nname = \"c\"\npath = \"vfio-user:c\"\nworker = 1\nnamespace = 3\n";
         let config = ServerConfig::parse(text).expect("valid");
-        assert_eq!(config.workers[1].listen, "[::1]:9001".parse().expect("an address"));
+        assert_eq!(config.workers[1].listen, "udp://[::1]:9001".parse().expect("an address"));
         assert_eq!((config.workers[1].cpu, config.workers[1].idle), (Some(1), Idle::Spin));
         let owners: Vec<usize> = config.devices.iter().map(|device| device.worker.0).collect();
         assert_eq!(owners, [0, 1, 1]);
@@ -306,7 +291,8 @@ mod tests {
             (with("port = 3"), "unknown field `port`"),
             (with("listen = \"0.0.0.0:7700\""), "udp://ADDRESS:PORT"),
             (with("listen = \"udp://nowhere\""), "udp://ADDRESS:PORT"),
-            (with("listen = \"eth://eth0\""), "only"),
+            (with("listen = \"tcp://0.0.0.0:7700\""), "eth://IFACE"),
+            (with("listen = \"eth://eth0:65535\"\nworkers = 2"), "lower port"),
             (with("listen = \"udp://0.0.0.0:65535\"\nworkers = 2"), "lower port"),
             (with("workers = 0"), "1 to 64"),
             (with("cpus = [1, 2]"), "2 cores for 1 workers"),

@@ -31,7 +31,8 @@ pub(super) fn attach(
         .iter()
         .map(|disk| {
             let access = if disk.read_only { Access::Read } else { Access::Write };
-            client.attach(start, UdpPeer::from(disk.server), disk.volume.clone(), access)
+            let server = client.wire().inner().peer(&disk.server);
+            client.attach(start, server, disk.volume.clone(), access)
         })
         .collect::<Result<_, _>>()
         .context("no memory for the link's buffers")?;
@@ -65,14 +66,12 @@ impl Attaching<'_> {
         let Disk { volume: name, server, .. } = disk;
         match self.client.state(volume) {
             VolumeState::Attached(_) => Ok(()),
-            VolumeState::Refused(refused) => {
-                Err(anyhow!("volume {name} at udp://{server}: {refused}"))
-            }
+            VolumeState::Refused(refused) => Err(anyhow!("volume {name} at {server}: {refused}")),
             _ if self.stop.is_asked() => bail!("stopped before all volumes were attached"),
             _ => match self.client.session_refused(volume) {
-                Some(refused) => Err(anyhow!("udp://{server}: {refused}")),
+                Some(refused) => Err(anyhow!("{server}: {refused}")),
                 None => Err(anyhow!(
-                    "no answer from udp://{server} for volume {name}: is `vrio server` running \
+                    "no answer from {server} for volume {name}: is `vrio server` running \
                      there, and does its `listen` name this address? (connect_timeout_seconds = 0 \
                      waits for ever)"
                 )),
@@ -96,13 +95,17 @@ impl Station for Attaching<'_> {
         self.client.turn(now, &mut NoGuest)
     }
 
-    fn announce_sleep(&mut self) {}
-
-    fn has_work(&mut self) -> bool {
-        false
+    fn announce_sleep(&mut self) {
+        self.client.wire_mut().announce_sleep();
     }
 
-    fn retract_sleep(&mut self) {}
+    fn has_work(&mut self) -> bool {
+        self.client.wire_mut().has_frames()
+    }
+
+    fn retract_sleep(&mut self) {
+        self.client.wire_mut().retract_sleep();
+    }
 
     fn deadline(&self) -> Option<Time> {
         self.client.deadline().into_iter().chain(self.until).min()
@@ -158,13 +161,17 @@ impl<W: Wire> Station for GivingBack<'_, W> {
         self.client.turn(now, &mut NoGuest)
     }
 
-    fn announce_sleep(&mut self) {}
-
-    fn has_work(&mut self) -> bool {
-        false
+    fn announce_sleep(&mut self) {
+        self.client.wire_mut().announce_sleep();
     }
 
-    fn retract_sleep(&mut self) {}
+    fn has_work(&mut self) -> bool {
+        self.client.wire_mut().has_frames()
+    }
+
+    fn retract_sleep(&mut self) {
+        self.client.wire_mut().retract_sleep();
+    }
 
     fn deadline(&self) -> Option<Time> {
         Some(self.client.deadline().map_or(self.until, |deadline| deadline.min(self.until)))

@@ -1,11 +1,11 @@
 //! The front's configuration, parsed into a form that is already valid.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use block_server::Size;
+use link::wire::address::Address;
 use link::{ClientSettings, VolumeName};
 use serde::Deserialize;
 use turn::Idle;
@@ -74,7 +74,7 @@ pub(super) struct FrontConfig {
 /// One disk to serve.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    pub(crate) server: SocketAddr,
+    pub(crate) server: Address,
     pub(crate) volume: VolumeName,
     pub(crate) socket: PathBuf,
     pub(crate) read_only: bool,
@@ -143,7 +143,7 @@ impl RawDisk {
             bail!("disk {} names no server, and there is none for all disks", self.volume);
         };
         Ok(Disk {
-            server: crate::config::udp_address(server)?,
+            server: crate::config::server_address(server)?,
             volume: VolumeName::new(&self.volume)?,
             socket: self.socket,
             read_only: self.read_only,

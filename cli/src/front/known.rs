@@ -9,6 +9,7 @@ use std::{fs, io};
 use anyhow::{Context, bail};
 use block_server::whole_file;
 use link::Attached;
+use link::wire::address::Address;
 use uuid::Uuid;
 
 use super::config::Disk;
@@ -66,7 +67,11 @@ impl Known {
 
 /// Servers give names; volume names have no blanks.
 fn name(disk: &Disk) -> String {
-    format!("{} {}", disk.server, disk.volume)
+    // Files of earlier versions, which knew only UDP, stay readable.
+    match &disk.server {
+        Address::Udp(server) => format!("{server} {}", disk.volume),
+        server @ Address::Ethernet(_) => format!("{server} {}", disk.volume),
+    }
 }
 
 fn life(attached: &Attached) -> Life {
@@ -89,7 +94,7 @@ mod tests {
 
     fn disk() -> Disk {
         Disk {
-            server: ([127, 0, 0, 1], 7700).into(),
+            server: Address::Udp(([127, 0, 0, 1], 7700).into()),
             volume: link::VolumeName::new("a").expect("a name"),
             socket: "/tmp/a".into(),
             read_only: false,

@@ -8,15 +8,14 @@ mod known;
 mod settling;
 mod station;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use block_core::time::Clock;
 use block_front::{Breach, DiskSpec, Front};
 use clap::Args;
+use link::wire::any::AnyWire;
 use link::wire::faults::{Faults, Faulty};
-use link::wire::udp::Udp;
 use link::{Client, ClientSettings};
 use turn::{Loop, Poller};
 
@@ -56,7 +55,7 @@ pub(crate) struct FrontArgs {
 }
 
 /// How a front reaches its servers.
-type FrontWire = Faulty<Udp>;
+type FrontWire = Faulty<AnyWire>;
 
 /// Runs the front until it is told to stop.
 pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
@@ -70,7 +69,8 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let mut known = Known::open(&config.state)?;
     let clock = Clock::start();
     let poller = Poller::new().context("cannot make an epoll")?;
-    let wire = Faulty::new(bind(&config.disks)?, args.wire_faults);
+    let servers: Vec<_> = config.disks.iter().map(|disk| &disk.server).collect();
+    let wire = Faulty::new(AnyWire::connect(&servers)?, args.wire_faults);
     poller.registrar().add(stop.bell()).context("cannot wait for signals")?;
     if let Some(socket) = link::wire::Wire::descriptor(&wire) {
         poller.registrar().add(socket).context("cannot wait for the link")?;
@@ -123,16 +123,6 @@ fn serve(
     let mut station = FrontStation::new(front, client, known, &config.disks, stop);
     let outcome = turns.run(&mut station).context("the front cannot wait for work");
     (station.into_client(), outcome)
-}
-
-/// One socket for all servers.
-fn bind(disks: &[Disk]) -> anyhow::Result<Udp> {
-    let v6 = disks.iter().filter(|disk| disk.server.is_ipv6()).count();
-    if v6 != 0 && v6 != disks.len() {
-        bail!("all servers must have IPv4 addresses or all IPv6: write two configurations");
-    }
-    let any: SocketAddr = if v6 == 0 { ([0, 0, 0, 0], 0).into() } else { ([0; 16], 0).into() };
-    Udp::bind(any).context("cannot make a UDP socket")
 }
 
 /// Marks the disks whose volumes are named.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use block_core::Time;
 use block_front::Front;
+use link::wire::Wire;
 use link::{Client, Path, VolumeHandle, VolumeState};
 use turn::Station;
 
@@ -87,14 +88,16 @@ impl Station for FrontStation<'_> {
 
     fn announce_sleep(&mut self) {
         self.front.announce_sleep();
+        self.client.wire_mut().announce_sleep();
     }
 
     fn has_work(&mut self) -> bool {
-        self.front.has_work()
+        self.front.has_work() || self.client.wire_mut().has_frames()
     }
 
     fn retract_sleep(&mut self) {
         self.front.retract_sleep();
+        self.client.wire_mut().retract_sleep();
     }
 
     fn deadline(&self) -> Option<Time> {

@@ -17,8 +17,8 @@ use block_server::control::{Control, Office};
 use block_server::{Directory, Errand, Mailbox, Traces, WorkerIndex, WorkerStation};
 use clap::Args;
 use link::wire::Wire;
+use link::wire::any::AnyWire;
 use link::wire::faults::{Faults, Faulty};
-use link::wire::udp::Udp;
 use link::{Server, ServerSettings};
 use turn::{Loop, Poller};
 
@@ -30,7 +30,7 @@ pub(crate) const DEFAULT_CONFIG: &str = "/etc/vrio/server.toml";
 
 /// Serve volumes to fronts: run this on the IOhost
 ///
-/// Each worker is a thread that polls its UDP port and its NVMe queues. The
+/// Each worker is a thread that polls its port of the network and its NVMe queues. The
 /// server runs until SIGTERM.
 #[derive(Debug, Args)]
 pub(crate) struct ServerArgs {
@@ -107,7 +107,7 @@ impl Workers {
     fn office(&self, config: &ServerConfig) -> Office {
         let workers = config.workers.iter().zip(&self.threads).map(|(settings, (_, mailbox))| {
             let info = WorkerInfo {
-                address: format!("udp://{}", settings.listen),
+                address: settings.listen.to_string(),
                 cpu: settings.cpu,
                 idle: settings.idle.to_string(),
             };
@@ -160,10 +160,7 @@ fn serve(
     if let Some(cpu) = settings.cpu {
         crate::thread::pin(cpu)?;
     }
-    let wire = Udp::bind(settings.listen).with_context(|| {
-        format!("cannot listen on udp://{}: is another server running?", settings.listen)
-    })?;
-    let wire = Faulty::new(wire, faults);
+    let wire = Faulty::new(AnyWire::listen(&settings.listen)?, faults);
     let poller = Poller::new().context("cannot make an epoll")?;
     poller.registrar().add(seat.mailbox.bell()).context("cannot wait for errands")?;
     if let Some(socket) = wire.descriptor() {

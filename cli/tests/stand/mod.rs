@@ -1,6 +1,8 @@
 //! A server and a front as real processes, in a folder of their own.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub(crate) mod cable;
+
 use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
@@ -20,9 +22,8 @@ pub(crate) fn vrio() -> Command {
 /// A folder with a server and its fronts; all end with it.
 pub(crate) struct Stand {
     folder: TempDir,
-    /// Where the server listens.
-    host: &'static str,
-    port: u16,
+    /// Where fronts look for the server, which listens there.
+    address: String,
     /// The network namespaces of the server and of the fronts, if they have
     /// their own.
     namespaces: [Option<String>; 2],
@@ -110,31 +111,30 @@ impl Stand {
     ) -> Self {
         // The kernel picks a free port; nobody else is given it soon.
         let port = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
-        let mut stand = Self::empty("127.0.0.1", port, [None, None]);
+        let mut stand = Self::empty(format!("udp://127.0.0.1:{port}"), [None, None]);
         stand.configure_server(device_mib, more);
         stand.start_server();
         stand
     }
 
-    /// A server and fronts in network namespaces of their own; the server's
-    /// has this address.
+    /// A server at this address, and fronts, in network namespaces of their own.
     pub(crate) fn start_in(
         namespaces: [String; 2],
-        host: &'static str,
+        address: &str,
         words: &str,
         device_mib: u64,
     ) -> Self {
-        let mut stand = Self::empty(host, 7700, namespaces.map(Some));
+        let mut stand = Self::empty(address.to_owned(), namespaces.map(Some));
         stand.words = words.to_owned();
         stand.configure_server(device_mib, |_| String::new());
         stand.start_server();
         stand
     }
 
-    fn empty(host: &'static str, port: u16, namespaces: [Option<String>; 2]) -> Self {
+    fn empty(address: String, namespaces: [Option<String>; 2]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let (server, fronts, words) = (None, Vec::new(), String::new());
-        Self { folder, host, port, namespaces, words, server, fronts }
+        Self { folder, address, namespaces, words, server, fronts }
     }
 
     fn configure_server(
@@ -168,7 +168,12 @@ impl Stand {
     }
 
     pub(crate) fn server_address(&self) -> String {
-        format!("udp://{}:{}", self.host, self.port)
+        self.address.clone()
+    }
+
+    /// Fronts that are configured from now on name the server like that.
+    pub(crate) fn fronts_look_at(&mut self, address: &str) {
+        address.clone_into(&mut self.address);
     }
 
     pub(crate) fn start_server(&mut self) {

@@ -191,6 +191,11 @@ impl<W: Wire> Client<W> {
         &self.wire
     }
 
+    /// The wire, to tell it of a sleep.
+    pub fn wire_mut(&mut self) -> &mut W {
+        &mut self.wire
+    }
+
     fn receive(&mut self, now: Time, guest: &mut impl Guest) -> usize {
         let Self { wire, sessions, volumes, .. } = self;
         let received = wire.receive(&mut |from, bytes| {

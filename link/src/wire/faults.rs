@@ -125,6 +125,12 @@ impl<W: Wire> Faulty<W> {
         Self { wire, weather }
     }
 
+    /// The wire below.
+    #[must_use]
+    pub fn inner(&self) -> &W {
+        &self.wire
+    }
+
     /// Lets the frames go whose time has come, with the next burst or, when
     /// there is none before this is asked again, without it.
     fn release(&mut self) {
@@ -185,6 +191,18 @@ impl<W: Wire> Wire for Faulty<W> {
 
     fn window(&self) -> u32 {
         self.wire.window()
+    }
+
+    fn announce_sleep(&mut self) {
+        self.wire.announce_sleep();
+    }
+
+    fn has_frames(&mut self) -> bool {
+        self.wire.has_frames()
+    }
+
+    fn retract_sleep(&mut self) {
+        self.wire.retract_sleep();
     }
 }
 

@@ -7,8 +7,12 @@ use std::os::fd::BorrowedFd;
 
 use crate::frame::HEADER_BYTES;
 
+pub mod address;
+pub mod any;
+pub mod ethernet;
 pub mod faults;
 pub mod memory;
+mod sys;
 pub mod udp;
 
 /// Moves frames between peers. They may be lost, doubled, reordered, delayed
@@ -36,6 +40,19 @@ pub trait Wire {
 
     /// Bytes of frames that may arrive between two turns without loss.
     fn window(&self) -> u32;
+
+    /// Asks the peers to ring when they send from now on: the owner is about to
+    /// sleep. A wire whose descriptor rings unasked has nothing to do.
+    fn announce_sleep(&mut self) {}
+
+    /// Looks once more, after the announcement was made visible: whether frames
+    /// have come that no descriptor will tell of.
+    fn has_frames(&mut self) -> bool {
+        false
+    }
+
+    /// Takes the announcement back: the owner looks by itself again.
+    fn retract_sleep(&mut self) {}
 }
 
 /// A peer's address.

@@ -42,6 +42,7 @@ const SOCKET_BUFFER: usize = 8 << 20;
 pub struct Udp {
     socket: UdpSocket,
     state: UdpSocketState,
+    v6: bool,
     window: u32,
     received: Box<[u8]>,
     batch: Batch,
@@ -121,6 +122,7 @@ impl Udp {
             received: vec![0; RECEIVE_DATAGRAMS * RECEIVE_STRIDE].into_boxed_slice(),
             batch: Batch::new(),
             broken_sends: 0,
+            v6: socket.local_addr()?.is_ipv6(),
             socket,
             state,
         })
@@ -132,6 +134,11 @@ impl Udp {
     /// The kernel's.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+
+    /// Whether it is an IPv6 socket, which names IPv4 hosts in IPv6's way.
+    pub(super) fn is_v6(&self) -> bool {
+        self.v6
     }
 
     fn send_batch(&mut self) {

@@ -1,0 +1,5 @@
+//! What the wires ask of the kernel that no crate of ours asks safely.
+#![allow(unsafe_code)]
+
+pub(super) mod interface;
+pub(super) mod packet_socket;
