@@ -289,8 +289,8 @@ mod tests {
         for (text, named) in [
             (String::new(), "no device"),
             (with("port = 3"), "unknown field `port`"),
-            (with("listen = \"0.0.0.0:7700\""), "udp://ADDRESS:PORT"),
-            (with("listen = \"udp://nowhere\""), "udp://ADDRESS:PORT"),
+            (with("listen = \"0.0.0.0:7700\""), "udp://HOST:PORT"),
+            (with("listen = \"udp://nowhere\""), "udp://HOST:PORT"),
             (with("listen = \"tcp://0.0.0.0:7700\""), "eth://IFACE"),
             (with("listen = \"eth://eth0:65535\"\nworkers = 2"), "lower port"),
             (with("listen = \"udp://0.0.0.0:65535\"\nworkers = 2"), "lower port"),

@@ -6,7 +6,6 @@ use anyhow::{Context, anyhow, bail};
 use block_core::time::Clock;
 use block_core::{BlockError, Time};
 use link::wire::Wire;
-use link::wire::udp::UdpPeer;
 use link::{Access, Client, Guest, Path, Token, VolumeHandle, VolumeState};
 use turn::{Loop, Station};
 

@@ -175,7 +175,7 @@ fn sought(first: &Address, servers: &[&Address]) -> Result<Option<u16>, WireErro
 impl Wire for AnyWire {
     type Peer = AnyPeer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(AnyPeer, &[u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(AnyPeer, &mut [u8])) -> io::Result<usize> {
         match self {
             Self::Udp(udp) => udp.receive(&mut |from, frame| take(AnyPeer::Udp(from), frame)),
             Self::Ethernet(ethernet) => {

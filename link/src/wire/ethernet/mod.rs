@@ -315,7 +315,7 @@ impl Wire for Ethernet {
     /// An error when the interface was removed: a server is started anew for
     /// another one, a front goes on when one of that name is there again. An
     /// interface that is merely down is waited for.
-    fn receive(&mut self, take: &mut dyn FnMut(EthernetPeer, &[u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(EthernetPeer, &mut [u8])) -> io::Result<usize> {
         if self.gone && !std::mem::replace(&mut self.reported, true) {
             let gone = format!("the network interface {} was removed", self.interface);
             return Err(io::Error::new(io::ErrorKind::NotConnected, gone));
@@ -325,13 +325,15 @@ impl Wire for Ethernet {
         let found = self.sought.as_ref().and_then(|sought| sought.found);
         let mut heard = false;
         while packets < RECEIVE_BURST {
-            let Some(received) = self.socket.receive() else { break };
+            let Some(mut received) = self.socket.receive() else { break };
             packets += 1;
-            let Ok((from, content)) = packet::parse(received.bytes, received.vlan, self.us) else {
+            let Ok((from, content)) = packet::parse(received.bytes(), received.vlan, self.us)
+            else {
                 continue;
             };
             match content {
-                Content::Frame(frame) => {
+                Content::Frame(length) => {
+                    let frame = &mut received.bytes_mut()[packet::PREAMBLE_BYTES..][..length];
                     let is_sought = Some(from.mac) == found;
                     heard |= is_sought;
                     let mac = Some(from.mac).filter(|_| !is_sought);

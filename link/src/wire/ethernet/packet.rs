@@ -95,16 +95,16 @@ pub struct Endpoint {
 
 /// What a packet brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content<'a> {
-    /// A frame of the link, as it came.
-    Frame(&'a [u8]),
+pub enum Content {
+    /// A frame of the link, of so many bytes behind the preamble.
+    Frame(usize),
     /// Who listens on this port?
     Seek,
     /// I do.
     Here,
 }
 
-impl Content<'_> {
+impl Content {
     const FRAME: u8 = 0;
     const SEEK: u8 = 1;
     const HERE: u8 = 2;
@@ -132,7 +132,7 @@ pub fn parse(
     bytes: &[u8],
     vlan: Option<u16>,
     me: Endpoint,
-) -> Result<(Endpoint, Content<'_>), NotOurs> {
+) -> Result<(Endpoint, Content), NotOurs> {
     let (head, rest) = bytes.split_first_chunk::<PREAMBLE_BYTES>().ok_or(NotOurs::Short)?;
     let &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5, k0, k1, rest_of_head @ ..] = head;
     let [to0, to1, from0, from1, length0, length1, what, zero] = rest_of_head;
@@ -148,9 +148,11 @@ pub fn parse(
     }
     let from = from.filter(|&from| from != me.mac).ok_or(NotOurs::Foreign)?;
     let length = usize::from(u16::from_le_bytes([length0, length1]));
-    let content = rest.get(..length).ok_or(NotOurs::Short)?;
+    if length > rest.len() {
+        return Err(NotOurs::Short);
+    }
     let content = match what {
-        Content::FRAME if (HEADER_BYTES..=MAX_FRAME).contains(&length) => Content::Frame(content),
+        Content::FRAME if (HEADER_BYTES..=MAX_FRAME).contains(&length) => Content::Frame(length),
         Content::SEEK if length == 0 => Content::Seek,
         Content::HERE if length == 0 => Content::Here,
         _ => return Err(NotOurs::Foreign),
@@ -218,7 +220,7 @@ mod tests {
     fn what_pads_a_packet_is_cut() {
         let mut bytes = packet(&[7; HEADER_BYTES]);
         bytes.extend([0xee; 30]);
-        assert_eq!(parse(&bytes, None, ME), Ok((OTHER, Content::Frame(&[7; HEADER_BYTES]))));
+        assert_eq!(parse(&bytes, None, ME), Ok((OTHER, Content::Frame(HEADER_BYTES))));
         let mut sought = seek(OTHER, ME.port).to_vec();
         sought.resize(60, 0xee);
         assert_eq!(parse(&sought, None, ME), Ok((OTHER, Content::Seek)));
@@ -276,9 +278,10 @@ mod tests {
             .run(|input| {
                 let parsed = parse(input, None, ME);
                 let again = parsed.map(|(from, content)| match content {
-                    Content::Frame(frame) => {
-                        assert!((HEADER_BYTES..=MAX_FRAME).contains(&frame.len()));
-                        [&preamble_of_frame(from, ME, frame.len())[..], frame].concat()
+                    Content::Frame(length) => {
+                        assert!((HEADER_BYTES..=MAX_FRAME).contains(&length));
+                        let frame = &input[PREAMBLE_BYTES..PREAMBLE_BYTES + length];
+                        [&preamble_of_frame(from, ME, length)[..], frame].concat()
                     }
                     Content::Seek => {
                         let to = Mac(*input.first_chunk().expect("an address"));

@@ -37,6 +37,9 @@ const MAPPED_BYTES: usize = RECEIVE_BYTES + SEND_SLOTS / SLOTS_PER_BLOCK * BLOCK
 const SEND_OFFSET: usize = size_of::<libc::tpacket2_hdr>();
 const _: () = assert!(SEND_OFFSET == 32 && SEND_OFFSET + MAX_PACKET <= SLOT_BYTES);
 
+/// The word by which a slot changes its owner, at its start.
+const STATUS_BYTES: usize = size_of::<u32>();
+
 /// A packet socket on one interface.
 #[derive(Debug)]
 pub(in crate::wire) struct PacketSocket {
@@ -51,12 +54,23 @@ pub(in crate::wire) struct PacketSocket {
 /// A packet in its slot, which goes back to the kernel when this is dropped.
 #[derive(Debug)]
 pub(in crate::wire) struct Received<'a> {
-    /// From its Ethernet header on; only the first part of one that was larger
-    /// than a slot.
-    pub(in crate::wire) bytes: &'a [u8],
+    bytes: &'a mut [u8],
     /// The tag of a virtual network, which the kernel has cut out.
     pub(in crate::wire) vlan: Option<u16>,
     status: &'a AtomicU32,
+}
+
+impl Received<'_> {
+    /// From its Ethernet header on; only the first part of one that was larger
+    /// than a slot.
+    pub(in crate::wire) fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+
+    /// The same, to be opened in place.
+    pub(in crate::wire) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.bytes
+    }
 }
 
 impl Drop for Received<'_> {
@@ -122,10 +136,10 @@ impl PacketSocket {
         }
         self.next_received = (self.next_received + 1) % RECEIVE_SLOTS;
         let header = slot.header();
-        let start = usize::from(header.tp_mac);
+        let start = usize::from(header.tp_mac).saturating_sub(STATUS_BYTES);
         let end = start.saturating_add(header.tp_snaplen as usize);
         Some(Received {
-            bytes: slot.bytes().get(start..end).unwrap_or_default(),
+            bytes: slot.packet().get_mut(start..end).unwrap_or_default(),
             vlan: (status & libc::TP_STATUS_VLAN_VALID != 0).then_some(header.tp_vlan_tci),
             status: slot.status(),
         })
@@ -315,12 +329,18 @@ impl<'a> Slot<'a> {
         unsafe { self.start.cast::<libc::tpacket2_hdr>().read() }
     }
 
-    /// All of it. Only while it is ours.
-    fn bytes(self) -> &'a [u8] {
-        // SAFETY: inside of the mapping. The slot is ours from the status that
-        // `receive` has seen until the drop of the `Received` that borrows these
-        // bytes: until then the kernel does not write to it, and nobody else does.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), SLOT_BYTES) }
+    /// What is behind the status: the kernel's header and the packet. Called once
+    /// for each packet, by `receive`.
+    fn packet(self) -> &'a mut [u8] {
+        // SAFETY: inside of the mapping, and apart from the status word, so that
+        // nothing aliases it. The slot is ours from the status that `receive` has
+        // seen until the drop of the `Received` that has the only reference to these
+        // bytes (`receive` borrows the socket for as long): until then the kernel
+        // does not touch it, and nobody else does.
+        unsafe {
+            let start = self.start.add(STATUS_BYTES).as_ptr();
+            std::slice::from_raw_parts_mut(start, SLOT_BYTES - STATUS_BYTES)
+        }
     }
 }
 
