@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys;
@@ -43,6 +44,29 @@ impl Memory {
         let pages = sys::Pages::of_file(file, offset, bytes, true)?;
         let guard = Some(sys::BusGuard::over(&pages)?);
         Ok(Self { guard, pages, claimed: AtomicBool::new(false) })
+    }
+
+    /// `bytes` from byte `at` of `whole`, both at multiples of the page size, as
+    /// memory of its own; `None` if they are not all in it. It keeps `whole` mapped.
+    /// The caller gives each byte to one part at a time.
+    #[must_use]
+    pub fn part(whole: &Arc<Self>, at: usize, bytes: usize) -> Option<Self> {
+        let pages = sys::Pages::part(whole, at, bytes)?;
+        Some(Self { guard: None, pages, claimed: AtomicBool::new(false) })
+    }
+
+    /// Puts what is in `file` from `offset`, a multiple of the page size, in place of
+    /// the memory, at the same address; without a file, zeroes of this process. Who
+    /// supplied the pages until now (a device, another process) is let go of.
+    ///
+    /// # Errors
+    /// The kernel's; the memory is as it was.
+    pub fn replace(&self, file: Option<(&File, u64)>) -> io::Result<()> {
+        self.pages.replace(file)?;
+        if let Some(guard) = &self.guard {
+            guard.forgive();
+        }
+        Ok(())
     }
 
     /// Whether a file was cut under the memory: what is in it is worth nothing.
@@ -144,6 +168,37 @@ mod tests {
         assert!(mapping.has_failed());
         assert!(!other.has_failed(), "only the mapping that was touched has failed");
         assert_eq!(sys::peek(&other, 0), 0);
+    }
+
+    /// A device goes and comes back: pointers into what it had mapped stay.
+    #[test]
+    fn memory_can_be_put_on_another_file_at_the_same_place() {
+        let file = |byte| {
+            let file = tempfile::tempfile().expect("a temporary file");
+            std::os::unix::fs::FileExt::write_all_at(&file, &[byte; 8192], 0).expect("bytes");
+            file
+        };
+        let (first, second) = (file(1), file(2));
+        let memory = Memory::of_file(&first, 0, 4096).expect("map");
+        let first_byte = || sys::peek_at(memory.as_ptr());
+        first.set_len(0).expect("cut");
+        assert_eq!((first_byte(), memory.has_failed()), (0, true));
+        memory.replace(Some((&second, 4096))).expect("map");
+        assert_eq!((first_byte(), memory.has_failed()), (2, false));
+        memory.replace(None).expect("map");
+        assert_eq!(first_byte(), 0);
+    }
+
+    #[test]
+    fn parts_lie_in_the_whole_and_keep_it() {
+        let whole = Arc::new(Memory::anonymous(3 * 4096).expect("memory"));
+        let part = Memory::part(&whole, 4096, 8192).expect("inside");
+        assert_eq!(part.as_ptr().addr(), whole.as_ptr().addr() + 4096);
+        for (at, bytes) in [(4096, 8193), (1, 4096), (0, 0), (8192, 8192), (usize::MAX, 4096)] {
+            assert!(Memory::part(&whole, at, bytes).is_none(), "{bytes} bytes from {at}");
+        }
+        drop(whole);
+        assert_eq!(sys::peek_at(part.as_ptr()), 0);
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use crate::buffer::Buffer;
+use crate::mapping::Memory;
 
 /// The page size of x86-64.
 const PAGE: usize = 4096;
@@ -22,6 +23,8 @@ const HUGE_PAGE: usize = 2 << 20;
 pub(crate) struct Pages {
     start: NonNull<u8>,
     len: usize,
+    /// They are a part of this memory, which unmaps them.
+    whole: Option<Arc<Memory>>,
 }
 
 // SAFETY: pages are an address range that any thread may unmap; the type gives
@@ -65,7 +68,37 @@ impl Pages {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { start, len })
+        Ok(Self { start, len, whole: None })
+    }
+
+    /// `len` bytes from byte `at` of `whole`, if they are in it and whole pages.
+    pub(crate) fn part(whole: &Arc<Memory>, at: usize, len: usize) -> Option<Self> {
+        let end = at.checked_add(len).filter(|&end| end <= whole.len())?;
+        if len == 0 || !at.is_multiple_of(PAGE) || !end.is_multiple_of(PAGE) {
+            return None;
+        }
+        // SAFETY: the range lies within memory that `whole` keeps mapped.
+        let start = NonNull::new(unsafe { whole.as_ptr().add(at) })?;
+        Some(Self { start, len, whole: Some(Arc::clone(whole)) })
+    }
+
+    /// Puts bytes of a file, or zeroes of this process, where the pages are: who
+    /// had mapped them before is let go of.
+    pub(crate) fn replace(&self, file: Option<(&File, u64)>) -> io::Result<()> {
+        let offset = file.map_or(Ok(0), |(_, offset)| i64::try_from(offset));
+        let offset = offset.map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (kind, fd) = match file {
+            Some((file, _)) => (libc::MAP_SHARED, file.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1),
+        };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = kind | libc::MAP_FIXED;
+        let start = self.start.as_ptr().cast();
+        // SAFETY: the range is a mapping that this process holds; other pages in
+        // its place keep every pointer into it valid, and whoever reads through
+        // one expects bytes that others change.
+        let mapped = unsafe { libc::mmap(start, self.len, protection, flags, fd, offset) };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {
@@ -79,6 +112,9 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
+        if self.whole.is_some() {
+            return;
+        }
         // SAFETY: the range was mapped by `map` and is unmapped only here; who
         // holds a pointer into it also holds the owner of these pages.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
@@ -151,6 +187,11 @@ impl BusGuard {
     pub(crate) fn has_failed(&self) -> bool {
         GUARDED[self.place].failed.load(Ordering::Acquire)
     }
+
+    /// The range holds other pages now.
+    pub(crate) fn forgive(&self) {
+        GUARDED[self.place].failed.store(false, Ordering::Release);
+    }
 }
 
 impl Drop for BusGuard {
@@ -207,6 +248,12 @@ extern "C" fn on_bus_error(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_v
         default.sa_sigaction = libc::SIG_DFL;
         libc::sigaction(libc::SIGBUS, &default, ptr::null_mut());
     }
+}
+
+#[cfg(test)]
+pub(crate) fn peek_at(byte: *mut u8) -> u8 {
+    // SAFETY: the tests give the first byte of memory that they keep mapped.
+    unsafe { byte.read_volatile() }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use nvme::{
     Bus, Clock, Controller, Namespace, NamespaceInfo, News, Patience, QueuePair, SoftController,
     SoftNamespace, SoftOptions, Watch,
 };
+use turn::Idle;
 
 /// Most commands that a worker has under way on each queue pair.
 const QUEUE_DEPTH: u16 = 512;
@@ -34,6 +36,11 @@ pub trait Engine {
 
     /// Whether answers are to come that nothing but looking will find.
     fn is_busy(&self) -> bool;
+
+    /// When it must be asked again though nothing came in.
+    fn deadline(&self) -> Option<Time> {
+        None
+    }
 
     /// The moment it is, if it can tell: within a turn, what a controller of
     /// this thread does takes time.
@@ -88,6 +95,7 @@ pub enum Change<D> {
 pub struct NvmeEngine {
     drives: Vec<Drive>,
     clock: Clock,
+    idle: Idle,
     changes: VecDeque<Change<Namespace>>,
 }
 
@@ -125,11 +133,12 @@ impl NvmeEngine {
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
         let attached = namespaces.into_iter().map(Attached::Soft).collect();
-        Self::over(None, options, attached, clock).map_err(|(_, error)| error)
+        Self::over(None, options, attached, clock, Idle::Spin).map_err(|(_, error)| error)
     }
 
     /// Devices wherever they are, in the same order. If one gets into trouble, the
-    /// others do not notice. With an arena all of them have their memory from it.
+    /// others do not notice. With an arena all of them have their memory from it. What
+    /// the thread does when it is idle decides whether they interrupt.
     ///
     /// # Errors
     /// Which device it was, and a sentence about the step of its bring-up that failed.
@@ -138,8 +147,9 @@ impl NvmeEngine {
         options: SoftOptions,
         attached: Vec<Attached>,
         clock: Clock,
+        idle: Idle,
     ) -> Result<(Self, Vec<Namespace>), (usize, nvme::StartError)> {
-        let mut engine = Self { drives: Vec::new(), clock, changes: VecDeque::new() };
+        let mut engine = Self::empty(clock, idle);
         let mut devices = Vec::new();
         let mut soft_ones: Option<Arc<SoftController>> = None;
         let mut make = |namespaces| {
@@ -187,9 +197,20 @@ impl NvmeEngine {
         controller: Controller,
         clock: Clock,
     ) -> Result<(Self, Vec<Namespace>), nvme::StartError> {
-        let mut engine = Self { drives: Vec::new(), clock, changes: VecDeque::new() };
+        let mut engine = Self::empty(clock, Idle::Spin);
         let devices = engine.add(controller, None, 0, None)?;
         Ok((engine, devices))
+    }
+
+    fn empty(clock: Clock, idle: Idle) -> Self {
+        Self { drives: Vec::new(), clock, idle, changes: VecDeque::new() }
+    }
+
+    /// Most memory that so many devices take for themselves, in bytes.
+    #[must_use]
+    pub fn dma_bytes(devices: usize) -> usize {
+        // A soft controller serves the buffers if nothing else does.
+        devices.max(1) * QueuePair::dma_bytes(QUEUE_DEPTH)
     }
 
     fn add(
@@ -202,7 +223,15 @@ impl NvmeEngine {
         if let Some(id) = only {
             controller.namespace(id)?;
         }
-        let queue = controller.create_queue_pair(QUEUE_DEPTH)?;
+        let queue = match self.idle {
+            Idle::Spin | Idle::Yield => controller.create_queue_pair(QUEUE_DEPTH)?,
+            Idle::Adaptive | Idle::Interrupt => {
+                controller.create_ringing_queue_pair(QUEUE_DEPTH)?
+            }
+        };
+        if self.idle == Idle::Adaptive && queue.rings_bells() {
+            controller.coalesce_interrupts()?;
+        }
         let watch = Watch::new(&controller, Rc::clone(&queue), Patience::default());
         let drive = Drive { watch, queue, controller, soft, first, only };
         let devices = drive.devices().collect();
@@ -215,6 +244,12 @@ impl NvmeEngine {
         if let Some(drive) = self.drives.iter_mut().rfind(|drive| drive.first <= device) {
             drive.watch = Watch::new(&drive.controller, Rc::clone(&drive.queue), patience);
         }
+    }
+
+    /// What the thread waits for when it sleeps: readable, edge by edge, when a device
+    /// has something to say.
+    pub fn bells(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.drives.iter().flat_map(|drive| drive.controller.bells())
     }
 
     /// The soft controller of a device, for tests that throw its switches.
@@ -234,8 +269,11 @@ impl Drive {
             .map(|info| Namespace::new(Rc::clone(&self.queue), info))
     }
 
+    /// What rings a bell need not be looked for, unless it has rung already.
     fn is_busy(&self) -> bool {
-        self.queue.in_flight() > 0 || self.watch.is_busy()
+        let waits = self.queue.in_flight() > 0;
+        let looks = waits && !self.queue.rings_bells();
+        looks || self.watch.is_busy() || waits && self.queue.has_news()
     }
 
     /// Passes on what the watch has to say, for each of the namespaces.
@@ -272,6 +310,11 @@ impl Engine for NvmeEngine {
 
     fn is_busy(&self) -> bool {
         self.drives.iter().any(Drive::is_busy)
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let ringing = self.drives.iter().filter(|drive| drive.queue.rings_bells());
+        ringing.filter_map(|drive| drive.watch.deadline()).min()
     }
 
     fn now(&self) -> Option<Time> {

@@ -82,4 +82,4 @@ pub use mailbox::Mailbox;
 pub use size::Size;
 pub use station::WorkerStation;
 pub use traces::Traces;
-pub use worker::{Limits, Owned, Place, Worker};
+pub use worker::{Limits, Owned, Place, Worker, dma_bytes};

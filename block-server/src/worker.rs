@@ -25,7 +25,7 @@ use turn::{Executor, TaskId};
 
 use crate::authority::Authority;
 use crate::catalog::{DESK_BYTES, Formatting, OpenError};
-use crate::config::PoolConfig;
+use crate::config::{DeviceConfig, PoolConfig};
 use crate::directory::{Directory, WorkerIndex};
 use crate::engine::{Change, Engine, NvmeEngine};
 use crate::errand::{self, Errand};
@@ -344,7 +344,7 @@ impl<E: Engine> Worker<E> {
     /// When the worker wants to be turned although nothing has come.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        [self.room.deadline(), self.stop.until].into_iter().flatten().min()
+        [self.room.deadline(), self.stop.until, self.engine.deadline()].into_iter().flatten().min()
     }
 
     /// What a slot has answered, the oldest first.
@@ -390,6 +390,19 @@ impl<E: Engine> Worker<E> {
     fn seat(&self, session: SessionIndex) -> Option<&Seat<E::Device>> {
         self.sessions.get(usize::from(session.0))?.as_ref()
     }
+}
+
+/// Most memory that a worker with these limits and devices shares with them, in bytes:
+/// what [`Worker::start`] makes, and what the devices' queues take.
+#[must_use]
+pub fn dma_bytes(limits: &Limits, devices: &[DeviceConfig]) -> usize {
+    let requests = limits.small_buffers * SMALL_BYTES + limits.large_buffers * LARGE_BYTES;
+    let of_device = |device: &DeviceConfig| {
+        let pages = device.unlock.as_ref().map_or(1, |_| page_buffers(&device.pool));
+        DESK_BYTES + pages * BLOCK_SIZE + 2 * TRANSFER_BYTES
+    };
+    let devices_own = devices.iter().map(of_device).sum::<usize>().max(DESK_BYTES);
+    requests + devices_own + BLOCK_SIZE + NvmeEngine::dma_bytes(devices.len())
 }
 
 /// The worker that programs have, compiled here and not again in each of

@@ -83,6 +83,7 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         directory: Arc::clone(&directory),
         mailbox: Arc::clone(&mailbox),
         clock,
+        idle: settings.idle,
         state: config.state.clone(),
         accept_rollback: args.accept_rollback.clone(),
     };
@@ -112,6 +113,9 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
     let poller = Poller::new().context("cannot make an epoll")?;
     poller.registrar().add(stop.bell()).context("cannot wait for signals")?;
     poller.registrar().add(mailbox.bell()).context("cannot wait for errands")?;
+    for bell in path.worker().engine().bells() {
+        poller.registrar().add(bell).context("cannot wait for a device")?;
+    }
     let turns = Loop::new(poller, settings.idle, clock);
     let mut station =
         LocalStation { front: None, path, volumes: Vec::new(), stop: &stop, until: None };

@@ -1,23 +1,27 @@
 //! `vrio nvme`: controllers themselves, without volumes.
 
+mod bench;
+mod devices;
+mod place;
+
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use anyhow::Context;
-use block_core::time::Clock;
 use block_server::Size;
 use clap::{Args, Subcommand};
-use nvme::arena::Arena;
 use nvme::soft::FileOptions;
-use nvme::vfio_user::{Exported, VfioUserBus};
+use nvme::vfio_user::Exported;
 use nvme::{Controller, LbaSize, SoftNamespace, SoftOptions};
+
+use bench::Bench;
+use devices::{Bind, List, Unbind};
+use place::Place;
 
 use crate::stop::Stop;
 use crate::table::{Side, table};
 
-/// Serve a soft NVMe controller to other programs, and look at controllers
+/// NVMe controllers: which there are, what they are, who drives them
 #[derive(Debug, Args)]
 pub(crate) struct NvmeArgs {
     #[command(subcommand)]
@@ -32,16 +36,27 @@ enum Command {
     /// "vfio-user:SOCKET", or any other that speaks vfio-user and polls. Only this
     /// user may open the socket. Runs until SIGINT or SIGTERM.
     Serve(Serve),
+    /// List the NVMe controllers of this machine
+    ///
+    /// With each: who drives it, its disks, and what they are used for. A server uses a
+    /// controller as "pci:ADDRESS" when it is bound to vfio-pci.
+    List(List),
+    /// Take a controller from the kernel, for `vrio server` and the commands below
+    ///
+    /// It is given to the driver vfio-pci (load it: modprobe vfio-pci). Refused while a
+    /// disk of it is mounted, is swap space, or part of RAID, LVM or the device mapper.
+    /// Lasts until `unbind` or a reboot.
+    Bind(Bind),
+    /// Give a controller back to the kernel's driver
+    Unbind(Unbind),
     /// Show what a controller is and which namespaces it has
-    Identify {
-        /// Where it is: vfio-user:SOCKET. It must have no other driver
-        address: Address,
-    },
+    Identify(Place),
     /// Show a controller's SMART / health log
-    Health {
-        /// Where it is: vfio-user:SOCKET. It must have no other driver
-        address: Address,
-    },
+    Health(Place),
+    /// Measure a namespace without anything in between: random reads, or writes
+    ///
+    /// Reads only, unless --overwrite names the device once more.
+    Bench(Bench),
 }
 
 #[derive(Debug, Args)]
@@ -65,27 +80,15 @@ struct Serve {
     queues: u16,
 }
 
-/// Where a controller is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Address(PathBuf);
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let socket = text.strip_prefix("vfio-user:").filter(|socket| !socket.is_empty());
-        socket.map(|socket| Self(socket.into())).ok_or_else(|| "write vfio-user:SOCKET".to_owned())
-    }
-}
-
-/// Memory for a driver that asks a few questions.
-const ARENA_BYTES: u64 = 16 << 20;
-
 pub(crate) fn run(args: NvmeArgs) -> anyhow::Result<()> {
     match args.command {
         Command::Serve(serve) => serve.run(),
-        Command::Identify { address } => identify(&start(&address.0)?),
-        Command::Health { address } => health(&start(&address.0)?),
+        Command::List(list) => list.run(),
+        Command::Bind(bind) => bind.run(),
+        Command::Unbind(unbind) => unbind.run(),
+        Command::Identify(place) => identify(&place.start()?),
+        Command::Health(place) => health(&place.start()?),
+        Command::Bench(bench) => bench.run(),
     }
 }
 
@@ -112,15 +115,6 @@ impl Serve {
         tracing::info!(socket = %self.socket.display(), namespaces = self.files.len(), "serving");
         exported.serve(&|| stop.is_asked(), stop.bell().as_fd()).with_context(named)
     }
-}
-
-/// Resets and starts the controller: it must be nobody else's.
-fn start(socket: &Path) -> anyhow::Result<Controller> {
-    let arena = Arena::in_memory(ARENA_BYTES).context("there is no memory to share")?;
-    let bus = VfioUserBus::connect(socket, Arc::new(arena))?;
-    let clock = Clock::start();
-    let named = || format!("the controller at 'vfio-user:{}'", socket.display());
-    Controller::start(bus, Arc::new(move || clock.now())).with_context(named)
 }
 
 fn identify(controller: &Controller) -> anyhow::Result<()> {

@@ -60,7 +60,7 @@ fn a_server_drives_a_controller_in_another_process() {
 #[test]
 fn what_is_no_controller_is_said_so() {
     for (words, named) in [
-        (&["nvme", "identify", "/dev/nvme0"][..], "vfio-user:SOCKET"),
+        (&["nvme", "identify", "/dev/nvme0"][..], "vfio-user:SOCKET or pci:"),
         (&["nvme", "identify", "vfio-user:/nowhere"][..], "start the controller's process first"),
         (&["nvme", "serve", "/tmp", "/dev/null", "--lba", "520"][..], "neither 512 nor 4096"),
     ] {

@@ -10,6 +10,9 @@ guest_programs=(
 # ext4 and CRC32C are built into the cloud kernel.
 guest_modules=(virtio_pci virtio_blk xfs)
 
+# For a guest that drives devices itself; loaded when vrio.modules=devices says so.
+guest_device_modules=(vfio-pci vfio_iommu_type1 uio_pci_generic virtio_net)
+
 library_path=lib/x86_64-linux-gnu
 
 plant_tree() { # UNPACKED TREE
@@ -100,15 +103,19 @@ stand_in_symbols() { # FIO ABSENT PROVIDED
 plant_modules() { # UNPACKED TREE
     local module
     : >"$2/modules/order"
+    : >"$2/modules/order.devices"
     for module in "${guest_modules[@]}"; do
-        plant_module "$1" "$2" "$module"
+        plant_module "$1" "$2" "$module" order
+    done
+    for module in "${guest_device_modules[@]}"; do
+        plant_module "$1" "$2" "$module" order.devices
     done
 }
 
 # A module names what it depends on: planting that first gives the loading order.
-plant_module() { # UNPACKED TREE NAME
+plant_module() { # UNPACKED TREE NAME ORDER
     local file dependency
-    ! grep -qx "$3" "$2/modules/order" || return 0
+    ! cat "$2/modules"/order* | grep -qx "$3" || return 0
     file=$(find "$1/lib/modules" -name "$3.ko" -o -name "$3.ko.xz" | head -n 1)
     [ -n "$file" ] || die "the kernel package holds no module $3"
     case "$file" in
@@ -116,10 +123,10 @@ plant_module() { # UNPACKED TREE NAME
     *) cp "$file" "$2/modules/$3.ko" ;;
     esac
     for dependency in $(grep -aEzo '^depends=.*' "$2/modules/$3.ko" | tr -d '\0' | sed 's/^depends=//; s/,/ /g'); do
-        plant_module "$1" "$2" "$dependency"
+        plant_module "$1" "$2" "$dependency" "$4"
     done
     strip --strip-debug "$2/modules/$3.ko"
-    echo "$3" >>"$2/modules/order"
+    echo "$3" >>"$2/modules/$4"
 }
 
 pack_initramfs() { # TREE CPIO

@@ -1,6 +1,7 @@
 //! What reaches a controller: its registers, and memory that it reaches.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use block_core::DmaMemory;
 
@@ -50,4 +51,32 @@ pub trait Bus: Send + Sync {
     /// command. A soft controller of this thread does its work here; others
     /// let the processor rest for a moment.
     fn relax(&self);
+
+    /// Whether a queue that was created with interrupts on vector 0 rings one of the
+    /// [bells](Bus::bells).
+    fn has_interrupts(&self) -> bool {
+        false
+    }
+
+    /// Descriptors that become readable, edge by edge, when the controller has
+    /// something to say. A thread that sleeps waits for them; nobody reads them.
+    fn bells(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    /// Whether the controller is about to be taken away for good: it was unplugged, or
+    /// its machine wants it back. It is not waited for.
+    fn is_revoked(&self) -> bool {
+        false
+    }
+
+    /// Does what a bus can do about a controller that neither stops nor answers: resets
+    /// its function, connects to its process again. True when the controller is stopped
+    /// now and touches no memory that it was given before.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn revive(&self) -> io::Result<bool> {
+        Ok(false)
+    }
 }

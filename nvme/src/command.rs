@@ -52,6 +52,8 @@ pub mod feature {
     pub const TEMPERATURE: u8 = 0x04;
     /// Volatile Write Cache.
     pub const WRITE_CACHE: u8 = 0x06;
+    /// Interrupt Coalescing.
+    pub const COALESCING: u8 = 0x08;
     /// Number of Queues.
     pub const QUEUES: u8 = 0x07;
     /// Asynchronous Event Configuration.
@@ -258,6 +260,12 @@ impl Command {
             .with_data(at, 0)
             .with_dword(10, queue as u32 | (entries as u32 - 1) << 16)
             .with_dword(11, 1)
+    }
+
+    /// Create I/O Completion Queue that interrupts, on vector 0.
+    #[must_use]
+    pub const fn with_interrupt(self) -> Self {
+        self.with_dword(11, 0b11)
     }
 
     /// Create I/O Submission Queue: contiguous, completing to the completion

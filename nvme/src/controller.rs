@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,6 +114,8 @@ pub(crate) struct Core {
     /// Rises when the controller has been stopped: queues made under an
     /// earlier value exist no more, and nothing they pointed at is touched.
     epoch: AtomicU32,
+    /// It is asked to interrupt less often, again after each reset.
+    coalesces: AtomicBool,
     /// It was given up: it reaches no memory and is not asked anything.
     cut_off: AtomicBool,
 }
@@ -149,6 +152,7 @@ impl Controller {
             granted: AtomicU32::new(u32::from(granted)),
             shadow,
             epoch: AtomicU32::new(0),
+            coalesces: AtomicBool::new(false),
             cut_off: AtomicBool::new(false),
         };
         Ok(Self { core: Arc::new(core) })
@@ -211,7 +215,33 @@ impl Controller {
     /// # Errors
     /// When all queues are in use, or the controller refuses.
     pub fn create_queue_pair(&self, depth: u16) -> Result<Rc<QueuePair>, StartError> {
-        Ok(Rc::new(QueuePair::create(Arc::clone(&self.core), depth)?))
+        Ok(Rc::new(QueuePair::create(Arc::clone(&self.core), depth, false)?))
+    }
+
+    /// [`Controller::create_queue_pair`] for a thread that sleeps: completions ring the
+    /// bus's [bells](Bus::bells), if it has interrupts.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_ringing_queue_pair(&self, depth: u16) -> Result<Rc<QueuePair>, StartError> {
+        Ok(Rc::new(QueuePair::create(Arc::clone(&self.core), depth, true)?))
+    }
+
+    /// Asks for fewer interrupts, from now on: for a thread that polls while there is
+    /// work, and for which they are waste until it sleeps. Controllers may decline.
+    ///
+    /// # Errors
+    /// When the controller is silent.
+    pub fn coalesce_interrupts(&self) -> Result<(), StartError> {
+        let core = &self.core;
+        core.coalesces.store(true, Ordering::Relaxed);
+        core.port.complete(coalesce(&core.port, &mut core.admin()))
+    }
+
+    /// What becomes readable when the controller has something to say.
+    #[must_use]
+    pub fn bells(&self) -> Vec<BorrowedFd<'_>> {
+        self.core.port.bus.bells()
     }
 
     pub(crate) fn core(&self) -> Arc<Core> {
@@ -323,18 +353,40 @@ impl Core {
     )]
     pub(crate) async fn reset(&self) -> Result<(), StartError> {
         let mut admin = self.admin();
-        self.port.disable().await?;
+        self.stop().await?;
         self.let_go();
         admin.start(&self.port).await?;
         let found = describe(&self.port, &mut admin).await?;
         self.compare(&found)?;
         self.granted.store(u32::from(found.granted), Ordering::Relaxed);
         ask_for_events(&self.port, &mut admin).await?;
+        if self.coalesces.load(Ordering::Relaxed) {
+            coalesce(&self.port, &mut admin).await?;
+        }
         if let Some(shadow) = &self.shadow {
             shadow.clear();
             admin.execute(&self.port, "shadow doorbells", shadow.command()).await?;
         }
         Ok(())
+    }
+
+    /// Stops the controller, by the bus's means when it does not follow.
+    async fn stop(&self) -> Result<(), StartError> {
+        let Err(error) = self.port.disable().await else { return Ok(()) };
+        if self.port.bus.is_revoked() {
+            return Err(error);
+        }
+        match self.port.bus.revive() {
+            Ok(true) => {
+                tracing::warn!("the controller did not stop, so its bus has reset it: {error}");
+                self.port.disable().await
+            }
+            Ok(false) => Err(error),
+            Err(why) => {
+                tracing::warn!("the controller's bus does not help: {why}");
+                Err(error)
+            }
+        }
     }
 
     /// What the controller has told by itself, if nobody asks it anything just now.
@@ -500,6 +552,18 @@ async fn ask_for_events(port: &Port, admin: &mut Admin) -> Result<(), StartError
         Err(error) => return Err(error),
     }
     Ok(())
+}
+
+/// Interrupt Coalescing (Base 2.0, section 5.27.1.6): one for eight completions, or
+/// after 100 us, the shortest time that can be said. A thread spins about as long
+/// before it sleeps.
+async fn coalesce(port: &Port, admin: &mut Admin) -> Result<(), StartError> {
+    let (threshold, hundreds_of_us) = (8 - 1, 1);
+    let command = Command::set_feature(feature::COALESCING, hundreds_of_us << 8 | threshold);
+    match admin.execute(port, "set interrupt coalescing", command).await {
+        Ok(_) | Err(StartError::Refused { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Tells the controller where doorbells are shadowed, if it wants to know. One that

@@ -59,6 +59,7 @@ pub mod registers;
 
 pub mod arena;
 pub mod bus;
+pub mod pci;
 pub mod soft;
 pub mod vfio_user;
 

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use block_core::{Buffer, DmaMemory};
 
+use crate::PAGE;
 use crate::command::{COMMAND_BYTES, Command, admin};
 use crate::completion::{COMPLETION_BYTES, Completion};
 use crate::controller::{Core, StartError};
@@ -63,6 +64,7 @@ struct Rings {
     submission: DmaMemory,
     completion: DmaMemory,
     entries: u16,
+    ring_bells: bool,
 }
 
 /// A command that waits for a free place.
@@ -72,7 +74,17 @@ struct Waiter {
 }
 
 impl QueuePair {
-    pub(crate) fn create(core: Arc<Core>, depth: u16) -> Result<Self, StartError> {
+    /// Most bytes that a controller and one queue pair of that depth take of a bus's
+    /// memory, buffers apart.
+    #[must_use]
+    pub fn dma_bytes(depth: u16) -> usize {
+        let entries = usize::from(depth.clamp(1, MAX_DEPTH)) + 1;
+        let rings = entries * COMMAND_BYTES + entries * COMPLETION_BYTES + 2 * PAGE;
+        // The admin queue has three pages, shadow doorbells two.
+        rings + Table::dma_bytes(entries as u16) + 5 * PAGE
+    }
+
+    pub(crate) fn create(core: Arc<Core>, depth: u16, rings: bool) -> Result<Self, StartError> {
         // A queue of n entries holds n - 1 commands (Base 2.0, section 3.3.1.2).
         let longest = core.port.capabilities.max_queue_entries.min(u32::from(MAX_DEPTH) + 1) as u16;
         let entries = depth.clamp(1, MAX_DEPTH).saturating_add(1).min(longest);
@@ -81,6 +93,7 @@ impl QueuePair {
             submission: allocate(usize::from(entries) * COMMAND_BYTES)?,
             completion: allocate(usize::from(entries) * COMPLETION_BYTES)?,
             entries,
+            ring_bells: rings && core.port.bus.has_interrupts(),
         };
         let depth = entries - 1;
         let table = Table::new(depth, allocate(Table::dma_bytes(depth))?);
@@ -123,6 +136,20 @@ impl QueuePair {
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.with(|state| state.counters)
+    }
+
+    /// Whether completions ring the bus's bells, so that a thread that has nothing
+    /// else to do can sleep while commands are under way.
+    #[must_use]
+    pub fn rings_bells(&self) -> bool {
+        self.with(|state| state.memory.ring_bells)
+    }
+
+    /// Whether [`QueuePair::reap`] would find anything. A thread looks once more after
+    /// it has announced its sleep.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.with(|state| state.completion.has_news()) || self.is_stale() && self.in_flight() > 0
     }
 
     /// Identifier of some command under way, for [`Controller::abort`].
@@ -267,12 +294,14 @@ struct RingsPlace {
     submission: u64,
     completion: u64,
     entries: u16,
+    ring_bells: bool,
 }
 
 impl Rings {
     fn place(&self) -> RingsPlace {
         let (submission, completion) = (self.submission.iova(), self.completion.iova());
-        RingsPlace { submission, completion, entries: self.entries }
+        let Self { entries, ring_bells, .. } = *self;
+        RingsPlace { submission, completion, entries, ring_bells }
     }
 }
 
@@ -289,8 +318,9 @@ async fn create_queues(core: &Core, rings: RingsPlace) -> Result<(u16, u32), Sta
         return Err(StartError::NoQueue { granted: core.granted() });
     };
     core.clear_shadow(id);
-    let RingsPlace { submission, completion, entries } = rings;
+    let RingsPlace { submission, completion, entries, ring_bells } = rings;
     let completion = Command::create_completion_queue(id, entries, completion);
+    let completion = if ring_bells { completion.with_interrupt() } else { completion };
     if let Err(error) = admin_queue.execute(port, "create a completion queue", completion).await {
         admin_queue.return_queue(id);
         return Err(error);

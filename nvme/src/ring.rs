@@ -71,6 +71,12 @@ impl CompletionRing {
         Self { words, entries: u32::from(entries), head: 0, rung: 0, phase: true }
     }
 
+    /// Whether the controller has written the entry at the head.
+    pub(crate) fn has_news(&self) -> bool {
+        let last = self.words.load(self.head as usize * COMPLETION_WORDS + 1, Ordering::Relaxed);
+        Completion::phase_of(last) == self.phase
+    }
+
     /// The entry at the head, if the controller has written it.
     pub(crate) fn pop(&mut self) -> Option<Completion> {
         let base = self.head as usize * COMPLETION_WORDS;

@@ -110,6 +110,8 @@ pub struct Watch {
     round: Duration,
     rounds: u32,
     next_look: Time,
+    /// Its bus has bells, one of which may say that the device is wanted back.
+    is_removable: bool,
     troubles: Troubles,
 }
 
@@ -136,6 +138,7 @@ impl Watch {
         let rounds = patience.command.as_nanos().div_ceil(round.as_nanos());
         Self {
             stage: Stage::Calm,
+            is_removable: !controller.bells().is_empty(),
             core: controller.core(),
             queue,
             patience,
@@ -158,11 +161,20 @@ impl Watch {
         !matches!(self.stage, Stage::Calm | Stage::Over)
     }
 
+    /// When it must be asked again though nothing comes: `None` when there is nothing to
+    /// look after.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        (self.is_busy() || self.queue.in_flight() > 0).then_some(self.next_look)
+    }
+
     /// Takes the next step, if one is due. To be called before completions are
     /// taken, and what it says to be passed on before that.
     pub fn look(&mut self, now: Time) -> Option<News> {
         match &mut self.stage {
-            Stage::Calm if now < self.next_look || self.queue.in_flight() == 0 => None,
+            // Without commands nobody waits, but a device that can be taken away is let go.
+            Stage::Calm if now < self.next_look => None,
+            Stage::Calm if self.queue.in_flight() == 0 && !self.is_removable => None,
             Stage::Calm => {
                 self.next_look = now + self.round;
                 self.check()
@@ -285,7 +297,8 @@ async fn reset(
             Err(error) => Err(error),
         };
         let Err(error) = outcome else { return Ok(attempt) };
-        if attempt >= patience.resets || matches!(error, StartError::Changed { .. }) {
+        let is_over = matches!(error, StartError::Changed { .. }) || core.port.bus.is_revoked();
+        if attempt >= patience.resets || is_over {
             core.give_up();
             return Err(error);
         }

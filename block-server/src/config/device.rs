@@ -1,9 +1,11 @@
 //! A device in the configuration, and how a pool on it is served.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use block_core::BlockCount;
+use nvme::pci::Address;
+use nvme::pci::address::BadAddress;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -112,15 +114,25 @@ pub enum DeviceSource {
         /// The namespace's ID.
         namespace: u32,
     },
+    /// A namespace of a PCI device.
+    Pci {
+        /// Where it is.
+        address: Address,
+        /// The namespace's ID.
+        namespace: u32,
+        /// It is used without an IOMMU: it reaches all memory of the machine.
+        no_iommu: bool,
+    },
 }
 
 impl DeviceSource {
-    /// The file or socket.
+    /// The file, socket or address.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub fn place(&self) -> PathBuf {
         match self {
-            Self::Soft { path, .. } => path,
-            Self::VfioUser { socket, .. } => socket,
+            Self::Soft { path, .. } => path.clone(),
+            Self::VfioUser { socket, .. } => socket.clone(),
+            Self::Pci { address, .. } => address.to_string().into(),
         }
     }
 }
@@ -134,8 +146,13 @@ pub enum DeviceProblem {
     )]
     Name,
     /// Its path is of no kind that this version knows.
-    #[error("`path = \"{0}\"` is no device; write \"soft:FILE\" or \"vfio-user:SOCKET\"")]
+    #[error(
+        "`path = \"{0}\"` is no device; write \"soft:FILE\", \"vfio-user:SOCKET\" or \"pci:0000:01:00.0\""
+    )]
     Path(String),
+    /// A PCI address that is none.
+    #[error("`path = \"pci:..\"`: {0}")]
+    Address(#[from] BadAddress),
     /// Something is said that the other kind of device has.
     #[error("`{key}` means nothing for a device at \"{kind}:\"; leave it out")]
     Foreign {
@@ -184,6 +201,8 @@ pub(super) struct RawDevice {
     size: Option<Size>,
     lba: Option<u32>,
     namespace: Option<u32>,
+    #[serde(default)]
+    unsafe_no_iommu: bool,
     #[serde(default)]
     format: bool,
     worker: Option<usize>,
@@ -274,6 +293,10 @@ impl RawDevice {
     fn source(&self) -> Result<DeviceSource, DeviceProblem> {
         let after = |kind| self.path.strip_prefix(kind).filter(|rest| !rest.is_empty());
         let foreign = |key, kind| Err(DeviceProblem::Foreign { key, kind });
+        if self.unsafe_no_iommu && !self.path.starts_with("pci:") {
+            let is_far = self.path.starts_with("vfio-user:");
+            return foreign("unsafe_no_iommu", if is_far { "vfio-user" } else { "soft" });
+        }
         if let Some(path) = after("soft:") {
             let lba = self.lba.unwrap_or(DEFAULT_LBA);
             if self.namespace.is_some() {
@@ -289,14 +312,21 @@ impl RawDevice {
             }
             return Ok(DeviceSource::Soft { path: path.into(), size: self.size, lba });
         }
-        let Some(socket) = after("vfio-user:") else {
-            return Err(DeviceProblem::Path(self.path.clone()));
+        let (kind, place) = match (after("vfio-user:"), after("pci:")) {
+            (Some(socket), _) => ("vfio-user", socket),
+            (None, Some(address)) => ("pci", address),
+            (None, None) => return Err(DeviceProblem::Path(self.path.clone())),
         };
-        match (self.size, self.lba, self.namespace.unwrap_or(1)) {
-            (Some(_), ..) => foreign("size", "vfio-user"),
-            (_, Some(_), _) => foreign("lba", "vfio-user"),
-            (.., namespace @ (0 | u32::MAX)) => Err(DeviceProblem::Namespace(namespace)),
-            (.., namespace) => Ok(DeviceSource::VfioUser { socket: socket.into(), namespace }),
+        let namespace = match (self.size, self.lba, self.namespace.unwrap_or(1)) {
+            (Some(_), ..) => return foreign("size", kind),
+            (_, Some(_), _) => return foreign("lba", kind),
+            (.., namespace @ (0 | u32::MAX)) => return Err(DeviceProblem::Namespace(namespace)),
+            (.., namespace) => namespace,
+        };
+        if kind == "vfio-user" {
+            return Ok(DeviceSource::VfioUser { socket: place.into(), namespace });
         }
+        let (address, no_iommu) = (place.parse()?, self.unsafe_no_iommu);
+        Ok(DeviceSource::Pci { address, namespace, no_iommu })
     }
 }

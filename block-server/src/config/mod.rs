@@ -10,9 +10,11 @@
 //!
 //! [[device]]
 //! name = "disk0"
-//! path = "soft:/var/lib/vrio/disk0.img"
+//! path = "soft:/var/lib/vrio/disk0.img"   # or "vfio-user:SOCKET", "pci:0000:01:00.0"
 //! size = "20G"                        # made, sparse, if it is not there
 //! lba = 4096                          # or 512
+//! namespace = 1                       # of a controller: not for "soft:"
+//! unsafe_no_iommu = false             # true: a "pci:" device that reaches all memory
 //! format = false                      # true: even if something else is on it
 //! worker = 0
 //! unlock = "key-file:/etc/vrio/disk0.key"   # for a pool; or "passphrase-file:FILE"
@@ -120,8 +122,19 @@ pub enum ConfigError {
     #[error("two devices are called '{0}'; give each a name of its own")]
     DeviceTwice(String),
     /// A file is taken.
-    #[error("two devices use {0}; give each a file or a socket of its own")]
+    #[error("two devices use {0}; give each a file, socket or PCI device of its own")]
     FileTwice(PathBuf),
+    /// Memory by physical addresses suits no other bus.
+    #[error(
+        "device '{open}' has `unsafe_no_iommu` and '{other}' has not: no worker can have both; give \
+         them to different workers (`worker = N`)"
+    )]
+    Mixed {
+        /// The one without an IOMMU.
+        open: String,
+        /// The other.
+        other: String,
+    },
     /// A device is wrong.
     #[error("device '{name}': {problem}")]
     Device {
@@ -178,9 +191,22 @@ impl ServerConfig {
             if !names.insert(&device.name) {
                 return Err(ConfigError::DeviceTwice(device.name.clone()));
             }
-            let path = device.source.path();
-            if !files.insert(path) {
-                return Err(ConfigError::FileTwice(path.to_owned()));
+            let place = device.source.place();
+            if !files.insert(place.clone()) {
+                return Err(ConfigError::FileTwice(place));
+            }
+        }
+        for device in &devices {
+            let is_open = |source: &DeviceSource| matches!(source, DeviceSource::Pci { no_iommu, .. } if *no_iommu);
+            let clashes = |other: &&DeviceConfig| {
+                let is_soft = matches!(other.source, DeviceSource::Soft { .. });
+                other.worker == device.worker && !is_soft && !is_open(&other.source)
+            };
+            if is_open(&device.source)
+                && let Some(other) = devices.iter().find(clashes)
+            {
+                let (open, other) = (device.name.clone(), other.name.clone());
+                return Err(ConfigError::Mixed { open, other });
             }
         }
         Ok(Self { control: raw.control, state: raw.state, workers, devices })
@@ -267,24 +293,30 @@ mod tests {
             control = \"/c\"\nstate = \"/s\"\n\
             [[device]]\nname = \"a\"\npath = \"soft:a\"\nsize = \"20G\"\nlba = 512\nformat = true\n\
             [[device]]\nname = \"b\"\npath = \"soft:b\"\n\
-            [[device]]\nname = \"c\"\npath = \"vfio-user:c\"\nworker = 1\nnamespace = 3\n";
+            [[device]]\nname = \"c\"\npath = \"vfio-user:c\"\nworker = 1\nnamespace = 3\n\
+            [[device]]\nname = \"p\"\npath = \"pci:0000:01:00.0\"\nunsafe_no_iommu = true\n\
+            worker = 0\n";
         let config = ServerConfig::parse(text).expect("valid");
         assert_eq!(config.workers[1].listen, "udp://[::1]:9001".parse().expect("an address"));
         assert_eq!((config.workers[1].cpu, config.workers[1].idle), (Some(1), Idle::Spin));
         let owners: Vec<usize> = config.devices.iter().map(|device| device.worker.0).collect();
-        assert_eq!(owners, [0, 1, 1]);
+        assert_eq!(owners, [0, 1, 1, 0]);
         let size = Some(Size(20 << 30));
         let source = DeviceSource::Soft { path: "a".into(), size, lba: 512 };
         assert_eq!(config.devices[0].source, source);
         assert_eq!(config.devices[0].formatting, Formatting::IfForeign);
         let source = DeviceSource::VfioUser { socket: "c".into(), namespace: 3 };
         assert_eq!(config.devices[2].source, source);
+        let address = "0000:01:00.0".parse().expect("an address");
+        let source = DeviceSource::Pci { address, namespace: 1, no_iommu: true };
+        assert_eq!(config.devices[3].source, source);
     }
 
     /// Each is a mistake that somebody makes; the sentence must name it.
     #[test]
     fn a_mistake_is_named_in_one_sentence() {
         let with = |text: &str| format!("{text}\n{DEVICE}");
+        let pci = |text: &str| format!("{}{text}", DEVICE.replace("soft:/d.img", "pci:01:00.0"));
         let far = |text: &str| format!("{}{text}", DEVICE.replace("soft:/d.img", "vfio-user:/s"));
         for (text, named) in [
             (String::new(), "no device"),
@@ -309,6 +341,13 @@ mod tests {
             (far("lba = 512"), "`lba` means nothing"),
             (far("size = \"1G\""), "`size` means nothing"),
             (far("namespace = 0"), "counted from 1"),
+            (format!("{DEVICE}unsafe_no_iommu = true"), "`unsafe_no_iommu` means nothing"),
+            (DEVICE.replace("soft:/d.img", "pci:01:00"), "0000:01:00.0"),
+            (pci("size = \"1G\""), "`size` means nothing for a device at \"pci:\""),
+            (
+                format!("{}{}", pci("unsafe_no_iommu = true\n"), far("").replace("\"d\"", "\"e\"")),
+                "no worker can have both",
+            ),
             (format!("{DEVICE}worker = 1"), "counted from 0"),
             (format!("{DEVICE}sise = 1"), "unknown field `sise`"),
         ] {

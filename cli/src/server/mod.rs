@@ -81,6 +81,7 @@ impl Workers {
                 directory: Arc::clone(&workers.directory),
                 mailbox: Arc::clone(&mailbox),
                 clock,
+                idle: settings.idle,
                 state: config.state.clone(),
                 accept_rollback: args.accept_rollback.clone(),
             };
@@ -175,6 +176,9 @@ fn serve(
         seed: rand::random(),
     });
     let worker = start(seat, limits())?;
+    for bell in worker.engine().bells() {
+        poller.registrar().add(bell).context("cannot wait for a device")?;
+    }
     let mut station = WorkerStation::new(wire, server, worker);
     // Whoever started us may have given up waiting.
     let _ = started.send(());

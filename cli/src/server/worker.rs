@@ -9,11 +9,15 @@ use block_server::config::{DeviceConfig, DeviceSource};
 use block_server::remembered::Rollback;
 use block_server::{
     Attached, Chance, Directory, Limits, Mailbox, NvmeEngine, Owned, Place, Worker, WorkerIndex,
+    dma_bytes,
 };
 use nvme::arena::Arena;
+use nvme::pci::sysfs::Sysfs;
+use nvme::pci::{PhysicalBus, VfioBus, physical_arena};
 use nvme::soft::FileOptions;
 use nvme::vfio_user::VfioUserBus;
-use nvme::{LbaSize, Patience, SoftNamespace, SoftOptions};
+use nvme::{Bus, LbaSize, Patience, SoftNamespace, SoftOptions};
+use turn::Idle;
 
 /// Fronts that one worker serves at most.
 pub(crate) const SESSIONS: u16 = 64;
@@ -34,6 +38,7 @@ pub(crate) struct Seat {
     pub(crate) directory: Arc<Directory>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) clock: Clock,
+    pub(crate) idle: Idle,
     /// Where the server keeps what it must remember.
     pub(crate) state: PathBuf,
     /// Devices whose pools may be older than the server remembers.
@@ -53,18 +58,18 @@ pub(crate) fn limits() -> Limits {
 pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEngine>> {
     let mine: Vec<DeviceConfig> =
         seat.devices.into_iter().filter(|device| device.worker == seat.worker).collect();
-    let shares = mine.iter().any(|one| matches!(one.source, DeviceSource::VfioUser { .. }));
-    let arena = shares.then(|| Arena::in_memory(ARENA_BYTES)).transpose();
-    let arena = arena.context("there is no memory to share with devices")?.map(Arc::new);
+    let arena = arena(&mine, &limits)?.map(Arc::new);
     let attached = mine.iter().map(|device| open(device, arena.as_ref()));
     let attached = attached.collect::<anyhow::Result<Vec<Attached>>>()?;
     let clock = seat.clock;
     let clock: nvme::Clock = Arc::new(move || clock.now());
-    let (mut engine, devices) = NvmeEngine::over(arena, SoftOptions::default(), attached, clock)
-        .map_err(|(device, error)| {
-            let name = mine.get(device).map_or("of nobody", |device| &device.name);
-            anyhow::Error::new(error).context(format!("device '{name}' does not start"))
-        })?;
+    let (mut engine, devices) =
+        NvmeEngine::over(arena, SoftOptions::default(), attached, clock, seat.idle).map_err(
+            |(device, error)| {
+                let name = mine.get(device).map_or("of nobody", |device| &device.name);
+                anyhow::Error::new(error).context(format!("device '{name}' does not start"))
+            },
+        )?;
     for (device, config) in mine.iter().enumerate() {
         let patience = Patience { command: config.command_timeout, ..Patience::default() };
         engine.set_patience(device, patience);
@@ -96,6 +101,24 @@ pub(crate) fn start(seat: Seat, limits: Limits) -> anyhow::Result<Worker<NvmeEng
     Ok(Worker::over_nvme(engine, owned.collect(), place, limits)?)
 }
 
+/// The memory that a worker's devices reach, if they do not live in its thread.
+fn arena(mine: &[DeviceConfig], limits: &Limits) -> anyhow::Result<Option<Arena>> {
+    let bytes = dma_bytes(limits, mine) as u64;
+    let has = |kind: fn(&DeviceSource) -> bool| mine.iter().any(|device| kind(&device.source));
+    let arena = if has(|source| matches!(source, DeviceSource::Pci { no_iommu: true, .. })) {
+        tracing::warn!("a device without an IOMMU reaches all memory of this machine");
+        physical_arena(bytes)?
+    } else if has(|source| matches!(source, DeviceSource::Pci { .. })) {
+        let mib = bytes >> 20;
+        Arena::pinned(bytes).with_context(|| format!("there are no {mib} MiB of DMA memory"))?
+    } else if has(|source| matches!(source, DeviceSource::VfioUser { .. })) {
+        Arena::in_memory(ARENA_BYTES).context("there is no memory to share with devices")?
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(arena))
+}
+
 fn open(device: &DeviceConfig, arena: Option<&Arc<Arena>>) -> anyhow::Result<Attached> {
     let named = || format!("device '{}'", device.name);
     match &device.source {
@@ -108,6 +131,15 @@ fn open(device: &DeviceConfig, arena: Option<&Arc<Arena>>) -> anyhow::Result<Att
         DeviceSource::VfioUser { socket, namespace } => {
             let arena = arena.with_context(named)?;
             let bus = VfioUserBus::connect(socket, Arc::clone(arena)).with_context(named)?;
+            Ok(Attached::Bus(bus, *namespace))
+        }
+        DeviceSource::Pci { address, namespace, no_iommu } => {
+            let arena = Arc::clone(arena.with_context(named)?);
+            let bus: Arc<dyn Bus> = if *no_iommu {
+                PhysicalBus::open(&Sysfs::default(), *address, arena).with_context(named)?
+            } else {
+                VfioBus::open(&Sysfs::default(), *address, arena).with_context(named)?
+            };
             Ok(Attached::Bus(bus, *namespace))
         }
     }

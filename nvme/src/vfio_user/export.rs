@@ -40,7 +40,7 @@ impl Exported {
         namespaces: Vec<SoftNamespace>,
     ) -> io::Result<Self> {
         let bytes = (2 * (usize::from(options.queues) + 1) * 4).next_multiple_of(PAGE);
-        let doorbells = sealed_file("vrio-doorbells", (PAGE + bytes) as u64)?;
+        let doorbells = sealed_file("vrio-doorbells", (PAGE + bytes) as u64, None)?;
         let memory = Arc::new(Memory::of_file(&doorbells, PAGE as u64, bytes)?);
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(path) => {

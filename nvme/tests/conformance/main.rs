@@ -7,6 +7,7 @@
 
 mod admin;
 mod data;
+mod guest;
 mod qtest;
 mod queues;
 mod rates;
@@ -76,6 +77,9 @@ fn every_controller_passes_every_case() {
 fn the_soft_controller_skips_no_case() {
     let subject: Subject = subject::soft_here();
     for (name, case) in cases() {
+        if name == queues::INTERRUPTS {
+            continue; // It needs another device; the guest below has it.
+        }
         if let Verdict::Skipped(why) = case(&Rig::new(&subject)) {
             panic!("{name}: {why}");
         }

@@ -3,12 +3,14 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use block_core::Pba;
 use block_core::device::{Device, Durability};
 use nvme::StartError;
 use nvme::command::{Command, admin};
 use nvme::completion::Status;
+use turn::Poller;
 
 use crate::subject::{QUEUES, Rig, filled, poll};
 use crate::{Case, Verdict};
@@ -21,7 +23,10 @@ pub(crate) const CASES: &[Case] = &[
     ("fewer queues than asked", fewer_queues),
     ("queues in the wrong order", wrong_order),
     ("shadow doorbells", shadow_doorbells),
+    (INTERRUPTS, interrupts),
 ];
+
+pub(crate) const INTERRUPTS: &str = "completions that interrupt";
 
 /// The shortest queue holds one command; rings turn over many times.
 fn short_queues(rig: &Rig<'_>) -> Verdict {
@@ -122,6 +127,45 @@ fn wrong_order(rig: &Rig<'_>) -> Verdict {
     refused(delete(admin::DELETE_COMPLETION_QUEUE, used), Status::INVALID_QUEUE_DELETION);
     // Its completion queue is missing.
     refused(Command::create_submission_queue(3, 8, 0), Status::INVALID_COMPLETION_QUEUE);
+    Verdict::Passed
+}
+
+/// A thread sleeps until a completion rings: each of them does, also after a reset, and
+/// one that came before the thread slept has rung already.
+fn interrupts(rig: &Rig<'_>) -> Verdict {
+    let bells = rig.controller.bells();
+    let queue = rig.controller.create_ringing_queue_pair(8).expect("a queue pair");
+    if !queue.rings_bells() {
+        return Verdict::Skipped("it has no interrupts");
+    }
+    rig.controller.coalesce_interrupts().expect("it answers");
+    let poller = Poller::new().expect("an epoll");
+    for bell in &bells {
+        poller.registrar().add(bell).expect("it can be waited for");
+    }
+    let pool = rig.pool(1, BLOCK);
+    for round in 0..60 {
+        if round == 40 {
+            rig.controller.reset().expect("a reset");
+            rig.queue.restart().expect("the queue again");
+            queue.restart().expect("the queue again");
+        }
+        let namespace = rig.namespace_on(&queue, 1);
+        let mut read = Box::pin(namespace.read(Pba(round % 64), filled(&pool, 0), 0..1));
+        assert!(poll(read.as_mut()).is_pending());
+        queue.ring();
+        let end = Instant::now() + Duration::from_secs(20);
+        let outcome = loop {
+            assert!(Instant::now() < end, "round {round}: no completion has rung");
+            // An interrupt of another queue or of an earlier round may come, too.
+            poller.sleep(Some(Duration::from_secs(20))).expect("it waits");
+            queue.reap();
+            if let Poll::Ready((_, outcome)) = poll(read.as_mut()) {
+                break outcome;
+            }
+        };
+        assert_eq!(outcome, Ok(()), "round {round}");
+    }
     Verdict::Passed
 }
 

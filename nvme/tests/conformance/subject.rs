@@ -22,6 +22,8 @@ use block_core::{Buffer, Pool};
 use nvme::arena::Arena;
 use nvme::command::Command;
 use nvme::completion::Status;
+use nvme::pci::sysfs::Sysfs;
+use nvme::pci::{self, PhysicalBus, VfioBus, physical_arena};
 use nvme::soft::Disorder;
 use nvme::vfio_user::{Exported, VfioUserBus};
 use nvme::{
@@ -43,6 +45,11 @@ pub(crate) const SERIAL: &str = "CONFORM";
 /// Names the socket of one more controller, set up as above.
 const FOREIGN: &str = "VRIO_VFIO_USER";
 
+/// Names a PCI device that vfio-pci has, and one that no driver has, set up as above.
+/// Then nothing else is tested: that is another machine's work.
+const BEHIND_IOMMU: &str = "VRIO_PCI";
+const WITHOUT_IOMMU: &str = "VRIO_PCI_NO_IOMMU";
+
 /// Memory for the driver of a controller in another process.
 const ARENA_BYTES: u64 = 64 << 20;
 
@@ -62,6 +69,10 @@ pub(crate) struct Subject {
 }
 
 pub(crate) fn all() -> Vec<Subject> {
+    let devices: Vec<Subject> = [behind_iommu(), without_iommu()].into_iter().flatten().collect();
+    if !devices.is_empty() {
+        return devices;
+    }
     let mut all = vec![soft_here(), soft_in_disorder(), soft_beside(), soft_over_vfio_user()];
     match Qemu::start(NAMESPACE_BYTES, MAX_TRANSFER, QUEUES, SERIAL) {
         Ok(qemu) => all.push(Subject {
@@ -82,6 +93,29 @@ pub(crate) fn all() -> Vec<Subject> {
         all.push(Subject { name, bus, soft, driven_here: false, _life: life });
     }
     all
+}
+
+fn address(variable: &str) -> Option<pci::Address> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{variable}: {error}")))
+}
+
+fn behind_iommu() -> Option<Subject> {
+    let address = address(BEHIND_IOMMU)?;
+    let arena = Arc::new(Arena::pinned(ARENA_BYTES).expect("memory"));
+    let bus = VfioBus::open(&Sysfs::default(), address, arena);
+    let bus = bus.unwrap_or_else(|error| panic!("{error}"));
+    let (soft, life) = (None, Box::new(()));
+    Some(Subject { name: "VFIO", bus, soft, driven_here: false, _life: life })
+}
+
+fn without_iommu() -> Option<Subject> {
+    let address = address(WITHOUT_IOMMU)?;
+    let arena = physical_arena(ARENA_BYTES).unwrap_or_else(|error| panic!("{error}"));
+    let bus = PhysicalBus::open(&Sysfs::default(), address, Arc::new(arena));
+    let bus = bus.unwrap_or_else(|error| panic!("{error}"));
+    let (soft, life) = (None, Box::new(()));
+    Some(Subject { name: "no IOMMU", bus, soft, driven_here: false, _life: life })
 }
 
 fn options() -> SoftOptions {

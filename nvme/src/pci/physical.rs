@@ -1,0 +1,236 @@
+//! The bus to a PCI device without an IOMMU: registers by sysfs, memory in huge pages
+//! whose physical addresses the kernel tells. Nothing keeps such a device from any
+//! memory of the machine.
+
+use std::fs::{File, OpenOptions, write};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use block_core::{DmaMemory, Memory};
+use thiserror::Error;
+
+use super::sysfs::Sysfs;
+use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, MOST_BAR_BYTES, NO_PIN_INTERRUPT};
+use crate::PAGE;
+use crate::arena::{Arena, HUGE_PAGE};
+use crate::bus::Bus;
+use crate::registers::{DOORBELLS, GONE};
+use crate::sys::HalfWords;
+
+/// An entry of `/proc/self/pagemap` (Documentation/admin-guide/mm/pagemap.rst): the
+/// page's frame, and whether it is there.
+const FRAME: u64 = (1 << 55) - 1;
+const PRESENT: u64 = 1 << 63;
+
+/// Why a device without an IOMMU cannot be used.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // The sentences say it, the fields are their words.
+pub enum PhysicalError {
+    #[error("there is no PCI device {0}; `vrio nvme list` shows the controllers there are")]
+    Missing(Address),
+    #[error("the PCI device {0} is no NVMe controller")]
+    OtherKind(Address),
+    #[error("{address} has the driver {driver}; type 'vrio nvme bind --unsafe-no-iommu {address}'")]
+    Driver { address: Address, driver: String },
+    #[error(
+        "without an IOMMU devices need {pages} free huge pages of 2 MiB ({error}); type 'sysctl \
+         vm.nr_hugepages={pages}', or more if others use them too"
+    )]
+    HugePages { pages: u64, error: io::Error },
+    #[error("the kernel hides physical addresses (/proc/self/pagemap) from this user; run as root")]
+    Hidden,
+    #[error("cannot {step} {address}: {error}; only root may")]
+    Step { step: &'static str, address: Address, error: io::Error },
+}
+
+/// `bytes` of memory whose physical addresses are known.
+///
+/// # Errors
+/// A sentence about what is missing.
+pub fn physical_arena(bytes: u64) -> Result<Arena, PhysicalError> {
+    let pages = bytes.div_ceil(HUGE_PAGE);
+    let missing = |error| PhysicalError::HugePages { pages, error };
+    let arena = Arena::in_huge_pages(bytes.next_multiple_of(HUGE_PAGE)).map_err(missing)?;
+    let file = arena.file().try_clone().map_err(missing)?;
+    let memory = Memory::of_file(&file, 0, (pages * HUGE_PAGE) as usize).map_err(missing)?;
+    let memory = Arc::new(memory);
+    let mut order: Vec<(u64, u64)> = (0..pages)
+        .map(|page| Ok((address_of(&memory, page)?, page)))
+        .collect::<Result<_, PhysicalError>>()?;
+    order.sort_unstable();
+    // Neighbours for the device become neighbours for this process.
+    for (place, &(_, page)) in order.iter().enumerate() {
+        let at = place * HUGE_PAGE as usize;
+        let part = Memory::part(&memory, at, HUGE_PAGE as usize).expect("within the whole");
+        part.replace(Some((&file, page * HUGE_PAGE))).map_err(missing)?;
+    }
+    for (place, &(address, _)) in order.iter().enumerate() {
+        if address_of(&memory, place as u64)? != address {
+            return Err(missing(io::ErrorKind::Interrupted.into())); // It was moved.
+        }
+    }
+    let runs = runs(order.into_iter().map(|(address, _)| address));
+    Ok(Arena::scattered(file, memory, runs))
+}
+
+/// Neighbouring huge pages, joined.
+fn runs(addresses: impl Iterator<Item = u64>) -> Vec<(Range<u64>, u64)> {
+    let mut runs: Vec<(Range<u64>, u64)> = Vec::new();
+    let mut at = 0;
+    for address in addresses {
+        match runs.last_mut() {
+            Some((run, start)) if *start + (run.end - run.start) == address => {
+                run.end += HUGE_PAGE;
+            }
+            _ => runs.push((at..at + HUGE_PAGE, address)),
+        }
+        at += HUGE_PAGE;
+    }
+    runs
+}
+
+/// The physical address of a huge page of the memory.
+fn address_of(memory: &Memory, page: u64) -> Result<u64, PhysicalError> {
+    let at = (page * HUGE_PAGE) as usize;
+    // It is there when it has been touched.
+    crate::sys::clear(memory, at, 1);
+    let page = (memory.as_ptr().addr() + at) / PAGE;
+    let mut entry = [0; 8];
+    let pagemap = File::open("/proc/self/pagemap");
+    let read = pagemap.and_then(|file| file.read_exact_at(&mut entry, page as u64 * 8));
+    let entry = read.map_or(0, |()| u64::from_le_bytes(entry));
+    match entry & FRAME {
+        0 => Err(PhysicalError::Hidden),
+        _ if entry & PRESENT == 0 => Err(PhysicalError::Hidden),
+        frame => Ok(frame * PAGE as u64),
+    }
+}
+
+/// A bus over sysfs.
+pub struct PhysicalBus {
+    registers: HalfWords,
+    mapped: Arc<Memory>,
+    configuration: File,
+    is_gone: AtomicBool,
+    arena: Arc<Arena>,
+}
+
+impl PhysicalBus {
+    /// Opens a device that the kernel does not drive. The arena is that of
+    /// [`physical_arena`].
+    ///
+    /// # Errors
+    /// A sentence about what is in the way.
+    pub fn open(
+        sysfs: &Sysfs,
+        address: Address,
+        arena: Arc<Arena>,
+    ) -> Result<Arc<Self>, PhysicalError> {
+        let found = sysfs.controller(address).map_err(|_| PhysicalError::Missing(address))?;
+        let found = found.ok_or(PhysicalError::OtherKind(address))?;
+        let has_driver = found.driver.is_some();
+        if let Some(driver) = found.driver.filter(|driver| driver != super::binding::UIO) {
+            return Err(PhysicalError::Driver { address, driver });
+        }
+        let folder = sysfs.folder(address);
+        let step = |step| move |error| PhysicalError::Step { step, address, error };
+        // A driver has enabled it, and the kernel lets nobody else.
+        if !has_driver {
+            write(folder.join("enable"), "1").map_err(step("enable"))?;
+        }
+        let open = |name| OpenOptions::new().read(true).write(true).open(folder.join(name));
+        let configuration = open("config").map_err(step("open the configuration of"))?;
+        let bar = open("resource0").map_err(step("open the registers of"))?;
+        let size = bar.metadata().map_err(step("measure the registers of"))?.len();
+        let bytes = size.min(MOST_BAR_BYTES) as usize / PAGE * PAGE;
+        if bytes <= DOORBELLS as usize {
+            return Err(step("map the registers of")(io::ErrorKind::Unsupported.into()));
+        }
+        let mapped = Memory::of_file(&bar, 0, bytes).map_err(step("map the registers of"))?;
+        let mapped = Arc::new(mapped);
+        let registers = HalfWords::new(Arc::clone(&mapped), 0, bytes / 4);
+        let registers = registers.expect("as many words as there are bytes for");
+        let bus = Self { registers, mapped, configuration, is_gone: AtomicBool::new(false), arena };
+        bus.set_command(true).map_err(step("enable bus mastering of"))?;
+        Ok(Arc::new(bus))
+    }
+
+    fn set_command(&self, is_master: bool) -> io::Result<()> {
+        let mut bytes = [0; 2];
+        self.configuration.read_exact_at(&mut bytes, COMMAND)?;
+        let others = u16::from_le_bytes(bytes) & !BUS_MASTER;
+        let master = if is_master { BUS_MASTER } else { 0 };
+        let command = others | MEMORY_SPACE | NO_PIN_INTERRUPT | master;
+        self.configuration.write_all_at(&command.to_le_bytes(), COMMAND)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed) || self.mapped.has_failed()
+    }
+}
+
+impl Drop for PhysicalBus {
+    fn drop(&mut self) {
+        self.cut_off();
+    }
+}
+
+impl Bus for PhysicalBus {
+    fn read32(&self, offset: u32) -> u32 {
+        let index = offset as usize / 4;
+        if index >= self.registers.len() || self.is_lost() {
+            return GONE;
+        }
+        let value = self.registers.load(index, Ordering::Acquire);
+        if self.is_lost() { GONE } else { value }
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        let index = offset as usize / 4;
+        if index < self.registers.len() {
+            // Release: x86 keeps a store to a device behind earlier stores to memory.
+            self.registers.store(index, value, Ordering::Release);
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> io::Result<DmaMemory> {
+        self.arena.allocate(bytes)
+    }
+
+    fn cut_off(&self) {
+        if let Err(error) = self.set_command(false) {
+            tracing::error!("bus mastering of a device was not turned off: {error}");
+        }
+        self.is_gone.store(true, Ordering::Relaxed);
+    }
+
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_joined_and_others_are_not() {
+        let page = |number: u64| number * HUGE_PAGE;
+        let found = runs([page(8), page(9), page(20), page(21), page(22)].into_iter());
+        assert_eq!(found, [(0..page(2), page(8)), (page(2)..page(5), page(20))]);
+    }
+
+    #[test]
+    fn a_device_that_the_kernel_drives_is_left_alone() {
+        use super::super::made::Made;
+        let made = Made::new();
+        made.device("0000:01:00.0", "0x010802", Some("nvme"), None);
+        let arena = Arc::new(Arena::in_memory(1).expect("memory"));
+        let address = "0000:01:00.0".parse().expect("an address");
+        let error = PhysicalBus::open(&made.sysfs(), address, arena).err().expect("refused");
+        assert!(error.to_string().contains("bind --unsafe-no-iommu 0000:01:00.0"), "{error}");
+    }
+}

@@ -1,0 +1,340 @@
+//! The bus to a PCI device behind an IOMMU: registers and doorbells are loads and
+//! stores, interrupts are eventfds, memory is mapped once.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use block_core::{DmaMemory, Memory};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use thiserror::Error;
+
+use super::binding::VFIO;
+use super::sysfs::{Found, Sysfs};
+use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, MOST_BAR_BYTES, NO_PIN_INTERRUPT, sys};
+use crate::PAGE;
+use crate::arena::Arena;
+use crate::bus::Bus;
+use crate::registers::{CSTS, DOORBELLS, GONE};
+use crate::sys::HalfWords;
+
+/// VFIO's numbers for regions and kinds of interrupts of PCI devices.
+const BAR0: u32 = 0;
+const CONFIGURATION: u32 = 7;
+const MSI_X: u32 = 2;
+const REMOVAL: u32 = 4;
+
+/// Why a device cannot be used.
+#[derive(Debug, Error)]
+#[allow(missing_docs)] // The sentences say it, the fields are their words.
+pub enum OpenError {
+    #[error("there is no PCI device {0}; `vrio nvme list` shows the controllers there are")]
+    Missing(Address),
+    #[error("the PCI device {0} is no NVMe controller")]
+    OtherKind(Address),
+    #[error("{address} has {holder}, not vfio-pci; type 'vrio nvme bind {address}'")]
+    Driver { address: Address, holder: String },
+    #[error(
+        "{0} is behind no IOMMU: turn it on in the firmware and for the kernel (intel_iommu=on or \
+         amd_iommu=on); or, if you trust the device with all memory, see `unsafe_no_iommu`"
+    )]
+    NoIommu(Address),
+    #[error("cannot open {path}: {error}; {remedy}")]
+    Node { path: String, error: io::Error, remedy: &'static str },
+    #[error(
+        "{address} shares IOMMU group {group} with devices that are not free: {others}; give each \
+         of them to vfio-pci or take it from its driver (echo ADDRESS > \
+         /sys/bus/pci/devices/ADDRESS/driver/unbind)"
+    )]
+    NotViable { address: Address, group: u32, others: String },
+    #[error(
+        "cannot map {mib} MiB of memory for {address}: {error}; the limit on locked memory may be \
+         too low (ulimit -l, LimitMEMLOCK=), or addresses beyond {iova:#x} are too high for the IOMMU"
+    )]
+    Memory { address: Address, mib: u64, iova: u64, error: io::Error },
+    #[error("the kernel refused to {step} {address}: {error}")]
+    Step { step: &'static str, address: Address, error: io::Error },
+}
+
+/// A bus over VFIO.
+///
+/// The device reaches the arena and nothing else: the IOMMU sees to that. Dropping it
+/// turns bus mastering off before the memory is unmapped.
+pub struct VfioBus {
+    device: Mutex<Option<Device>>,
+    registers: HalfWords,
+    mapped: Arc<Memory>,
+    is_gone: AtomicBool,
+    bells: Bells,
+    arena: Arc<Arena>,
+}
+
+/// What is written to when the device has something to say.
+struct Bells {
+    /// A completion, if there are interrupts.
+    interrupt: Option<OwnedFd>,
+    /// The kernel wants the device back: it was unplugged, or somebody unbinds it.
+    removal: OwnedFd,
+}
+
+/// The open device. The order of fields is the one in which they are closed.
+struct Device {
+    file: File,
+    configuration: u64,
+    bar: u64,
+    _group: File,
+    container: File,
+    arena: Arc<Arena>,
+}
+
+impl VfioBus {
+    /// Opens the device, which vfio-pci must have, and maps the arena for it, which must
+    /// be a [pinned](Arena::pinned) one. Several buses may have the same one.
+    ///
+    /// # Errors
+    /// A sentence about what is in the way, and the way out.
+    pub fn open(
+        sysfs: &Sysfs,
+        address: Address,
+        arena: Arc<Arena>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let group = ready(sysfs, address)?;
+        let device = Device::open(sysfs, address, group, Arc::clone(&arena))?;
+        let step = |step| move |error| OpenError::Step { step, address, error };
+        let info = sys::region(&device.file, BAR0).map_err(step("describe the registers of"))?;
+        let bytes = info.size.min(MOST_BAR_BYTES) as usize / PAGE * PAGE;
+        if !info.can_be_mapped() || bytes <= DOORBELLS as usize {
+            let error = io::ErrorKind::Unsupported.into();
+            return Err(step("map the registers of")(error));
+        }
+        let bells = Bells::connect(&device.file).map_err(step("pass on interrupts of"))?;
+        device.set_command(true).map_err(step("enable bus mastering of"))?;
+        let mapped = Memory::of_file(&device.file, info.offset, bytes);
+        let mapped = Arc::new(mapped.map_err(step("map the registers of"))?);
+        let registers = HalfWords::new(Arc::clone(&mapped), 0, bytes / 4);
+        let registers = registers.expect("as many words as there are bytes for");
+        let (device, is_gone) = (Mutex::new(Some(device)), AtomicBool::new(false));
+        Ok(Arc::new(Self { device, registers, mapped, is_gone, bells, arena }))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed) || self.mapped.has_failed()
+    }
+}
+
+/// The device's group, if it can be opened at all.
+fn ready(sysfs: &Sysfs, address: Address) -> Result<u32, OpenError> {
+    let found = sysfs.controller(address).map_err(|_| OpenError::Missing(address))?;
+    let Found { driver, group, .. } = found.ok_or(OpenError::OtherKind(address))?;
+    if driver.as_deref() != Some(VFIO) {
+        let holder = driver.map_or("no driver".to_owned(), |name| format!("the driver {name}"));
+        return Err(OpenError::Driver { address, holder });
+    }
+    group.ok_or(OpenError::NoIommu(address))
+}
+
+impl Device {
+    fn open(
+        sysfs: &Sysfs,
+        address: Address,
+        group: u32,
+        arena: Arc<Arena>,
+    ) -> Result<Self, OpenError> {
+        let step = |step| move |error| OpenError::Step { step, address, error };
+        let container = node("/dev/vfio/vfio")?;
+        if !sys::has_iommu(&container).map_err(step("say what VFIO can do for"))? {
+            return Err(OpenError::NoIommu(address));
+        }
+        let folder = node(&format!("/dev/vfio/{group}"))?;
+        if !sys::is_viable(&folder).map_err(step("look at the IOMMU group of"))? {
+            return Err(not_viable(sysfs, address, group));
+        }
+        sys::join(&folder, &container).map_err(step("turn the IOMMU on for"))?;
+        let memory =
+            arena.memory().expect("a pinned arena: another one is a mistake in the caller");
+        let (iova, mib) = (arena.iova(), memory.len() as u64 >> 20);
+        let refused = |error| OpenError::Memory { address, mib, iova, error };
+        sys::map(&container, memory, iova).map_err(refused)?;
+        let file = sys::device(&folder, &address.to_string()).map_err(step("open"))?;
+        let configuration = sys::region(&file, CONFIGURATION);
+        let configuration = configuration.map_err(step("show the configuration of"))?.offset;
+        let bar = sys::region(&file, BAR0).map_err(step("describe the registers of"))?.offset;
+        Ok(Self { file, configuration, bar, _group: folder, container, arena })
+    }
+
+    /// Memory space on, and bus mastering or not.
+    fn set_command(&self, is_master: bool) -> io::Result<()> {
+        let at = self.configuration + COMMAND;
+        let mut bytes = [0; 2];
+        self.file.read_exact_at(&mut bytes, at)?;
+        let others = u16::from_le_bytes(bytes) & !BUS_MASTER;
+        let master = if is_master { BUS_MASTER } else { 0 };
+        let command = others | MEMORY_SPACE | NO_PIN_INTERRUPT | master;
+        self.file.write_all_at(&command.to_le_bytes(), at)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // A device that is gone takes no command; then nothing of it reaches memory.
+        if let Err(error) = self.set_command(false) {
+            tracing::debug!("bus mastering was not turned off: {error}");
+        }
+        let range = self.arena.range();
+        if let Err(error) = sys::unmap(&self.container, self.arena.iova(), range.end - range.start)
+        {
+            tracing::warn!("memory stays mapped for a device until the process ends: {error}");
+        }
+    }
+}
+
+impl Bells {
+    fn connect(device: &File) -> io::Result<Self> {
+        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let (interrupt, removal) = (bell()?, bell()?);
+        // Old kernels do not announce a removal: then the registers say it.
+        if sys::interrupts(device, REMOVAL).unwrap_or(0) > 0 {
+            sys::connect_interrupt(device, REMOVAL, removal.as_fd())?;
+        }
+        if sys::interrupts(device, MSI_X)? == 0 {
+            tracing::warn!("the device has no MSI-X interrupts, so it is polled all the time");
+            return Ok(Self { interrupt: None, removal });
+        }
+        sys::connect_interrupt(device, MSI_X, interrupt.as_fd())?;
+        Ok(Self { interrupt: Some(interrupt), removal })
+    }
+}
+
+fn node(path: &str) -> Result<File, OpenError> {
+    let outcome = OpenOptions::new().read(true).write(true).open(path);
+    outcome.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::NotFound => "type 'modprobe vfio-pci'",
+            io::ErrorKind::PermissionDenied => "run as root, or give this user the file",
+            io::ErrorKind::ResourceBusy => {
+                "another process, or another device of this server, has the group"
+            }
+            _ => "the kernel's log (dmesg) may say more",
+        };
+        OpenError::Node { path: path.to_owned(), error, remedy }
+    })
+}
+
+fn not_viable(sysfs: &Sysfs, address: Address, group: u32) -> OpenError {
+    let members = sysfs.members(group).unwrap_or_default();
+    let others = members.iter().filter(|member| member.is_in_the_way()).map(|member| {
+        let driver = member.driver.as_deref().unwrap_or("no driver");
+        format!("{} (has {driver})", member.address)
+    });
+    let others = others.collect::<Vec<_>>().join(", ");
+    OpenError::NotViable { address, group, others }
+}
+
+impl Bus for VfioBus {
+    fn read32(&self, offset: u32) -> u32 {
+        let index = offset as usize / 4;
+        if index >= self.registers.len() || (offset == CSTS && self.is_revoked()) || self.is_lost()
+        {
+            return GONE;
+        }
+        let value = self.registers.load(index, Ordering::Acquire);
+        // A load from a device that has just left is a SIGBUS, and then a zero.
+        if self.is_lost() { GONE } else { value }
+    }
+
+    fn write32(&self, offset: u32, value: u32) {
+        let index = offset as usize / 4;
+        if index < self.registers.len() {
+            // Release: x86 keeps a store to a device behind earlier stores to memory.
+            self.registers.store(index, value, Ordering::Release);
+        }
+    }
+
+    fn allocate(&self, bytes: usize) -> io::Result<DmaMemory> {
+        self.arena.allocate(bytes)
+    }
+
+    fn cut_off(&self) {
+        self.is_gone.store(true, Ordering::Relaxed);
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The mapping holds the device, too; the kernel waits for both to go.
+        if let Err(error) = self.mapped.replace(None) {
+            tracing::error!("the registers of a device that was given up stay mapped: {error}");
+        }
+        drop(device);
+    }
+
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+
+    fn has_interrupts(&self) -> bool {
+        self.bells.interrupt.is_some()
+    }
+
+    fn bells(&self) -> Vec<BorrowedFd<'_>> {
+        let interrupt = self.bells.interrupt.as_ref().map(AsFd::as_fd);
+        [Some(self.bells.removal.as_fd()), interrupt].into_iter().flatten().collect()
+    }
+
+    fn is_revoked(&self) -> bool {
+        let mut asked = [PollFd::new(&self.bells.removal, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut asked, Some(&now)), Ok(1))
+    }
+
+    fn revive(&self) -> io::Result<bool> {
+        let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(device) = device.as_ref() else { return Ok(false) };
+        device.set_command(false)?;
+        sys::reset(&device.file)?;
+        device.set_command(true)?;
+        self.mapped.replace(Some((&device.file, device.bar)))?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::made::Made;
+    use super::*;
+
+    const PLACE: &str = "0000:01:00.0";
+
+    fn refused(made: &Made) -> String {
+        let arena = Arc::new(Arena::pinned(1).expect("memory"));
+        let address = PLACE.parse().expect("an address");
+        match VfioBus::open(&made.sysfs(), address, arena) {
+            Ok(_) => panic!("there is no such device"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_named_with_the_way_out() {
+        assert!(refused(&Made::new()).contains("vrio nvme list"));
+        let made = Made::new();
+        made.device(PLACE, "0x010802", Some("nvme"), Some(4));
+        assert!(refused(&made).contains("the driver nvme, not vfio-pci; type 'vrio nvme bind"));
+        let made = Made::new();
+        made.device(PLACE, "0x010802", Some(VFIO), None);
+        assert!(refused(&made).contains("intel_iommu=on"));
+        let made = Made::new();
+        made.device(PLACE, "0x030000", Some(VFIO), Some(4));
+        assert!(refused(&made).contains("no NVMe controller"));
+    }
+
+    #[test]
+    fn a_group_that_is_not_free_names_the_other_device_and_its_driver() {
+        let made = Made::new();
+        made.device(PLACE, "0x010802", Some(VFIO), Some(4));
+        made.device("0000:01:00.1", "0x0c0330", Some("xhci_hcd"), Some(4));
+        let address = PLACE.parse().expect("an address");
+        let said = not_viable(&made.sysfs(), address, 4).to_string();
+        assert!(said.contains("group 4") && said.contains("0000:01:00.1 (has xhci_hcd)"), "{said}");
+        assert!(said.contains("driver/unbind"), "{said}");
+    }
+}
