@@ -29,7 +29,8 @@ pub struct Sealed {
     pub secret: Rc<SecretKey>,
     /// The server's key: nobody else is spoken to.
     pub server: PublicKey,
-    /// Randomness for the keys of single sessions, as secret as they are.
+    /// Randomness for the keys of single sessions: as secret as they are, and
+    /// new at each start of the process.
     pub entropy: [u8; 32],
     /// After so many frames of one direction the keys are changed.
     pub frames_per_key: u64,
@@ -50,7 +51,8 @@ pub struct ServerSecurity {
     pub secrets: Vec<SecretKey>,
     /// Whether fronts that ask for it may speak in the clear.
     pub clear_allowed: bool,
-    /// Randomness for the keys of single sessions, as secret as they are.
+    /// Randomness for the keys of single sessions: as secret as they are, and
+    /// new at each start of the process.
     pub entropy: [u8; 32],
 }
 

@@ -180,6 +180,10 @@ impl Host for Disk {
         if bytes <= self.small.buffer_bytes() { self.small.take() } else { self.large.take() }
     }
 
+    fn admits(&mut self, _: &Caller) -> bool {
+        true
+    }
+
     fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}
 
     fn start(&mut self, at: SlotRef, work: Work) {

@@ -2,6 +2,7 @@
 //! seed; and what the guest may expect.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use block_core::unit::SECTORS_PER_BLOCK;
@@ -9,8 +10,9 @@ use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange, Time};
 use link::wire::Wire;
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
-    Access, Client, ClientSettings, FrontId, Guest, Part, Path, Refusal, Server, ServerSettings,
-    Token, VolumeHandle, VolumeName, VolumeState,
+    Access, Client, ClientSettings, Contact, FrontId, Guest, Part, Path, Refusal, Sealed,
+    SecretKey, Security, Server, ServerSecurity, ServerSettings, Token, VolumeHandle, VolumeName,
+    VolumeState,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -140,7 +142,7 @@ impl World {
             on_the_way: Vec::new(),
             faults: Some(faults),
             client: Client::new(network.end(CLIENT), settings(1, seed)),
-            server: Server::new(ServerSettings { seed, ..SETTINGS }),
+            server: server(seed, random.random(), random.random()),
             server_wire: network.end(SERVER),
             disk,
             guest: GuestSide::default(),
@@ -353,7 +355,8 @@ impl World {
     /// back.
     fn kill_server(&mut self) {
         self.disk.kill();
-        self.server = Server::new(ServerSettings { seed: self.random.random(), ..SETTINGS });
+        let (seed, entropy) = (self.random.random(), self.random.random());
+        self.server = server(self.seed, seed, entropy);
         self.server_wire = self.network.end(SERVER);
     }
 
@@ -361,7 +364,10 @@ impl World {
     /// and serves: what it had answered before is on the medium then.
     pub(crate) fn restart_front(&mut self) {
         let name = || VolumeName::new("disk").expect("a name");
-        let volume = self.client.attach(self.now, SERVER, name(), Access::Write).expect("memory");
+        let volume = self
+            .client
+            .attach(self.now, contact(self.seed, 1), name(), Access::Write)
+            .expect("memory");
         while self.next_token < 300 {
             if matches!(self.client.state(volume), VolumeState::Attached(_)) {
                 self.submit_something(volume);
@@ -373,7 +379,10 @@ impl World {
         }
         assert!(writers(&self.disk.durable) != self.model, "something is not flushed");
         self.client = Client::new(self.network.end(CLIENT), settings(2, self.seed));
-        let volume = self.client.attach(self.now, SERVER, name(), Access::Write).expect("memory");
+        let volume = self
+            .client
+            .attach(self.now, contact(self.seed, 2), name(), Access::Write)
+            .expect("memory");
         while !matches!(self.client.state(volume), VolumeState::Attached(_)) {
             self.step();
         }
@@ -387,7 +396,10 @@ impl World {
 
     pub(crate) fn run(&mut self, requests: u64) {
         let name = VolumeName::new("disk").expect("a name");
-        let volume = self.client.attach(self.now, SERVER, name, Access::Write).expect("memory");
+        let volume = self
+            .client
+            .attach(self.now, contact(self.seed, 1), name, Access::Write)
+            .expect("memory");
         self.client.settle(volume);
         let (kills, resets) = self.faults.map_or((0, 0), |faults| (faults.kills, faults.resets));
         let narrows = self.faults.is_some_and(|faults| faults.narrows.is_some());
@@ -453,6 +465,36 @@ impl World {
             self.seed
         );
     }
+}
+
+/// Every second world's sessions are sealed, and change keys all the time.
+const fn is_sealed(world: u64) -> bool {
+    world % 2 == 1
+}
+
+fn server_key() -> SecretKey {
+    SecretKey::from_bytes(&[2; 32])
+}
+
+fn server(world: u64, seed: u64, entropy: [u8; 32]) -> Server<Port> {
+    let settings = ServerSettings { seed, ..SETTINGS };
+    if is_sealed(world) {
+        let secrets = vec![server_key()];
+        Server::secured(settings, ServerSecurity { secrets, clear_allowed: false, entropy })
+    } else {
+        Server::new(settings)
+    }
+}
+
+/// How a front's `incarnation`th start asks the server.
+fn contact(world: u64, incarnation: u64) -> Contact<Port> {
+    let secret = Rc::new(SecretKey::from_bytes(&[1; 32]));
+    let mut entropy = [incarnation as u8; 32];
+    entropy[..8].copy_from_slice(&world.to_le_bytes());
+    let mut sealed = Sealed::new(secret, server_key().public(), entropy);
+    sealed.frames_per_key = 50 + world % 300;
+    let security = if is_sealed(world) { Security::Sealed(sealed) } else { Security::Clear };
+    Contact { peer: SERVER, security }
 }
 
 fn settings(incarnation: u64, seed: u64) -> ClientSettings {

@@ -2,10 +2,12 @@
 //! told as the shortest exchange that shows it, and the sentences of the
 //! handshake.
 
+mod attacked;
 mod kept;
 mod narrow;
 mod overtaken;
 mod rig;
+mod sealed;
 
 use std::time::Duration;
 

@@ -10,8 +10,8 @@ use link::wire::Wire;
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
     Access, AttachReply, AttachRequest, Attached, Caller, Client, ClientSettings, FrontId, Guest,
-    Host, Part, Path, Refused, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token,
-    VolumeHandle, VolumeName, VolumeState, Work,
+    Host, Part, Path, PublicKey, Refused, Reply, Server, ServerSettings, SessionIndex, SlotRef,
+    Token, VolumeHandle, VolumeName, VolumeState, Work,
 };
 
 pub(crate) const CLIENT: Port = Port(1);
@@ -40,6 +40,8 @@ pub(crate) struct Sevens {
     pub(crate) detached: usize,
     /// What runs does not end.
     pub(crate) stalls: bool,
+    /// The keys that may have sessions.
+    pub(crate) known: Vec<PublicKey>,
 }
 
 impl Sevens {
@@ -60,6 +62,7 @@ impl Sevens {
             holds: false,
             detached: 0,
             stalls: false,
+            known: Vec::new(),
         }
     }
 }
@@ -67,6 +70,10 @@ impl Sevens {
 impl Host for Sevens {
     fn buffer(&mut self, _: usize, _: usize) -> Option<Buffer> {
         self.pool.take()
+    }
+
+    fn admits(&mut self, caller: &Caller) -> bool {
+        caller.key.is_none_or(|key| self.known.contains(&key))
     }
 
     fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}

@@ -34,8 +34,8 @@ use sending::earlier;
 /// The control slot.
 const CONTROL: u16 = 0;
 
-/// How long a server must have said nothing behind its seal before a hint, which
-/// anybody can give, is believed that it has forgotten the session. It takes
+/// How long a server must have answered nothing behind its seal before a hint,
+/// which anybody can give, is believed that it has forgotten the session. It takes
 /// longer than that to be started anew.
 const HINT_SILENCE: Duration = Duration::from_millis(20);
 
@@ -58,8 +58,8 @@ pub(in crate::client) struct Session<P> {
     id: u32,
     voice: Voice,
     guard: Guard,
-    /// When the server was heard last, behind its seal.
-    heard: Time,
+    /// When something was first sent since the server was heard.
+    unheard: Option<Time>,
     cut: Segmentation,
     slots: Vec<Slot>,
     /// Free slots but the control slot, the last used on top.
@@ -105,7 +105,7 @@ impl<P: Peer> Session<P> {
             id: 0,
             voice,
             guard: Guard::CLEAR,
-            heard: now,
+            unheard: None,
             cut: Segmentation::SMALLEST,
             slots: Vec::new(),
             free: Vec::new(),
@@ -299,7 +299,7 @@ impl<P: Peer> Session<P> {
     ) {
         if let Phase::Greeting(greeting) = &mut self.phase {
             if let Some(offer) = greeting.handle_frame(now, arrived) {
-                self.heard = now;
+                self.unheard = None;
                 self.open(offer, volumes);
             }
             return;
@@ -338,11 +338,12 @@ impl<P: Peer> Session<P> {
             // Anybody can say that. Who hears the server knows better.
             Arrived::Clear(frame) if self.guard.is_sealed() => {
                 let is_hint = frame.kind == Kind::UnknownSession;
-                (is_hint && now - self.heard >= HINT_SILENCE).then_some(frame)
+                let is_silent = self.unheard.is_some_and(|since| now - since >= HINT_SILENCE);
+                (is_hint && is_silent).then_some(frame)
             }
             arrived => {
                 let frame = self.guard.open(now, arrived)?;
-                self.heard = now;
+                self.unheard = None;
                 Some(frame)
             }
         }

@@ -77,6 +77,9 @@ impl<P: Peer> Session<P> {
             let Some(index) = self.queue.pop_front() else { break };
             frames += self.transmit_slot(now, index, volumes, wire);
         }
+        if frames > 0 {
+            self.unheard.get_or_insert(now);
+        }
         frames > 0
     }
 
