@@ -1,13 +1,16 @@
 //! The network between fronts and workers: it loses, doubles, reorders, delays,
 //! damages and replays frames, cuts ends off, and has an MTU.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use block_core::Time;
+use link::frame::{HEADER_BYTES, IN_THE_CLEAR};
 use link::wire::memory::{Datagram, End, Network, Port};
 
+use crate::attacker::Attacker;
 use crate::dice::Dice;
+use crate::oracle::Wrong;
 
 /// What the network does to frames, as chances in a thousand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct FrameFaults {
     pub late: u32,
     /// A frame of long ago comes again.
     pub replay: u32,
+    /// Somebody in the middle does something.
+    pub attack: u32,
 }
 
 /// How many old frames the network can bring again.
@@ -39,6 +44,11 @@ pub struct Fabric {
     next_number: u64,
     old: Vec<Datagram>,
     cut_off: Vec<Port>,
+    attacker: Attacker,
+    /// By whom, in which session and under which counter frames were sealed.
+    sealed: HashSet<(Port, u32, u64)>,
+    /// One that was sealed under the counter of another.
+    reused: Option<(Port, u32, u64)>,
     /// What goes wrong now.
     pub faults: FrameFaults,
     /// Larger frames do not pass.
@@ -49,13 +59,16 @@ pub struct Fabric {
 impl Fabric {
     /// A network without ends that carries frames of up to `mtu` bytes.
     #[must_use]
-    pub fn new(mtu: usize, dice: Dice) -> Self {
+    pub fn new(mtu: usize, mut dice: Dice) -> Self {
         Self {
             network: Network::new(),
             on_the_way: BTreeMap::new(),
             next_number: 0,
             old: Vec::with_capacity(OLD_FRAMES),
             cut_off: Vec::new(),
+            attacker: Attacker::new(dice.split()),
+            sealed: HashSet::new(),
+            reused: None,
             faults: FrameFaults::default(),
             mtu,
             dice,
@@ -81,6 +94,15 @@ impl Fabric {
     /// Takes what was sent and decides what becomes of it.
     pub fn collect(&mut self, now: Time) {
         while let Some(datagram) = self.network.take() {
+            self.note_seal(&datagram);
+            if self.faults.attack > 0 {
+                self.attacker.hear(&datagram);
+                if self.dice.happens(self.faults.attack) {
+                    for made in self.attacker.act(&datagram) {
+                        self.send(now, made, false);
+                    }
+                }
+            }
             if self.dice.happens(self.faults.replay) && !self.old.is_empty() {
                 let old = self.old[self.dice.below(self.old.len())].clone();
                 self.send(now, old, false);
@@ -98,8 +120,35 @@ impl Fabric {
         }
     }
 
+    /// No end may seal two frames under one counter: whoever heard both could
+    /// read and make others.
+    fn note_seal(&mut self, datagram: &Datagram) {
+        let Some(head) = datagram.bytes.first_chunk::<HEADER_BYTES>() else { return };
+        if head[39] & IN_THE_CLEAR == 0 {
+            let session = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+            let counter = std::array::from_fn(|at| head[8 + at]);
+            let seal = (datagram.from, session, u64::from_le_bytes(counter));
+            if !self.sealed.insert(seal) {
+                self.reused = Some(seal);
+            }
+        }
+    }
+
+    /// Says so if a counter was used twice; else how many frames were sealed.
+    ///
+    /// # Errors
+    /// Whose counter it was.
+    pub fn each_seal_is_new(&self) -> Result<usize, Wrong> {
+        match self.reused {
+            None => Ok(self.sealed.len()),
+            Some((port, session, counter)) => Err(Wrong(format!(
+                "{port:?} has sealed two frames of session {session} under counter {counter}"
+            ))),
+        }
+    }
+
     fn send(&mut self, now: Time, mut datagram: Datagram, late: bool) {
-        if self.dice.happens(self.faults.damage) {
+        if self.dice.happens(self.faults.damage) && !datagram.bytes.is_empty() {
             let at = self.dice.below(datagram.bytes.len());
             datagram.bytes[at] ^= 1 << self.dice.below(8);
         }

@@ -9,9 +9,11 @@ use link::{
     VolumeState,
 };
 
+use crate::dice::Dice;
 use crate::fabric::Fabric;
 use crate::iohost::IoHost;
 use crate::oracle::Wrong;
+use crate::trust::Trust;
 
 /// Where it is.
 pub const PORT: Port = Port(500);
@@ -46,6 +48,7 @@ impl Intruder {
         fabric: &Fabric,
         volume: VolumeName,
         worker: usize,
+        trust: Trust,
     ) -> io::Result<Self> {
         let settings = ClientSettings {
             front: FrontId([0xee; 16]),
@@ -54,8 +57,10 @@ impl Intruder {
             seed: 1,
             kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
         };
+        let security = trust.security(settings.front, &mut Dice::new(1));
+        let contact = Trust::contact(&security, IoHost::port(worker));
         let mut client = Client::new(fabric.end(PORT), settings);
-        let volume = client.attach(now, IoHost::port(worker), volume, Access::Write)?;
+        let volume = client.attach(now, contact, volume, Access::Write)?;
         Ok(Self { client, volume })
     }
 

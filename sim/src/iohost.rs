@@ -1,6 +1,7 @@
 //! The IOhost: devices, and a server process whose workers come and go.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use block_server::{
     Directory, Errand, Limits, Mailbox, Owned, Place, Size, Worker, WorkerIndex, WorkerStation,
 };
 use link::wire::memory::{End, Port};
-use link::{Server, ServerSettings, VolumeName};
+use link::{ServerSettings, VolumeName};
 use nvme::soft::{Fault, Image};
 use tokio::sync::oneshot;
 use turn::Station;
@@ -23,6 +24,7 @@ use turn::Station;
 use crate::dice::Dice;
 use crate::drive::{Drive, DriveEngine, DriveKind, VirtualClock};
 use crate::fabric::Fabric;
+use crate::trust::{OwnKeys, Trust};
 
 /// The port of the first worker.
 const FIRST_PORT: u16 = 1000;
@@ -81,6 +83,7 @@ pub struct IoHost {
     clock: VirtualClock,
     key: PathBuf,
     room: Room,
+    trust: Trust,
     seats: Vec<Seat>,
     dice: Dice,
 }
@@ -88,7 +91,13 @@ pub struct IoHost {
 impl IoHost {
     /// Devices for these workers, and no server.
     #[must_use]
-    pub fn new(kinds: &[WorkerKind], room: Room, furniture: &Furniture, mut dice: Dice) -> Self {
+    pub fn new(
+        kinds: &[WorkerKind],
+        room: Room,
+        trust: Trust,
+        furniture: &Furniture,
+        mut dice: Dice,
+    ) -> Self {
         let key = furniture.key.clone();
         let seats = kinds.iter().map(|&kind| {
             let image = if kind.pooled { &furniture.pool } else { &furniture.raw };
@@ -96,7 +105,7 @@ impl IoHost {
             Seat { kind, drive, mailbox: None, station: None }
         });
         let seats = seats.collect();
-        Self { clock: VirtualClock::default(), key, room, seats, dice }
+        Self { clock: VirtualClock::default(), key, room, trust, seats, dice }
     }
 
     /// Where a worker listens.
@@ -124,7 +133,7 @@ impl IoHost {
     pub fn start(&mut self, now: Time, fabric: &Fabric) -> Result<()> {
         self.clock.set(now);
         let directory = Arc::new(Directory::default());
-        let Self { clock, key, room, seats, dice } = self;
+        let Self { clock, key, room, trust, seats, dice } = self;
         for (worker, seat) in seats.iter_mut().enumerate() {
             let mailbox = Mailbox::new()?;
             seat.drive.tick(now);
@@ -139,6 +148,7 @@ impl IoHost {
             let owned = owned(worker, device, seat.kind.pooled, key);
             let mut running = Worker::start(engine, vec![owned], place, limits(*room))?;
             running.draw_order(dice.chance());
+            running.obey(Rc::new(OwnKeys(*trust)));
             let port = Self::port(worker);
             directory.listens(WorkerIndex(worker), port.0);
             let wire = fabric.end(port);
@@ -148,7 +158,7 @@ impl IoHost {
                 window: 1 << 20,
                 seed: dice.number(),
             };
-            seat.station = Some(WorkerStation::new(wire, Server::new(settings), running));
+            seat.station = Some(WorkerStation::new(wire, trust.server(settings, dice), running));
             seat.mailbox = Some(mailbox);
         }
         Ok(())
@@ -308,7 +318,7 @@ impl Furniture {
         let drive = DriveKind { bytes: blocks * 4096, small_lbas: false, held: 64, delay: 0 };
         let room = Room { sessions: 1, slots: 2, small_buffers: 2, large_buffers: 2 };
         let kind = WorkerKind { drive, pooled };
-        let mut host = IoHost::new(&[kind], room, self, Dice::new(0));
+        let mut host = IoHost::new(&[kind], room, Trust::Clear, self, Dice::new(0));
         host.start(Time::ZERO, &Fabric::new(0, Dice::new(0)))?;
         if pooled {
             let mut now = Time::ZERO;

@@ -10,8 +10,10 @@
 pub mod guest;
 pub mod intruder;
 pub mod oracle;
+pub mod trust;
 pub mod vmhost;
 
+pub mod attacker;
 pub mod fabric;
 
 pub mod drive;

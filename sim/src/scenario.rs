@@ -9,6 +9,7 @@ use crate::drive::DriveKind;
 use crate::fabric::FrameFaults;
 use crate::guest::Habits;
 use crate::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, Trouble, WorkerKind};
+use crate::trust::Trust;
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub struct Scenario {
     pub room: Room,
     /// The disks of each VMhost.
     pub hosts: Vec<Vec<DiskKind>>,
+    /// Whether sessions are sealed.
+    pub trust: Trust,
     /// How large frames pass at first.
     pub mtu: usize,
     /// What happens, the earliest first, from when the world was made.
@@ -105,8 +108,12 @@ impl Scenario {
             large_buffers: dice.pick(&[2, 4, 16]),
         };
         let mtu = dice.pick(&[9000, 9000, 4200, 1500, 1280]);
-        let plan = plan(fronts, worker_count, dice);
-        Self { workers, room, hosts, mtu, plan, ends_dark: dice.happens(500) }
+        let trust = match dice.happens(500) {
+            true => Trust::Sealed(dice.within(20..=400)),
+            false => Trust::Clear,
+        };
+        let plan = plan(fronts, worker_count, trust, dice);
+        Self { workers, room, hosts, trust, mtu, plan, ends_dark: dice.happens(500) }
     }
 }
 
@@ -144,10 +151,10 @@ fn worker_kind(disks: u64, dice: &mut Dice) -> WorkerKind {
 
 /// What goes wrong, and when. Half of the worlds have a clean network, some
 /// have nothing that goes wrong.
-fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)> {
+fn plan(fronts: usize, workers: usize, trust: Trust, dice: &mut Dice) -> Vec<(Duration, Fault)> {
     let mut plan = Vec::new();
     if dice.happens(500) {
-        plan.push((Duration::ZERO, Fault::Frames(frame_faults(dice))));
+        plan.push((Duration::ZERO, Fault::Frames(frame_faults(trust, dice))));
     }
     for _ in 0..dice.pick(&[0, 1, 1, 2, MOST_FAULTS]) {
         let at = dice.span(Duration::from_micros(20)..=Duration::from_millis(40));
@@ -183,12 +190,17 @@ fn plan(fronts: usize, workers: usize, dice: &mut Dice) -> Vec<(Duration, Fault)
     plan
 }
 
-fn frame_faults(dice: &mut Dice) -> FrameFaults {
+fn frame_faults(trust: Trust, dice: &mut Dice) -> FrameFaults {
     FrameFaults {
         loss: dice.pick(&[0, 5, 30, 120]),
         double: dice.pick(&[0, 10, 60]),
         damage: dice.pick(&[0, 10, 40]),
         late: dice.pick(&[0, 20, 300]),
         replay: dice.pick(&[0, 0, 20, 100]),
+        // In the clear whoever is in the middle can do what they like.
+        attack: match trust {
+            Trust::Clear => 0,
+            Trust::Sealed(_) => dice.pick(&[0, 20, 100]),
+        },
     }
 }

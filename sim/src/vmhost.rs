@@ -13,6 +13,7 @@ use crate::dice::Dice;
 use crate::fabric::Fabric;
 use crate::guest::{Asked, Guest, Memory};
 use crate::oracle::Wrong;
+use crate::trust::Trust;
 
 /// How long a guest thinks before it asks for more.
 const THINKING: (Duration, Duration) = (Duration::from_micros(1), Duration::from_millis(2));
@@ -39,6 +40,7 @@ pub struct VmHost {
     ghost: Option<Ghost>,
     /// It is told to end, and is started anew so long after it has.
     stopping: Option<Duration>,
+    trust: Trust,
     thinks_until: Time,
     resting: bool,
     dice: Dice,
@@ -70,7 +72,7 @@ impl VmHost {
     /// A VMhost with these guests, and where the server of each volume is. No
     /// front runs yet.
     #[must_use]
-    pub fn new(number: usize, guests: Vec<(Guest, Port)>, dice: Dice) -> Self {
+    pub fn new(number: usize, guests: Vec<(Guest, Port)>, trust: Trust, dice: Dice) -> Self {
         let volumes = guests.iter().map(|(_, port)| (VolumeHandle(0), *port)).collect();
         Self {
             guests: guests.into_iter().map(|(guest, _)| guest).collect(),
@@ -82,6 +84,7 @@ impl VmHost {
             memory: Memory::default(),
             ghost: None,
             stopping: None,
+            trust,
             thinks_until: Time::ZERO,
             resting: false,
             dice,
@@ -113,9 +116,15 @@ impl VmHost {
             seed: self.dice.number(),
             kept_bytes: ClientSettings::LEAST_KEPT_BYTES,
         };
+        let security = self.trust.security(self.id, &mut self.dice);
         let mut client = Client::new(fabric.end(self.port), settings);
         for (guest, (handle, server)) in self.guests.iter().zip(&mut self.volumes) {
-            *handle = client.attach(now, *server, guest.volume.clone(), Access::Write)?;
+            *handle = client.attach(
+                now,
+                Trust::contact(&security, *server),
+                guest.volume.clone(),
+                Access::Write,
+            )?;
         }
         self.client = Some(client);
         Ok(())

@@ -39,6 +39,8 @@ pub struct Summary {
     pub requests: u64,
     /// Steps that the world took.
     pub steps: u64,
+    /// Frames that were sealed, each under a counter of its own.
+    pub sealed: usize,
     /// Virtual time that passed.
     pub lasted: Duration,
 }
@@ -95,7 +97,7 @@ impl World {
     ) -> Result<Self> {
         let mut fabric = Fabric::new(scenario.mtu, dice.split());
         let (kinds, room) = (&scenario.workers, scenario.room);
-        let mut iohost = IoHost::new(kinds, room, furniture, dice.split());
+        let mut iohost = IoHost::new(kinds, room, scenario.trust, furniture, dice.split());
         iohost.start(Time::ZERO, &fabric)?;
         let mut volumes = Vec::new();
         let mut hosts = Vec::new();
@@ -106,7 +108,7 @@ impl World {
                 volumes.push((name.clone(), kind.worker, kind.blocks));
                 guests.push((Guest::new(name, disk, kind.habits), IoHost::port(kind.asked)));
             }
-            hosts.push(VmHost::new(number, guests, dice.split()));
+            hosts.push(VmHost::new(number, guests, scenario.trust, dice.split()));
         }
         let now = iohost.furnish(Time::ZERO, &volumes)?;
         for host in &mut hosts {
@@ -173,6 +175,7 @@ impl World {
         }
         self.each_guest(Guest::ask_for_everything);
         self.until("the guests read what was flushed", Some(PATIENCE), Self::is_done)?;
+        self.summary.sealed = self.fabric.each_seal_is_new()?;
         self.summary.lasted = self.now - Time::ZERO;
         Ok(self.summary)
     }
@@ -349,7 +352,13 @@ impl World {
     fn happen(&mut self, fault: Fault) -> Result<(), Wrong> {
         self.tell(|| format!("{fault:?}"));
         let now = self.now;
-        self.unbroken &= matches!(fault, Fault::Frames(_) | Fault::Stall(..) | Fault::Intrude(_));
+        self.unbroken &= match fault {
+            // Somebody who says that the server has forgotten a session may be
+            // believed, while nothing is heard of it.
+            Fault::Frames(faults) => faults.attack == 0,
+            Fault::Stall(..) | Fault::Intrude(_) => true,
+            _ => false,
+        };
         match fault {
             Fault::KillServer(pause) if self.iohost.is_up() => {
                 self.iohost.kill();
@@ -401,7 +410,8 @@ impl World {
             Fault::Intrude(front) if self.intruder.is_none() && self.hosts[front].has_all() => {
                 let disk = self.scenario.hosts[front][0];
                 let (volume, server) = (&self.hosts[front].guests[0].volume, disk.asked);
-                let intruder = Intruder::start(now, &self.fabric, volume.clone(), server);
+                let intruder =
+                    Intruder::start(now, &self.fabric, volume.clone(), server, self.scenario.trust);
                 self.intruder = Some(intruder.map_err(|error| Wrong(error.to_string()))?);
                 self.wake_all();
             }

@@ -9,6 +9,7 @@ use sim::guest::Habits;
 use sim::iohost::{POOL_BLOCKS, RAW_OVERHEAD, RAW_UNIT, Room, WorkerKind};
 use sim::run::Stage;
 use sim::scenario::{DiskKind, Fault, Scenario};
+use sim::trust::Trust;
 
 /// A disk of a guest that does this often something.
 fn disk(requests: usize) -> DiskKind {
@@ -23,6 +24,7 @@ fn on_a_pool(hosts: Vec<Vec<DiskKind>>, plan: Vec<(Duration, Fault)>) -> Scenari
         workers: vec![WorkerKind { drive, pooled: true }],
         room: Room { sessions, slots: 8, small_buffers: 16, large_buffers: 4 },
         hosts,
+        trust: Trust::Clear,
         mtu: 9000,
         plan,
         ends_dark: false,
