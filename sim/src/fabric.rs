@@ -44,7 +44,9 @@ pub struct Fabric {
     next_number: u64,
     old: Vec<Datagram>,
     cut_off: Vec<Port>,
-    attacker: Attacker,
+    /// There from when they first do something: a world without them is as it
+    /// would be if there were none.
+    attacker: Option<Attacker>,
     /// By whom, in which session and under which counter frames were sealed.
     sealed: HashSet<(Port, u32, u64)>,
     /// One that was sealed under the counter of another.
@@ -59,14 +61,14 @@ pub struct Fabric {
 impl Fabric {
     /// A network without ends that carries frames of up to `mtu` bytes.
     #[must_use]
-    pub fn new(mtu: usize, mut dice: Dice) -> Self {
+    pub fn new(mtu: usize, dice: Dice) -> Self {
         Self {
             network: Network::new(),
             on_the_way: BTreeMap::new(),
             next_number: 0,
             old: Vec::with_capacity(OLD_FRAMES),
             cut_off: Vec::new(),
-            attacker: Attacker::new(dice.split()),
+            attacker: None,
             sealed: HashSet::new(),
             reused: None,
             faults: FrameFaults::default(),
@@ -96,12 +98,7 @@ impl Fabric {
         while let Some(datagram) = self.network.take() {
             self.note_seal(&datagram);
             if self.faults.attack > 0 {
-                self.attacker.hear(&datagram);
-                if self.dice.happens(self.faults.attack) {
-                    for made in self.attacker.act(&datagram) {
-                        self.send(now, made, false);
-                    }
-                }
+                self.attack(now, &datagram);
             }
             if self.dice.happens(self.faults.replay) && !self.old.is_empty() {
                 let old = self.old[self.dice.below(self.old.len())].clone();
@@ -117,6 +114,17 @@ impl Fabric {
                 self.send(now, datagram.clone(), late);
             }
             self.send(now, datagram, false);
+        }
+    }
+
+    fn attack(&mut self, now: Time, passing: &Datagram) {
+        let dice = &mut self.dice;
+        let attacker = self.attacker.get_or_insert_with(|| Attacker::new(dice.split()));
+        attacker.hear(passing);
+        if self.dice.happens(self.faults.attack) {
+            for made in attacker.act(passing) {
+                self.send(now, made, false);
+            }
         }
     }
 
