@@ -114,20 +114,25 @@ fn settings(config: &PoolConfig, device: BlockCount) -> Settings {
 /// Whether the device says so. It is asked before a pool is looked for: where
 /// a pool has its second copies a guest of a raw volume can write what it
 /// likes.
+///
+/// A damaged first block says so only together with a second copy: alone it is
+/// what a power cut leaves that tore a new pool's last write.
 async fn holds_raw_volumes<D: Device>(means: &Means<D>) -> Result<bool, BlockError> {
-    let mut buffer = means.pages.take().ok_or(BlockError::Medium)?;
-    let device = means.device();
-    for copy in [Copy::A, Copy::B] {
-        let at = copy.superblock();
-        if at.0 >= device.blocks().0 {
-            continue;
-        }
-        let outcome;
-        (buffer, outcome) = device.read(at, buffer, 0..1).await;
-        let block = buffer.first_chunk().expect("a buffer has a block");
-        if outcome.is_ok() && !matches!(Superblock::parse(block), Found::Blank | Found::Foreign) {
-            return Ok(true);
-        }
+    let first = superblock(means, Copy::A).await?;
+    let second = superblock(means, Copy::B).await?;
+    let is_none = |found: &Found| matches!(found, Found::Blank | Found::Foreign);
+    Ok(!is_none(&second) || !(is_none(&first) || first == Found::Damaged))
+}
+
+async fn superblock<D: Device>(means: &Means<D>, copy: Copy) -> Result<Found, BlockError> {
+    let (device, at) = (means.device(), copy.superblock());
+    if at.0 >= device.blocks().0 {
+        return Ok(Found::Blank);
     }
-    Ok(false)
+    let buffer = means.pages.take().ok_or(BlockError::Medium)?;
+    let (buffer, outcome) = device.read(at, buffer, 0..1).await;
+    // What cannot be read is not known to be a superblock.
+    Ok(outcome.map_or(Found::Foreign, |()| {
+        Superblock::parse(buffer.first_chunk().expect("a buffer has a block"))
+    }))
 }

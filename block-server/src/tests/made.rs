@@ -9,12 +9,13 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use block_core::unit::BLOCK_SIZE;
+use block_core::unit::{BLOCK_SIZE, BlockCount, SECTOR_SIZE};
 use block_core::{Chance, Pool};
 
 use super::disk::{Medium, SimDisk};
 use crate::catalog::{DESK_BYTES, Formatting};
 use crate::config::PoolConfig;
+use crate::layout::{DeviceId, Superblock};
 use crate::pooled::page_buffers;
 use crate::remembered::Rollback;
 use crate::size::Size;
@@ -120,6 +121,24 @@ fn a_pool_is_made_as_a_whole_or_not_at_all() {
         assert_eq!(made, None);
         comes_back(&key, left, cut);
     }
+}
+
+/// A pool's last write, over a first block that says "being formatted for raw
+/// volumes", is torn: half of the block is new. The server took the rest for
+/// raw volumes that are damaged, and did not start.
+#[test]
+fn a_torn_first_block_does_not_hide_a_pool() {
+    let (_folder, key) = key();
+    let (_, mut medium) = make(&key, usize::MAX, None);
+    let mut begun = [0; BLOCK_SIZE];
+    Superblock::begin(DeviceId([1; 16]), BlockCount(BLOCKS)).encode(&mut begun);
+    let mut torn = medium.block(0);
+    torn[..SECTOR_SIZE].copy_from_slice(&begun[..SECTOR_SIZE]);
+    medium.set(0, torn);
+    let disk = SimDisk::new(medium, BLOCKS, 1);
+    let store = drive(&disk, usize::MAX, open(&disk, &key)).expect("it opens");
+    let again = drive(&disk, usize::MAX, store.create_pool(None, false)).expect("it ends");
+    assert!(matches!(again, Err(StoreError::IsAPool(_))), "it is a pool already");
 }
 
 /// A pool that does not open is given up for a new one. It may be there until
