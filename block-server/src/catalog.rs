@@ -10,7 +10,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 use crate::layout::{
-    COPY_BLOCKS, Copy, DeviceId, Found, MIN_BLOCKS, PLACES, Record, Superblock, VolumeRecord,
+    COPY_BLOCKS, Copy, DeviceId, Found, MIN_BLOCKS, Record, Superblock, VolumeRecord,
 };
 use crate::size::Size;
 
@@ -157,7 +157,7 @@ impl<D: Device> Catalog<D> {
         if now < then {
             return Err(OpenError::Shrunk { then, now });
         }
-        let records = opening.read_records(superblock.device).await?;
+        let records = opening.read_records(&superblock).await?;
         let places = records
             .into_iter()
             .map(|record| Place { record, lagging: false, unknown: false })
@@ -170,6 +170,12 @@ impl<D: Device> Catalog<D> {
     #[must_use]
     pub fn id(&self) -> DeviceId {
         self.id
+    }
+
+    /// How many volumes there can be.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.places.borrow().len()
     }
 
     /// Every volume and its place.
@@ -310,15 +316,15 @@ impl<D: Device> Opening<'_, D> {
     async fn format(&mut self, device: DeviceId) -> Result<Superblock, OpenError> {
         let blocks = self.device.blocks();
         info!(size = %Size(blocks.bytes()), "formatting the device for volumes");
-        let begun = Superblock { device, blocks, ready: false };
+        let begun = Superblock::begin(device, blocks);
         self.put_superblock(Copy::A, begun).await?;
         self.put_superblock(Copy::B, begun).await?;
         let failed = |why| OpenError::Device { what: "formatting it", why };
         let free = Record { sequence: 1, volume: None };
         let burst = DESK_BYTES / BLOCK_SIZE;
         for copy in [Copy::A, Copy::B] {
-            for first in (0..PLACES).step_by(burst) {
-                let places = first..PLACES.min(first + burst);
+            for first in (0..begun.places).step_by(burst) {
+                let places = first..begun.places.min(first + burst);
                 let desk = self.desk.as_mut().expect("the desk is back after each command");
                 for place in places.clone() {
                     free.encode(device, place, block_at(desk, place - first));
@@ -334,10 +340,11 @@ impl<D: Device> Opening<'_, D> {
 
     /// The newer valid copy of each record; where the other one differs it is
     /// written again, so that at rest both are equal.
-    async fn read_records(&mut self, device: DeviceId) -> Result<Vec<Record>, OpenError> {
-        let mut records = Vec::with_capacity(PLACES);
-        let a = self.read_copy(Copy::A, device).await;
-        let b = self.read_copy(Copy::B, device).await;
+    async fn read_records(&mut self, superblock: &Superblock) -> Result<Vec<Record>, OpenError> {
+        let &Superblock { device, places, .. } = superblock;
+        let mut records = Vec::with_capacity(places);
+        let a = self.read_copy(Copy::A, superblock).await;
+        let b = self.read_copy(Copy::B, superblock).await;
         for (place, pair) in a.into_iter().zip(b).enumerate() {
             let (record, behind) = match pair {
                 (None, None) => return Err(OpenError::RecordLost(place)),
@@ -358,11 +365,12 @@ impl<D: Device> Opening<'_, D> {
         Ok(records)
     }
 
-    async fn read_copy(&mut self, copy: Copy, device: DeviceId) -> Vec<Option<Record>> {
+    async fn read_copy(&mut self, copy: Copy, superblock: &Superblock) -> Vec<Option<Record>> {
+        let &Superblock { device, places: all, .. } = superblock;
         let burst = DESK_BYTES / BLOCK_SIZE;
-        let mut records = Vec::with_capacity(PLACES);
-        for first in (0..PLACES).step_by(burst) {
-            let places = first..PLACES.min(first + burst);
+        let mut records = Vec::with_capacity(all);
+        for first in (0..all).step_by(burst) {
+            let places = first..all.min(first + burst);
             match self.read(copy.record(first), places.len()).await {
                 Ok(desk) => records.extend(
                     places.map(|place| Record::parse(block_at(desk, place - first), device, place)),

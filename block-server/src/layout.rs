@@ -17,10 +17,10 @@
 //! 8    "vRIO raw"
 //! 16   device id, 16 bytes: binds the records to this formatting
 //! 32   blocks of the device when it was formatted, u64
-//! 40   zero
+//! 40   places for volumes, u32 (version 1: zero, and there are 1024) | zero
 //! ```
 //!
-//! A volume record, one block for each of the 1024 places:
+//! A volume record, one block for each place (there is room for 1024):
 //!
 //! ```text
 //! 0    crc32c of bytes 4..4096, u32
@@ -54,7 +54,11 @@ use link::{FrontId, VolumeName};
 use crate::attachments::{Attachment, Attachments, MAX_FRONTS};
 
 /// Most volumes on one device.
-pub const PLACES: usize = 1024;
+pub const MAX_PLACES: usize = 1024;
+
+/// Places of the smallest device. A device gets one for each unit of its space,
+/// since no volume takes less; it may grow later.
+const LEAST_PLACES: usize = 64;
 
 /// Most runs of blocks that one volume is made of.
 pub const MAX_EXTENTS: usize = 64;
@@ -63,7 +67,7 @@ pub const MAX_EXTENTS: usize = 64;
 pub const MAX_SETTINGS: usize = 512;
 
 /// Blocks of one copy of superblock and records.
-pub const COPY_BLOCKS: u64 = 1 + PLACES as u64;
+pub const COPY_BLOCKS: u64 = 1 + MAX_PLACES as u64;
 
 /// Space is given out in units of this many blocks (1 MiB), so that it
 /// fragments slowly.
@@ -75,7 +79,11 @@ pub const DATA_START: Pba = Pba((2 * COPY_BLOCKS).next_multiple_of(UNIT_BLOCKS))
 /// The smallest device: the catalog and one unit.
 pub const MIN_BLOCKS: BlockCount = BlockCount(DATA_START.0 + UNIT_BLOCKS);
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+
+/// The version in which each device had all places.
+const ALL_PLACES: u16 = 1;
+
 const MAGIC: &[u8; 8] = b"vRIO raw";
 
 const NAME: usize = 80;
@@ -132,6 +140,8 @@ pub struct Superblock {
     pub device: DeviceId,
     /// Its size then.
     pub blocks: BlockCount,
+    /// How many volumes it has places for, at most [`MAX_PLACES`].
+    pub places: usize,
     /// Whether the formatting came to its end.
     pub ready: bool,
 }
@@ -152,6 +162,14 @@ pub enum Found {
 }
 
 impl Superblock {
+    /// What formatting a device of this size begins with.
+    #[must_use]
+    pub fn begin(device: DeviceId, blocks: BlockCount) -> Self {
+        let units = blocks.0.saturating_sub(DATA_START.0) / UNIT_BLOCKS;
+        let places = units.clamp(LEAST_PLACES as u64, MAX_PLACES as u64) as usize;
+        Self { device, blocks, places, ready: false }
+    }
+
     /// The superblock as its block.
     pub fn encode(&self, block: &mut [u8; BLOCK_SIZE]) {
         block.fill(0);
@@ -160,6 +178,7 @@ impl Superblock {
         block[8..16].copy_from_slice(MAGIC);
         block[16..32].copy_from_slice(&self.device.0);
         block[32..40].copy_from_slice(&self.blocks.0.to_le_bytes());
+        block[40..44].copy_from_slice(&(self.places as u32).to_le_bytes());
         seal(block);
     }
 
@@ -179,13 +198,18 @@ impl Superblock {
         if version > VERSION {
             return Found::Newer(version);
         }
-        let ready = match (version, block[6]) {
-            (VERSION, 1) => false,
-            (VERSION, 2) => true,
+        let ready = match block[6] {
+            1 => false,
+            2 => true,
+            _ => return Found::Damaged,
+        };
+        let places = match (version, u32::from_le_bytes(array(block, 40)) as usize) {
+            (ALL_PLACES, _) => MAX_PLACES,
+            (VERSION, places @ 1..=MAX_PLACES) => places,
             _ => return Found::Damaged,
         };
         let blocks = BlockCount(u64::from_le_bytes(array(block, 32)));
-        Found::Valid(Self { device: DeviceId(array(block, 16)), blocks, ready })
+        Found::Valid(Self { device: DeviceId(array(block, 16)), blocks, places, ready })
     }
 }
 
@@ -403,6 +427,28 @@ mod tests {
         }
     }
 
+    /// Devices of the first version said nothing of places and had all of them.
+    #[test]
+    fn a_device_of_the_first_version_keeps_its_places() {
+        let current = Superblock::begin(DEVICE, BlockCount(4096));
+        assert_eq!(current.places, LEAST_PLACES);
+        let said = |version: u16, places: u32| {
+            let mut block = [0; BLOCK_SIZE];
+            current.encode(&mut block);
+            block[4..6].copy_from_slice(&version.to_le_bytes());
+            block[40..44].copy_from_slice(&places.to_le_bytes());
+            seal(&mut block);
+            Superblock::parse(&block)
+        };
+        let first = Superblock { places: MAX_PLACES, ..current };
+        assert_eq!(said(ALL_PLACES, 0), Found::Valid(first));
+        assert_eq!(said(VERSION, 7), Found::Valid(Superblock { places: 7, ..current }));
+        for wrong in [0, 1025, u32::MAX] {
+            assert_eq!(said(VERSION, wrong), Found::Damaged, "{wrong} places");
+        }
+        assert_eq!(said(0, 64), Found::Damaged);
+    }
+
     /// Whoever can write the device can also compute a checksum.
     #[test]
     fn a_sealed_record_that_lies_is_no_record() {
@@ -434,7 +480,9 @@ mod tests {
     fn a_superblock_says_what_it_is() {
         let mut block = [0; BLOCK_SIZE];
         assert_eq!(Superblock::parse(&block), Found::Blank);
-        let superblock = Superblock { device: DEVICE, blocks: BlockCount(1 << 40), ready: true };
+        let begun = Superblock::begin(DEVICE, BlockCount(1 << 40));
+        assert_eq!(begun.places, MAX_PLACES);
+        let superblock = Superblock { ready: true, places: 65, ..begun };
         superblock.encode(&mut block);
         assert_eq!(Superblock::parse(&block), Found::Valid(superblock));
         block[4] = 9;

@@ -10,7 +10,7 @@ use link::VolumeName;
 
 use crate::catalog::{Catalog, CommitError, Formatting, OpenError};
 use crate::extents::zero_extent;
-use crate::layout::{DATA_START, DeviceId, MAX_EXTENTS, PLACES, UNIT_BLOCKS, VolumeRecord};
+use crate::layout::{DATA_START, DeviceId, MAX_EXTENTS, UNIT_BLOCKS, VolumeRecord};
 use crate::space::Space;
 use crate::store::StoreError;
 
@@ -42,7 +42,7 @@ impl<D: Device> Raw<D> {
     ) -> Result<(Self, Vec<(usize, VolumeRecord)>), OpenError> {
         let catalog = Catalog::open(Rc::clone(&device), desk, formatting, fresh).await?;
         let mut space = Space::new(DATA_START, Pba(device.blocks().0));
-        let mut places = vec![false; PLACES];
+        let mut places = vec![false; catalog.places()];
         let mut names: Vec<VolumeName> = Vec::new();
         let volumes = catalog.volumes();
         for (at, record) in &volumes {
@@ -211,7 +211,8 @@ impl<D: Device> Raw<D> {
 
     fn reserve(&self) -> Result<usize, StoreError> {
         let mut places = self.places.borrow_mut();
-        let free = places.iter().position(|taken| !taken).ok_or(StoreError::TooMany)?;
+        let free =
+            places.iter().position(|taken| !taken).ok_or(StoreError::TooMany(places.len()))?;
         places[free] = true;
         Ok(free)
     }

@@ -71,7 +71,7 @@ const fn status(error: &StoreError) -> StatusCode {
         | StoreError::LostImport(_)
         | StoreError::OtherSnapshot { .. }
         | StoreError::Pool(_) => StatusCode::CONFLICT,
-        StoreError::TooMany | StoreError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
+        StoreError::TooMany(_) | StoreError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
         StoreError::Device(_)
         | StoreError::Commit(CommitError::Unchanged(_) | CommitError::Unknown(_)) => {
             StatusCode::INTERNAL_SERVER_ERROR

@@ -6,7 +6,6 @@ use link::{FrontId, VolumeName};
 use thiserror::Error;
 
 use crate::catalog::CommitError;
-use crate::layout::PLACES;
 use crate::size::Size;
 use crate::space::NoSpace;
 
@@ -20,8 +19,8 @@ pub enum StoreError {
     #[error("there is no volume '{0}'; `vrio volume list` shows what there is")]
     Unknown(VolumeName),
     /// All places are taken.
-    #[error("the device has {PLACES} volumes, which is all it can have; delete one")]
-    TooMany,
+    #[error("the device has {0} volumes, which is all it can have; delete one")]
+    TooMany(usize),
     /// The size is no size for a volume.
     #[error("a volume's size is a multiple of {BLOCK_SIZE} bytes and not zero; {0} is not")]
     BadSize(u64),

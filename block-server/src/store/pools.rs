@@ -154,8 +154,7 @@ impl<D: Device + 'static> Store<D> {
         zero(second, Pba(second.0 + 1)).await?;
         let mut buffer = self.means.pages.take().ok_or(BlockError::Medium)?;
         let block = buffer.first_chunk_mut().expect("a buffer has a block");
-        let begun = Superblock { device: DeviceId(self.means.chance.id()), blocks, ready: false };
-        begun.encode(block);
+        Superblock::begin(DeviceId(self.means.chance.id()), blocks).encode(block);
         device.write(Pba(0), buffer, 0..1, Durability::Cached).await.1?;
         device.flush().await?;
         // Nothing must be found later that was a record.

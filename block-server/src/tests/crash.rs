@@ -383,10 +383,10 @@ fn formatting_that_was_asked_for_destroys_no_volume() {
 fn a_record_that_is_lost_twice_is_not_taken_for_a_free_place() {
     let mut medium = formatted();
     for copy in [Copy::A, Copy::B] {
-        medium.set(copy.record(700).0, [0; BLOCK_SIZE]);
+        medium.set(copy.record(40).0, [0; BLOCK_SIZE]);
     }
     let refused = opened(medium, BLOCKS, Formatting::IfBlank).err();
-    assert_eq!(refused, Some(OpenError::RecordLost(700)));
+    assert_eq!(refused, Some(OpenError::RecordLost(40)));
 }
 
 /// A device that refuses one write of the catalog: the change fails, and

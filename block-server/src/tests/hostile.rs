@@ -200,7 +200,8 @@ fn records_are_refused_or_mean_the_same_again() {
     let attributes = Attributes::of(&volume).encode();
     let (mut record, mut superblock) = ([0; BLOCK_SIZE], [0; BLOCK_SIZE]);
     Record { sequence: 8, volume: Some(volume) }.encode(device, 0, &mut record);
-    Superblock { device, blocks: BlockCount(BLOCKS), ready: true }.encode(&mut superblock);
+    Superblock { ready: true, ..Superblock::begin(device, BlockCount(BLOCKS)) }
+        .encode(&mut superblock);
     Target::new("records_are_refused_or_mean_the_same_again")
         .with([&[0], &record[..1220]].concat())
         .with([&[1], &superblock[..64]].concat())
