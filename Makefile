@@ -6,10 +6,11 @@ CARGO ?= cargo
 # nextest reports better; plain cargo test does as well.
 RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run --no-fail-fast || echo test --no-fail-fast)
 
-.PHONY: help demo test lint doc guest bench compare
+.PHONY: help demo iohost test lint doc guest bench compare
 
 help:
 	@echo "make demo     a guest in QEMU works a disk that is served over the link"
+	@echo "make iohost   the server in a guest, on NVMe devices behind an IOMMU; one is pulled out"
 	@echo "make test     all tests, with a guest among them"
 	@echo "make lint     rustfmt, clippy and rustdoc, without warnings"
 	@echo "make bench    instructions, system calls and copies of a request on its way"
@@ -17,6 +18,9 @@ help:
 
 demo:
 	demo/run
+
+iohost:
+	demo/iohost
 
 test: guest
 	$(CARGO) $(RUN_TESTS) --workspace

@@ -43,6 +43,11 @@ pub enum StartError {
     )]
     Gone,
     #[error(
+        "the controller was taken away: it was unplugged, or is given to another driver; restart the \
+         server when it is back"
+    )]
+    Revoked,
+    #[error(
         "the controller has no NVM command set, so it does not store blocks; use another device"
     )]
     NoBlockCommands,
@@ -374,7 +379,7 @@ impl Core {
     async fn stop(&self) -> Result<(), StartError> {
         let Err(error) = self.port.disable().await else { return Ok(()) };
         if self.port.bus.is_revoked() {
-            return Err(error);
+            return Err(StartError::Revoked);
         }
         match self.port.bus.revive() {
             Ok(true) => {

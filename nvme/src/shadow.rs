@@ -13,6 +13,64 @@ use crate::port::Port;
 use crate::registers::DOORBELLS;
 use crate::sys::HalfWords;
 
+/// Words that both sides change, and the fence between two accesses: what the order
+/// of accesses can be tried out on (`tests`).
+pub(crate) trait Shared {
+    /// The word's value, with everything that was done before it was stored.
+    fn see(&self, index: usize) -> u32;
+
+    /// Changes the word, after everything that was done before.
+    fn show(&self, index: usize, value: u32);
+
+    /// What was shown is visible before anything is seen.
+    fn fence(&self);
+}
+
+impl Shared for HalfWords {
+    fn see(&self, index: usize) -> u32 {
+        self.load(index, Ordering::Acquire)
+    }
+
+    fn show(&self, index: usize, value: u32) {
+        self.store(index, value, Ordering::Release);
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// The driver's side: a queue goes from `old` to `new`. Whether the controller must be
+/// told by the doorbell.
+pub(crate) fn announce(
+    values: &impl Shared,
+    events: &impl Shared,
+    index: usize,
+    old: u32,
+    new: u32,
+) -> bool {
+    values.show(index, new);
+    // The store must be seen before the load is done: the controller stores the
+    // event and then looks at the value once more. Without this each could miss
+    // the other, and both would wait.
+    values.fence();
+    wants(events.see(index), old, new)
+}
+
+/// The controller's side: it has come to `head` and would look no more. Where the
+/// queue stands; at `head` it is told from now on.
+pub(crate) fn fall_asleep(
+    values: &impl Shared,
+    events: &impl Shared,
+    index: usize,
+    head: u32,
+) -> u32 {
+    events.show(index, head);
+    // As above, the other way round.
+    events.fence();
+    values.see(index)
+}
+
 /// Words in a page.
 const WORDS: usize = PAGE / 4;
 
@@ -71,12 +129,7 @@ impl Shadow {
         if index >= WORDS {
             return true;
         }
-        self.values.store(index, new, Ordering::Release);
-        // The store must be seen before the load is done: the controller stores the
-        // event and then looks at the value once more. Without this each could miss
-        // the other, and both would wait.
-        fence(Ordering::SeqCst);
-        wants(self.events.load(index, Ordering::Acquire), old, new)
+        announce(&self.values, &self.events, index, old, new)
     }
 }
 
@@ -94,7 +147,70 @@ const fn wants(event: u32, old: u32, new: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::wants;
+    use loom::sync::atomic::{AtomicBool, AtomicU32, fence};
+    use loom::sync::{Arc, atomic::Ordering};
+
+    use super::{Shared, announce, fall_asleep, wants};
+
+    /// A word of a model of memory that reorders whatever may be reordered.
+    struct Word<const FENCED: bool>(AtomicU32);
+
+    impl<const FENCED: bool> Shared for Word<FENCED> {
+        fn see(&self, _: usize) -> u32 {
+            self.0.load(Ordering::Acquire)
+        }
+
+        fn show(&self, _: usize, value: u32) {
+            self.0.store(value, Ordering::Release);
+        }
+
+        fn fence(&self) {
+            if FENCED {
+                fence(Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The driver submits in the very moment in which the controller falls asleep, in
+    /// every order that there is.
+    fn every_order<const DRIVER: bool, const CONTROLLER: bool>() {
+        loom::model(|| {
+            // The controller's last event is far back: the driver need not ring for it.
+            let values = Arc::new(Word::<DRIVER>(AtomicU32::new(5)));
+            let events = Arc::new(Word::<CONTROLLER>(AtomicU32::new(3)));
+            let rung = Arc::new(AtomicBool::new(false));
+            let driver = {
+                let (values, events, rung) = (values.clone(), events.clone(), rung.clone());
+                loom::thread::spawn(move || {
+                    if announce(&*values, &*events, 0, 5, 6) {
+                        rung.store(true, Ordering::Release);
+                    }
+                })
+            };
+            let seen = fall_asleep(&*values, &*events, 0, 5);
+            driver.join().expect("no panic");
+            assert!(seen == 6 || rung.load(Ordering::Acquire), "each has missed the other");
+        });
+    }
+
+    #[test]
+    fn nobody_misses_the_other_in_any_order() {
+        every_order::<true, true>();
+    }
+
+    /// The model shows what a processor shows once in a million times, or another
+    /// processor than this: that each of the two fences is needed.
+    #[test]
+    #[should_panic = "each has missed the other"]
+    fn without_the_drivers_fence_one_is_missed() {
+        every_order::<false, true>();
+    }
+
+    #[test]
+    #[should_panic = "each has missed the other"]
+    fn without_the_controllers_fence_one_is_missed() {
+        every_order::<true, false>();
+    }
 
     #[test]
     fn the_controller_is_told_when_its_event_is_passed_also_around_the_end() {

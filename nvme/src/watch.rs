@@ -70,6 +70,9 @@ pub enum Trouble {
     /// All ones.
     #[error("its registers read as all ones: it was removed or lost its power")]
     Gone,
+    /// Its bus says that it is taken away.
+    #[error("it is taken away: it was unplugged, or is given to another driver")]
+    Revoked,
     /// CSTS.RDY is 0.
     #[error("it has stopped by itself: it lost its power or was reset by somebody else")]
     Stopped,
@@ -245,6 +248,7 @@ impl Watch {
             Health::Ready => None,
             Health::NotReady => Some(Trouble::Stopped),
             Health::Fatal => Some(Trouble::Fatal),
+            Health::Gone if self.core.port.bus.is_revoked() => Some(Trouble::Revoked),
             Health::Gone => Some(Trouble::Gone),
         }
     }

@@ -2,13 +2,14 @@
 //! them as long as there is something; then it says so, and looks again only when the
 //! doorbell itself was written. Looking always would hide a driver that forgets that.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use super::engine::Engine;
 use super::registers::Registers;
 use crate::PAGE;
 use crate::command::Command;
 use crate::completion::Status;
+use crate::shadow::fall_asleep;
 use crate::sys::HalfWords;
 
 /// The two pages.
@@ -42,10 +43,7 @@ impl Shadow {
             return tail;
         }
         // From `head` on the driver writes to the doorbell.
-        self.events.store(2 * usize::from(queue), head, Ordering::Release);
-        // As in the driver, the other way round.
-        fence(Ordering::SeqCst);
-        let tail = self.tail(queue);
+        let tail = fall_asleep(&self.values, &self.events, 2 * usize::from(queue), head);
         *asleep = tail == head;
         tail
     }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Shutdown;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -27,6 +28,10 @@ use crate::sys::HalfWords;
 
 /// The longest wait for an answer; a process that takes longer is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same for each answer to a driver that connects again: the thread has other
+/// devices, and tries again.
+const SHORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Bytes of a region's description, without capabilities.
 const REGION_INFO_BYTES: u32 = 32;
@@ -60,6 +65,7 @@ pub enum ConnectError {
 /// process answers; nothing enforces it, as nothing does for a PCI device without an
 /// IOMMU. It never reaches memory outside the arena.
 pub struct VfioUserBus {
+    path: PathBuf,
     line: Mutex<Line>,
     is_gone: AtomicBool,
     doorbells: Option<Doorbells>,
@@ -74,6 +80,7 @@ struct Line {
 /// The doorbells that are mapped, by their offsets in the registers.
 struct Doorbells {
     words: HalfWords,
+    memory: Arc<Memory>,
     range: Range<u32>,
 }
 
@@ -84,22 +91,12 @@ impl VfioUserBus {
     /// # Errors
     /// A sentence about the step that failed.
     pub fn connect(path: &Path, arena: Arc<Arena>) -> Result<Arc<Self>, ConnectError> {
-        let refused = |error| ConnectError::Connect { path: path.to_owned(), error };
-        let stream = UnixStream::connect(path).map_err(refused)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(refused)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(refused)?;
-        let mut line = Line { stream, next_id: 0 };
         let talk = |asked| move |error| ConnectError::Talk { path: path.to_owned(), asked, error };
-        let major = line.agree().map_err(talk("version"))?;
-        if major != MAJOR {
-            return Err(ConnectError::Version { path: path.to_owned(), major });
-        }
-        let doorbells = line.map_doorbells().map_err(talk("region info"))?;
-        line.open_memory(&arena).map_err(talk("map memory"))?;
-        let master = MEMORY_AND_MASTER.to_le_bytes();
-        line.write(CONFIGURATION, PCI_COMMAND, &master).map_err(talk("enable bus mastering"))?;
-        let line = Mutex::new(line);
-        Ok(Arc::new(Self { line, is_gone: AtomicBool::new(false), doorbells, arena }))
+        let (line, offer) = Line::open(path, &arena, PATIENCE)?;
+        let doorbells = offer.map(Doorbells::map).transpose().map_err(talk("region info"))?;
+        line.wait_for(PATIENCE).map_err(talk("version"))?;
+        let (path, line) = (path.to_owned(), Mutex::new(line));
+        Ok(Arc::new(Self { path, line, is_gone: AtomicBool::new(false), doorbells, arena }))
     }
 
     /// Whether doorbells are stores to shared memory, and not messages.
@@ -108,7 +105,8 @@ impl VfioUserBus {
         self.doorbells.is_some()
     }
 
-    /// Says something to the process; one that does not answer is gone for good.
+    /// Says something to the process; one that does not answer is gone until it has been
+    /// connected to again.
     fn talk<T>(&self, act: impl FnOnce(&mut Line) -> io::Result<T>) -> Option<T> {
         if self.is_gone.load(Ordering::Relaxed) {
             return None;
@@ -164,9 +162,80 @@ impl Bus for VfioUserBus {
     fn relax(&self) {
         std::thread::yield_now();
     }
+
+    /// A process that was started again has a controller that is off, and the same
+    /// process turns it off when its driver has left.
+    fn revive(&self) -> io::Result<bool> {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before anything else: a process serves one driver at a time.
+        let _ = line.stream.shutdown(Shutdown::Both);
+        self.is_gone.store(true, Ordering::Relaxed);
+        let opened = Line::open(&self.path, &self.arena, SHORT_PATIENCE);
+        let (fresh, offer) = opened.map_err(io::Error::other)?;
+        match (&self.doorbells, offer) {
+            (None, _) => {}
+            (Some(doorbells), Some(offer)) if doorbells.bytes() == offer.bytes => {
+                doorbells.memory.replace(Some((&offer.file, offer.at)))?;
+            }
+            (Some(_), _) => return Err(io::Error::other("its doorbells are other ones")),
+        }
+        fresh.wait_for(PATIENCE)?;
+        *line = fresh;
+        self.is_gone.store(false, Ordering::Relaxed);
+        tracing::info!(socket = %self.path.display(), "connected to the controller's process again");
+        Ok(true)
+    }
+}
+
+/// Doorbells that a controller offers to be mapped.
+struct Offer {
+    file: File,
+    at: u64,
+    bytes: usize,
+}
+
+impl Doorbells {
+    fn map(offer: Offer) -> io::Result<Self> {
+        let memory = Arc::new(Memory::of_file(&offer.file, offer.at, offer.bytes)?);
+        let words = HalfWords::new(Arc::clone(&memory), 0, offer.bytes / 4);
+        let words = words.ok_or_else(malformed)?;
+        Ok(Self { words, memory, range: DOORBELLS..DOORBELLS + offer.bytes as u32 })
+    }
+
+    fn bytes(&self) -> usize {
+        (self.range.end - self.range.start) as usize
+    }
 }
 
 impl Line {
+    /// Connects, agrees on a version, opens the arena; the doorbells that can be mapped.
+    fn open(
+        path: &Path,
+        arena: &Arena,
+        patience: Duration,
+    ) -> Result<(Self, Option<Offer>), ConnectError> {
+        let refused = |error| ConnectError::Connect { path: path.to_owned(), error };
+        let stream = UnixStream::connect(path).map_err(refused)?;
+        let mut line = Self { stream, next_id: 0 };
+        line.wait_for(patience).map_err(refused)?;
+        let talk = |asked| move |error| ConnectError::Talk { path: path.to_owned(), asked, error };
+        let major = line.agree().map_err(talk("version"))?;
+        if major != MAJOR {
+            return Err(ConnectError::Version { path: path.to_owned(), major });
+        }
+        let offer = line.offered_doorbells().map_err(talk("region info"))?;
+        line.open_memory(arena).map_err(talk("map memory"))?;
+        let master = MEMORY_AND_MASTER.to_le_bytes();
+        line.write(CONFIGURATION, PCI_COMMAND, &master).map_err(talk("enable bus mastering"))?;
+        Ok((line, offer))
+    }
+
+    /// How long each answer is waited for.
+    fn wait_for(&self, patience: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(patience))?;
+        self.stream.set_write_timeout(Some(patience))
+    }
+
     fn agree(&mut self) -> io::Result<u16> {
         let mut offer = Writer::default();
         offer.u16(MAJOR).u16(MINOR);
@@ -175,8 +244,8 @@ impl Line {
         Fields(&answer.payload).u16().ok_or_else(malformed)
     }
 
-    /// Maps the doorbells, if the controller offers that from the first one on.
-    fn map_doorbells(&mut self) -> io::Result<Option<Doorbells>> {
+    /// The doorbells, if the controller lets them be mapped from the first one on.
+    fn offered_doorbells(&mut self) -> io::Result<Option<Offer>> {
         let mut question = Writer::default();
         question.u32(REGION_INFO_BYTES + CAPABILITY_BYTES).u32(0).u32(BAR0).u32(0).u64(0).u64(0);
         let answer = self.ask(command::REGION_INFO, &question.0, &[])?;
@@ -191,10 +260,7 @@ impl Line {
             return Ok(None);
         }
         let at = region.file_offset.checked_add(first).ok_or_else(malformed)?;
-        let memory = Arc::new(Memory::of_file(&File::from(descriptor), at, bytes)?);
-        let words = HalfWords::new(memory, 0, bytes / 4);
-        let range = DOORBELLS..DOORBELLS + bytes as u32;
-        Ok(words.map(|words| Doorbells { words, range }))
+        Ok(Some(Offer { file: File::from(descriptor), at, bytes }))
     }
 
     fn open_memory(&mut self, arena: &Arena) -> io::Result<()> {

@@ -1,17 +1,23 @@
 //! A driver that talks nonsense, and one that goes away.
 
+use std::future::Future;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use block_core::{BlockError, Device, Pba};
 
 use super::wire::{ERROR, Header, NO_REPLY, Writer, command};
 use super::{Exported, VfioUserBus, socket};
 use crate::arena::Arena;
 use crate::bus::Bus;
 use crate::registers::{CAP, CC, CSTS, GONE};
-use crate::{LbaSize, SoftNamespace, SoftOptions};
+use crate::{Controller, LbaSize, Namespace, Patience, SoftNamespace, SoftOptions, Watch};
 
 /// A controller's thread.
 struct Server {
@@ -23,7 +29,10 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        Self::start_in(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn start_in(folder: tempfile::TempDir) -> Self {
         let disk = SoftNamespace::memory(1 << 20, LbaSize::B4096).expect("memory");
         let options = SoftOptions::default();
         let exported =
@@ -43,13 +52,25 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
+impl Server {
+    /// The controller's process ends; another one may take its place.
+    fn end(mut self) -> tempfile::TempDir {
+        self.stop();
+        std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"))
+    }
+
+    fn stop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         let _ = std::io::Write::write(&mut self.ringer, &[0]);
         if let Some(thread) = self.thread.take() {
             thread.join().expect("no panic");
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -151,4 +172,51 @@ fn a_process_that_is_gone_reads_as_ones() {
     assert_eq!((bus.read32(CSTS), bus.read64(CAP)), (GONE, u64::MAX));
     bus.write32(CC, 0);
     bus.cut_off();
+}
+
+/// The controller's process ends under load and is started again a moment later: the
+/// watch finds it by itself, and what had no answer ends as lost, not as done.
+#[test]
+fn a_process_that_comes_back_is_driven_again() {
+    let server = Server::start();
+    let bus = VfioUserBus::connect(&server.path(), arena()).expect("a driver");
+    let clock = block_core::time::Clock::start();
+    let controller = Controller::start(bus, Arc::new(move || clock.now())).expect("it starts");
+    let queue = controller.create_queue_pair(8).expect("a queue pair");
+    let pool = controller.pool(1, 4096).expect("memory");
+    let patience = Patience { pause: Duration::from_millis(50), ..Patience::default() };
+    let mut watch = Watch::new(&controller, Rc::clone(&queue), patience);
+    let read = |namespace: Namespace, watch: &mut Watch, news: &mut Vec<String>| {
+        let buffer = pool.take().expect("free");
+        let mut read = Box::pin(async move { namespace.read(Pba(3), buffer, 0..1).await.1 });
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut context = Context::from_waker(Waker::noop());
+            if let Poll::Ready(outcome) = read.as_mut().poll(&mut context) {
+                return outcome;
+            }
+            assert!(Instant::now() < end, "no outcome; {news:?}");
+            queue.ring();
+            news.extend(watch.look(clock.now()).map(|news| format!("{news:?}")));
+            queue.reap();
+        }
+    };
+    let namespace = || Namespace::new(Rc::clone(&queue), &controller.namespace(1).expect("it"));
+    let mut news = Vec::new();
+    assert_eq!(read(namespace(), &mut watch, &mut news), Ok(()));
+    let folder = server.end();
+    let again = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        Server::start_in(folder)
+    });
+    assert_eq!(read(namespace(), &mut watch, &mut news), Err(BlockError::Lost));
+    let end = Instant::now() + Duration::from_secs(20);
+    while !news.iter().any(|news| news.starts_with("Up")) {
+        assert!(Instant::now() < end, "it does not come back; {news:?}");
+        news.extend(watch.look(clock.now()).map(|news| format!("{news:?}")));
+        queue.reap();
+    }
+    assert_eq!(news[0], "Down(Gone)");
+    assert_eq!(read(namespace(), &mut watch, &mut news), Ok(()));
+    drop(again.join().expect("the second process"));
 }

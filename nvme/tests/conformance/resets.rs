@@ -13,11 +13,17 @@ use crate::{Case, Verdict};
 
 const BLOCK: usize = 4096;
 
-/// Resets of each controller; together more than a thousand.
+/// Resets of each controller, unless VRIO_RESETS says how many; together more than a
+/// thousand.
 const ROUNDS: usize = 300;
 
-pub(crate) const CASES: &[Case] =
-    &[("resets under load", resets_under_load), ("shutdown and start", shutdown_and_start)];
+pub(crate) const BY_BUS: &str = "brought back by its bus";
+
+pub(crate) const CASES: &[Case] = &[
+    ("resets under load", resets_under_load),
+    ("shutdown and start", shutdown_and_start),
+    (BY_BUS, by_bus),
+];
 
 type Write<'a> = Pin<Box<dyn Future<Output = (Buffer, Result<(), BlockError>)> + 'a>>;
 
@@ -39,7 +45,8 @@ fn resets_under_load(rig: &Rig<'_>) -> Verdict {
         assert_eq!(rig.run(write(at, *byte)).1, Ok(()));
     }
     let (mut lost, mut answered) = (0, 0);
-    for round in 0..ROUNDS {
+    let rounds = std::env::var("VRIO_RESETS").map_or(Ok(ROUNDS), |text| text.parse());
+    for round in 0..rounds.expect("VRIO_RESETS is a number") {
         let byte = |at: usize| (round * 31 + at * 7) as u8;
         let mut writes: Vec<(usize, Write<'_>)> =
             (0..BLOCKS).map(|at| (at, write(at, byte(at)))).collect();
@@ -82,6 +89,29 @@ fn resets_under_load(rig: &Rig<'_>) -> Verdict {
     let counters = rig.queue.counters();
     assert_eq!((counters.unexpected, counters.submitted), (0, counters.ended));
     assert_eq!(pool.available(), BLOCKS + 1, "a buffer is missing");
+    Verdict::Passed
+}
+
+/// A controller that neither stops nor answers is reset by its bus, with commands under
+/// way: they end, once, and it works again.
+fn by_bus(rig: &Rig<'_>) -> Verdict {
+    let pool = rig.pool(2, BLOCK);
+    for _ in 0..20 {
+        let old = rig.namespace(1);
+        let mut read: Write<'_> = Box::pin(old.read(Pba(1), filled(&pool, 0), 0..1));
+        assert!(poll(read.as_mut()).is_pending());
+        rig.queue.ring();
+        if !rig.subject.bus.revive().expect("the bus does it") {
+            return Verdict::Skipped("its bus has no means of its own");
+        }
+        assert_ne!(rig.controller.health(), Health::Ready);
+        rig.controller.reset().expect("a reset");
+        rig.queue.restart().expect("the queues again");
+        assert_eq!(rig.run(read.as_mut()).1, Err(BlockError::Lost));
+        let new = rig.namespace(1);
+        assert_eq!(rig.run(new.read(Pba(1), filled(&pool, 0), 0..1)).1, Ok(()));
+    }
+    assert_eq!(rig.queue.counters().unexpected, 0);
     Verdict::Passed
 }
 

@@ -59,7 +59,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A controller to be tested.
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
-    bus: Arc<dyn Bus>,
+    pub(crate) bus: Arc<dyn Bus>,
     /// One whose switches a case may throw.
     pub(crate) soft: Option<Arc<SoftController>>,
     /// The driver's thread does the controller's work.
