@@ -5,7 +5,9 @@
 //! socket, and what is unsafe about that stands in `wire/sys`. The modules stand in
 //! the order in which a request meets them.
 
+mod atomic;
 pub mod keys;
+
 pub mod path;
 pub mod security;
 

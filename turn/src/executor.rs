@@ -7,46 +7,19 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use block_core::Chance;
+
+use crate::ready::{BITS, Ready};
 
 /// Times that one task may run in one turn. A task that yields to be fair
 /// (between batches of hashing, say) waits for the next turn after so many.
 const RUNS_PER_TURN: usize = 4;
 
-const BITS: usize = u64::BITS as usize;
-
 /// Names a task of one executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TaskId(usize);
-
-/// Which tasks can go on: a bit each, and above them a bit for each word that
-/// is not zero, so that a turn of a worker with ten thousand slots looks at
-/// three words and not at all of them.
-struct Ready {
-    words: Box<[AtomicU64]>,
-    groups: Box<[AtomicU64]>,
-}
-
-impl Ready {
-    fn new(capacity: usize) -> Self {
-        let zeroes = |count: usize| (0..count).map(|_| AtomicU64::new(0)).collect();
-        let words = capacity.div_ceil(BITS);
-        Self { words: zeroes(words), groups: zeroes(words.div_ceil(BITS)) }
-    }
-
-    fn set(&self, task: usize) {
-        let word = task / BITS;
-        // Release: what was done before the wake is seen by the task that runs
-        // because of it. Whoever finds the word zero answers for its bit above;
-        // the executor clears that bit before it takes the word.
-        if self.words[word].fetch_or(1 << (task % BITS), Ordering::Release) == 0 {
-            self.groups[word / BITS].fetch_or(1 << (word % BITS), Ordering::Release);
-        }
-    }
-}
 
 struct TaskWaker {
     ready: Arc<Ready>,
@@ -106,7 +79,7 @@ impl Executor {
         if let Some(free) = self.tasks.iter().position(Option::is_none) {
             return Some(free);
         }
-        if self.tasks.len() == self.ready.words.len() * BITS {
+        if self.tasks.len() == self.ready.words() * BITS {
             return None;
         }
         self.tasks.push(None);
@@ -123,14 +96,14 @@ impl Executor {
     /// Whether some task can go on.
     #[must_use]
     pub fn is_runnable(&self) -> bool {
-        self.ready.groups.iter().any(|word| word.load(Ordering::Acquire) != 0)
+        self.ready.any()
     }
 
     /// Runs what can go on, each task at most a few times, beginning at the
     /// word of the bitmap that `start` names, so that nobody is always last.
     /// Returns how often a task ran.
     pub fn run(&mut self, start: usize) -> usize {
-        let (words, groups) = (self.ready.words.len(), self.ready.groups.len());
+        let (words, groups) = (self.ready.words(), self.ready.groups());
         let mut runs = 0;
         for _ in 0..RUNS_PER_TURN {
             let before = runs;
@@ -147,11 +120,7 @@ impl Executor {
     }
 
     fn run_group(&mut self, group: usize, shift: u32, start: usize) -> usize {
-        // A load first: an empty group, the usual case, is not written to.
-        if self.ready.groups[group].load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
-        let mut words = self.ready.groups[group].swap(0, Ordering::Acquire).rotate_right(shift);
+        let mut words = self.ready.take_group(group).rotate_right(shift);
         let mut runs = 0;
         while words != 0 {
             let word = (words.trailing_zeros() + shift) as usize % BITS;
@@ -163,7 +132,7 @@ impl Executor {
 
     fn run_word(&mut self, word: usize, start: usize) -> usize {
         let shift = (start % BITS) as u32;
-        let mut bits = self.ready.words[word].swap(0, Ordering::Acquire).rotate_right(shift);
+        let mut bits = self.ready.take_word(word).rotate_right(shift);
         let runs = bits.count_ones() as usize;
         while bits != 0 {
             let next = self.next_bit(bits);
@@ -298,7 +267,7 @@ mod tests {
     #[test]
     fn a_finished_task_gives_its_place_back() {
         let mut executor = Executor::new(1);
-        let room = executor.ready.words.len() * BITS;
+        let room = executor.ready.words() * BITS;
         for _ in 0..room {
             assert!(executor.spawn(async {}).is_some());
         }

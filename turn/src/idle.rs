@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use block_core::time::{Clock, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::poller::Poller;
+use crate::wait;
 
 /// How long an adaptive loop spins before it sleeps: about what a wake-up
 /// across cores costs (40 to 100 us on a shared virtual machine), so that
@@ -117,17 +117,11 @@ impl Loop {
         Ok(())
     }
 
-    /// Announce, fence, look once more, wait: whoever makes work after the
-    /// look sees the announcement and rings; whoever made it before is seen.
     fn sleep(&self, station: &mut impl Station) -> io::Result<()> {
-        station.announce_sleep();
-        fence(Ordering::SeqCst);
-        if !station.has_work() && !station.is_stopped() {
+        wait::sleep(station, |station| {
             let timeout = station.deadline().map(|deadline| deadline - self.clock.now());
-            self.poller.sleep(timeout)?;
-        }
-        station.retract_sleep();
-        Ok(())
+            self.poller.sleep(timeout)
+        })
     }
 }
 
@@ -135,7 +129,7 @@ impl Loop {
 mod tests {
     use std::os::fd::AsFd;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, AtomicU64};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
     use rustix::event::{EventfdFlags, eventfd};
 

@@ -4,9 +4,12 @@
 //! worker, a front, or both fused) and has the one place where it waits.
 #![forbid(unsafe_code)]
 
+mod atomic;
 mod executor;
 mod idle;
 mod poller;
+mod ready;
+mod wait;
 
 pub use executor::{Executor, TaskId, yield_now};
 pub use idle::{Idle, Loop, Station};

@@ -1,7 +1,7 @@
 //! What `vrio server` is told, parsed into something that is valid already.
 //!
 //! ```toml
-//! listen = "udp://0.0.0.0:7700"       # or eth://IFACE; worker n is at port 7700 + n
+//! listen = "udp://0.0.0.0:7700"       # or eth://IFACE, mem://PATH; worker n is at port 7700 + n
 //! control = "/run/vrio/server.sock"
 //! state = "/var/lib/vrio"
 //! workers = 1
@@ -257,11 +257,8 @@ impl RawServer {
             return Err(ConfigError::Cpus { cpus, workers });
         }
         let worker = |number: usize| {
-            // Port 0 means any: for each worker.
-            let offset = if first.port() == 0 { 0 } else { number as u16 };
-            let port = first.port().checked_add(offset);
-            let port = port.ok_or(ConfigError::Ports { workers, first: first.port() })?;
-            let listen = first.clone().with_port(port);
+            let listen = first.clone().of_worker(number as u16);
+            let listen = listen.ok_or(ConfigError::Ports { workers, first: first.port() })?;
             let cpu = self.cpus.as_ref().map(|cpus| cpus[number]);
             Ok(WorkerConfig { listen, cpu, idle: self.idle })
         };

@@ -14,6 +14,10 @@ use super::pace::{Gauge, Limits};
 /// How often the bar is drawn: seldom, because drawing takes CPU from the run.
 const BEAT: Duration = Duration::from_millis(500);
 
+/// Beats without a request after which the device is asked whether it is there: one
+/// that has nothing to do is left alone.
+const SILENCE: u32 = 4;
+
 /// Off a terminal a long run says so often that it is alive.
 const LINE: Duration = Duration::from_secs(10);
 
@@ -22,11 +26,12 @@ const LINE: Duration = Duration::from_secs(10);
 pub(crate) fn watch(gauge: &Gauge, limits: Limits, pulse: &Pulse, ended: &Receiver<()>) {
     let begin = Instant::now();
     let bar = bar(limits);
-    let mut last = (0, 0);
+    let (mut last, mut silent) = ((0, 0), 0);
     let mut next_line = begin + LINE;
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(BEAT) {
         let now = (gauge.ios.load(Relaxed), gauge.bytes.load(Relaxed));
-        if now.0 == last.0 && !pulse.is_alive() {
+        silent = if now.0 == last.0 { silent + 1 } else { 0 };
+        if silent >= SILENCE && !pulse.is_alive() {
             gauge.device_is_gone.store(true, Relaxed);
         }
         let beat = BEAT.as_secs_f64();

@@ -70,7 +70,7 @@ fn name(disk: &Disk) -> String {
     // Files of earlier versions, which knew only UDP, stay readable.
     match &disk.server {
         Address::Udp(server) => format!("{server} {}", disk.volume),
-        server @ Address::Ethernet(_) => format!("{server} {}", disk.volume),
+        server => format!("{server} {}", disk.volume),
     }
 }
 

@@ -109,12 +109,36 @@ impl Stand {
         device_mib: u64,
         more: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> String,
     ) -> Self {
-        // The kernel picks a free port; nobody else is given it soon.
-        let port = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
-        let mut stand = Self::empty(format!("udp://127.0.0.1:{port}"), [None, None]);
+        let mut stand = Self::on_loopback();
         stand.configure_server(device_mib, more);
         stand.start_server();
         stand
+    }
+
+    /// A server with an idle setting of its own.
+    pub(crate) fn start_idling(idle: &str) -> Self {
+        let mut stand = Self::on_loopback();
+        stand.configure_server(64, |_| String::new());
+        let file = stand.path("server.toml");
+        let text = fs::read_to_string(&file).expect("just written");
+        fs::write(&file, format!("idle = \"{idle}\"\n{text}")).expect("write");
+        stand.start_server();
+        stand
+    }
+
+    /// A server that fronts reach through memory.
+    pub(crate) fn start_in_memory() -> Self {
+        let mut stand = Self::empty(String::new(), [None, None]);
+        stand.address = format!("mem://{}", stand.path("wire").display());
+        stand.configure_server(256, |_| String::new());
+        stand.start_server();
+        stand
+    }
+
+    fn on_loopback() -> Self {
+        // The kernel picks a free port; nobody else is given it soon.
+        let port = UdpSocket::bind("127.0.0.1:0").expect("a port").local_addr().expect("it").port();
+        Self::empty(format!("udp://127.0.0.1:{port}"), [None, None])
     }
 
     /// A server at this address, and fronts, in network namespaces of their own.

@@ -1,7 +1,8 @@
-//! Where a wire goes: `udp://HOST:PORT` or `eth://IFACE`.
+//! Where a wire goes: `udp://HOST:PORT`, `eth://IFACE` or `mem://PATH`.
 
 use std::fmt;
 use std::net::{AddrParseError, IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
@@ -16,13 +17,15 @@ pub enum Address {
     Udp(SocketAddr),
     /// Ethernet without IP.
     Ethernet(EthernetAddress),
+    /// Memory of this machine: the socket of the first worker, and which worker.
+    Memory(PathBuf, u16),
 }
 
 /// Why a text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
     /// No wire begins like that.
-    #[error("'{0}' is no address; write udp://HOST:PORT or eth://IFACE[:PORT][/MAC]")]
+    #[error("'{0}' is no address; write udp://HOST:PORT, eth://IFACE[:PORT][/MAC] or mem://PATH")]
     Scheme(String),
     /// Not an IP address and a port.
     #[error("'{0}' is no address; write udp://HOST:PORT, as in udp://10.0.0.1:7700")]
@@ -49,6 +52,9 @@ pub enum AddressError {
         /// What is wrong with it.
         error: EthernetAddressError,
     },
+    /// No socket has such a name.
+    #[error("'{0}' is no address; write mem://PATH, as in mem:///run/vrio/wire.sock")]
+    Memory(String),
 }
 
 impl Address {
@@ -58,17 +64,22 @@ impl Address {
         match self {
             Self::Udp(address) => address.port(),
             Self::Ethernet(address) => address.port,
+            Self::Memory(_, worker) => *worker,
         }
     }
 
-    /// The same place, another port.
+    /// Where the worker of this number listens when the first one listens here; none
+    /// if there are not so many ports.
     #[must_use]
-    pub fn with_port(mut self, port: u16) -> Self {
+    pub fn of_worker(mut self, number: u16) -> Option<Self> {
         match &mut self {
-            Self::Udp(address) => address.set_port(port),
-            Self::Ethernet(address) => address.port = port,
+            // Port 0 means any: for each worker.
+            Self::Udp(address) if address.port() == 0 => {}
+            Self::Udp(address) => address.set_port(address.port().checked_add(number)?),
+            Self::Ethernet(address) => address.port = address.port.checked_add(number)?,
+            Self::Memory(_, worker) => *worker = number,
         }
-        self
+        Some(self)
     }
 }
 
@@ -79,6 +90,12 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(rest) = text.strip_prefix("udp://") {
             return udp(text, rest).map(Self::Udp);
+        }
+        if let Some(path) = text.strip_prefix("mem://") {
+            // The kernel's bound, less what names another worker's socket.
+            let fits = (1..=100).contains(&path.len()) && !path.contains('\0');
+            let none = || AddressError::Memory(text.to_owned());
+            return fits.then(|| Self::Memory(path.into(), 0)).ok_or_else(none);
         }
         let Some(rest) = text.strip_prefix("eth://") else {
             return Err(AddressError::Scheme(text.to_owned()));
@@ -124,6 +141,8 @@ impl fmt::Display for Address {
         match self {
             Self::Udp(address) => write!(f, "udp://{address}"),
             Self::Ethernet(address) => write!(f, "eth://{address}"),
+            Self::Memory(path, 0) => write!(f, "mem://{}", path.display()),
+            Self::Memory(path, worker) => write!(f, "mem://{}.{worker}", path.display()),
         }
     }
 }
@@ -150,13 +169,25 @@ mod tests {
             ("udp://[fe80::1%lo]:7700", &scoped),
             (&scoped, &scoped),
             ("eth://eth0", "eth://eth0:7700"),
+            ("mem:///run/wire", "mem:///run/wire"),
+            ("mem://wire", "mem://wire"),
             ("eth://eth0:7701/02:00:00:00:00:01", "eth://eth0:7701/02:00:00:00:00:01"),
         ] {
             let address: Address = text.parse().expect(text);
             assert_eq!(address.to_string(), means);
             assert_eq!(means.parse(), Ok(address.clone()));
-            assert_eq!(address.with_port(9).port(), 9);
+            let worker = address.clone().of_worker(2).expect("there is room");
+            assert_eq!(worker.port(), address.port() + 2);
         }
+    }
+
+    #[test]
+    fn workers_have_places_of_their_own() {
+        let of = |text: &str| text.parse::<Address>().expect(text);
+        assert_eq!(of("udp://0.0.0.0:0").of_worker(3), Some(of("udp://0.0.0.0:0")));
+        assert_eq!(of("udp://0.0.0.0:65535").of_worker(1), None);
+        let third = of("mem:///run/wire").of_worker(3).expect("a place");
+        assert_eq!(third.to_string(), "mem:///run/wire.3");
     }
 
     #[test]
@@ -171,6 +202,7 @@ mod tests {
             ("udp://[fe80::1%lo]:port", "udp://HOST:PORT"),
             ("eth://", "''"),
             ("eth://eth0/me", "hardware address"),
+            ("mem://", "mem://PATH"),
         ] {
             let sentence = text.parse::<Address>().expect_err(text).to_string();
             assert!(sentence.contains(text) && sentence.contains(named), "{sentence}");

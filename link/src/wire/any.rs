@@ -9,6 +9,7 @@ use thiserror::Error;
 use crate::frame::HEADER_BYTES;
 use crate::wire::address::{Address, as_v6};
 use crate::wire::ethernet::{Ethernet, EthernetAddress, EthernetError, EthernetPeer};
+use crate::wire::shared::{Shared, SharedPeer};
 use crate::wire::udp::{Udp, UdpPeer};
 use crate::wire::{Peer, Wire};
 
@@ -20,6 +21,8 @@ pub enum AnyWire {
     Udp(Udp),
     /// Ethernet without IP.
     Ethernet(Ethernet),
+    /// Memory of this machine.
+    Shared(Shared),
 }
 
 /// A peer at the end of a wire of its kind.
@@ -29,6 +32,8 @@ pub enum AnyPeer {
     Udp(UdpPeer),
     /// Over Ethernet.
     Ethernet(EthernetPeer),
+    /// In memory.
+    Shared(SharedPeer),
 }
 
 impl Peer for AnyPeer {
@@ -36,6 +41,7 @@ impl Peer for AnyPeer {
         match self {
             Self::Udp(peer) => Self::Udp(peer.with_port(port)),
             Self::Ethernet(peer) => Self::Ethernet(peer.with_port(port)),
+            Self::Shared(peer) => Self::Shared(peer.with_port(port)),
         }
     }
 }
@@ -52,7 +58,7 @@ pub enum WireError {
         error: io::Error,
     },
     /// There is no socket to be had.
-    #[error("cannot make a UDP socket: {0}")]
+    #[error("cannot make a socket: {0}")]
     Socket(#[from] io::Error),
     /// No Ethernet.
     #[error(transparent)]
@@ -63,7 +69,7 @@ pub enum WireError {
     /// A front has one wire.
     #[error(
         "{one} and {other} cannot be reached by one front: all its servers are at udp://, or all \
-         at eth:// of one interface; write two configurations"
+         at mem://, or all at eth:// of one interface; write two configurations"
     )]
     Mixed {
         /// A server.
@@ -87,11 +93,12 @@ impl AnyWire {
     /// # Errors
     /// A sentence.
     pub fn listen(address: &Address) -> Result<Self, WireError> {
+        let cannot = |error| WireError::Listen { address: address.clone(), error };
         match address {
-            Address::Udp(at) => match Udp::bind(*at) {
-                Ok(udp) => Ok(Self::Udp(udp)),
-                Err(error) => Err(WireError::Listen { address: address.clone(), error }),
-            },
+            Address::Udp(at) => Udp::bind(*at).map(Self::Udp).map_err(cannot),
+            Address::Memory(path, worker) => {
+                Shared::listen(path, *worker).map(Self::Shared).map_err(cannot)
+            }
             Address::Ethernet(EthernetAddress { mac: Some(_), .. }) => {
                 Err(WireError::ListenElsewhere(address.clone()))
             }
@@ -120,6 +127,16 @@ impl AnyWire {
                     if v6 { ([0; 16], 0).into() } else { ([0, 0, 0, 0], 0).into() };
                 Ok(Self::Udp(Udp::bind(any)?))
             }
+            Address::Memory(..) => {
+                let mut paths = Vec::new();
+                for &server in servers {
+                    let Address::Memory(path, _) = server else {
+                        return Err(mixed(first, server));
+                    };
+                    paths.push(path.clone());
+                }
+                Ok(Self::Shared(Shared::connect(paths)?))
+            }
             Address::Ethernet(EthernetAddress { interface, .. }) => {
                 let sought = sought(first, servers)?;
                 Ok(Self::Ethernet(Ethernet::connect(*interface, sought)?))
@@ -140,6 +157,9 @@ impl AnyWire {
             }
             (Self::Ethernet(_), Address::Ethernet(at)) => {
                 AnyPeer::Ethernet(EthernetPeer::new(at.mac, at.port))
+            }
+            (Self::Shared(shared), Address::Memory(path, _)) => {
+                AnyPeer::Shared(shared.server(path).expect("`connect` was told of it"))
             }
             _ => unreachable!("`connect` takes addresses of one kind"),
         }
@@ -181,6 +201,9 @@ impl Wire for AnyWire {
             Self::Ethernet(ethernet) => {
                 ethernet.receive(&mut |from, frame| take(AnyPeer::Ethernet(from), frame))
             }
+            Self::Shared(shared) => {
+                shared.receive(&mut |from, frame| take(AnyPeer::Shared(from), frame))
+            }
         }
     }
 
@@ -188,6 +211,7 @@ impl Wire for AnyWire {
         match (self, to) {
             (Self::Udp(udp), AnyPeer::Udp(to)) => udp.send(to, header, payload),
             (Self::Ethernet(ethernet), AnyPeer::Ethernet(to)) => ethernet.send(to, header, payload),
+            (Self::Shared(shared), AnyPeer::Shared(to)) => shared.send(to, header, payload),
             _ => debug_assert!(false, "a peer of another wire"),
         }
     }
@@ -196,6 +220,7 @@ impl Wire for AnyWire {
         match self {
             Self::Udp(udp) => udp.flush(),
             Self::Ethernet(ethernet) => ethernet.flush(),
+            Self::Shared(shared) => shared.flush(),
         }
     }
 
@@ -203,6 +228,7 @@ impl Wire for AnyWire {
         match self {
             Self::Udp(udp) => udp.descriptor(),
             Self::Ethernet(ethernet) => ethernet.descriptor(),
+            Self::Shared(shared) => shared.descriptor(),
         }
     }
 
@@ -210,6 +236,7 @@ impl Wire for AnyWire {
         match self {
             Self::Udp(udp) => udp.window(),
             Self::Ethernet(ethernet) => ethernet.window(),
+            Self::Shared(shared) => shared.window(),
         }
     }
 
@@ -217,6 +244,7 @@ impl Wire for AnyWire {
         match self {
             Self::Udp(udp) => udp.announce_sleep(),
             Self::Ethernet(ethernet) => ethernet.announce_sleep(),
+            Self::Shared(shared) => shared.announce_sleep(),
         }
     }
 
@@ -224,6 +252,7 @@ impl Wire for AnyWire {
         match self {
             Self::Udp(udp) => udp.has_frames(),
             Self::Ethernet(ethernet) => ethernet.has_frames(),
+            Self::Shared(shared) => shared.has_frames(),
         }
     }
 
@@ -231,6 +260,7 @@ impl Wire for AnyWire {
         match self {
             Self::Udp(udp) => udp.retract_sleep(),
             Self::Ethernet(ethernet) => ethernet.retract_sleep(),
+            Self::Shared(shared) => shared.retract_sleep(),
         }
     }
 }
@@ -251,6 +281,7 @@ mod tests {
         let mac = "02:00:00:00:00:01";
         for (servers, named) in [
             (["udp://10.0.0.1:7700", "eth://lo"], "udp://10.0.0.1:7700 and eth://lo:7700 cannot"),
+            (["mem://a", "udp://10.0.0.1:7700"], "mem://a and udp://10.0.0.1:7700 cannot"),
             (["eth://a", "eth://b"], "eth://a:7700 and eth://b:7700 cannot"),
             (["eth://a:1", "eth://a:2"], "only one server"),
             (["eth://no-such-one", &format!("eth://no-such-one/{mac}")], "no network interface"),

@@ -12,6 +12,7 @@ pub mod any;
 pub mod ethernet;
 pub mod faults;
 pub mod memory;
+pub mod shared;
 mod sys;
 pub mod udp;
 

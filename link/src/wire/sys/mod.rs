@@ -3,3 +3,4 @@
 
 pub(super) mod interface;
 pub(super) mod packet_socket;
+pub(super) mod shared_pages;
