@@ -2,18 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use block_core::time::{Clock, Time};
 use serde::{Deserialize, Serialize};
 
+use crate::gaps::Gaps;
 use crate::poller::Poller;
 use crate::wait;
-
-/// How long an adaptive loop spins before it sleeps: about what a wake-up
-/// across cores costs (40 to 100 us on a shared virtual machine), so that
-/// waiting costs at most twice the better choice.
-const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
 
 /// What a loop does when a turn moved nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +18,8 @@ pub enum Idle {
     Spin,
     /// Gives the core to others first. For pollers that outnumber cores.
     Yield,
-    /// Spins about as long as a wake-up costs, then sleeps.
+    /// Where work has kept coming, stays awake about as long as a wake-up costs, giving
+    /// the core to others; then, and otherwise at once, sleeps.
     #[default]
     Adaptive,
     /// Sleeps at once. For comparison.
@@ -97,21 +93,19 @@ impl Loop {
     /// # Errors
     /// The kernel's, when it cannot wait.
     pub fn run(&self, station: &mut impl Station) -> io::Result<()> {
-        let mut last_moved = self.clock.now();
+        let mut gaps = Gaps::new(self.clock.now());
         while !station.is_stopped() {
             let now = self.clock.now();
             if station.turn(now) {
-                last_moved = now;
+                gaps.moved(now);
                 continue;
             }
             match self.idle {
                 Idle::Spin => std::hint::spin_loop(),
                 Idle::Yield => rustix::thread::sched_yield(),
-                Idle::Adaptive if now - last_moved < ADAPTIVE_SPIN => std::hint::spin_loop(),
-                Idle::Adaptive | Idle::Interrupt => {
-                    self.sleep(station)?;
-                    last_moved = self.clock.now();
-                }
+                // Who is waited for may need this core.
+                Idle::Adaptive if gaps.pays(now) => rustix::thread::sched_yield(),
+                Idle::Adaptive | Idle::Interrupt => self.sleep(station)?,
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 
 mod atomic;
 mod executor;
+mod gaps;
 mod idle;
 mod poller;
 mod ready;
