@@ -158,11 +158,11 @@ impl VmHost {
     /// The VMhost is thought dead, and its guests start anew with a later start
     /// of the front, somewhere else. The old one goes on at `wakes`: it has its
     /// sessions, its unanswered requests, and all that it had kept.
-    pub fn haunt(&mut self, wakes: Time) {
+    pub fn haunt(&mut self, wakes: Time, may_leave: bool) {
         let Some(client) = self.client.take() else { return };
         self.stopping = None;
         let memory = self.leave_guests();
-        let leaves = self.dice.happens(300);
+        let leaves = self.dice.happens(300) && may_leave;
         self.ghost = Some(Ghost { client, port: self.port, memory, wakes, leaves });
         self.port = Port(self.port.0 + PORTS_APART);
     }

@@ -386,11 +386,13 @@ impl World {
                 self.wake_all();
             }
             Fault::Haunt(front, pause) if self.hosts[front].is_up() => {
-                self.hosts[front].haunt(now + pause);
+                // One that gives its volumes back before the next start comes
+                // would leave them to the intruder.
+                self.hosts[front].haunt(now + pause, self.intruder.is_none());
                 self.later.push((now + AFTER_DEATH, Later::StartFront(front)));
             }
             Fault::Move(front, pause) if self.hosts[front].has_all() => {
-                self.hosts[front].haunt(now + pause);
+                self.hosts[front].haunt(now + pause, true);
                 self.later.push((now + AFTER_DEATH, Later::Move(front)));
             }
             // What is down already cannot fail.

@@ -37,6 +37,9 @@ const HOSTS: usize = u8::MAX as usize + 1;
 /// time too.
 const SECRET_LIFE: Duration = Duration::from_secs(120);
 
+/// What a hello brings that has none.
+const NO_TOKEN: [u8; MARK_BYTES] = [0; MARK_BYTES];
+
 /// What becomes of a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -135,6 +138,9 @@ impl Gate {
     }
 
     fn knows<P: Peer>(&self, from: P, token: &[u8; MARK_BYTES]) -> bool {
+        if *token == NO_TOKEN {
+            return false;
+        }
         (0..self.secrets.len()).any(|secret| {
             let made = self.token(secret, from);
             // All bytes are looked at: how long it takes says nothing.
@@ -195,8 +201,6 @@ mod tests {
 
     use super::*;
     use crate::wire::udp::UdpPeer;
-
-    const NO_TOKEN: [u8; MARK_BYTES] = [0; MARK_BYTES];
 
     fn at(host: u8, port: u16) -> UdpPeer {
         std::net::SocketAddr::from(([10, 0, 0, host], port)).into()
