@@ -11,6 +11,9 @@ start_service() { # FOLDER
     write_server_configuration
     launch "$service/server.log" "$vrio" server --config "$service/server.toml"
     await_socket "$service/control.sock" "$service/server.log"
+    server_key=$("$vrio" server list --control "$service/control.sock" | awk 'NR == 1 { print $NF }')
+    "$vrio" key generate "$service/front.key" >"$service/front.key.public"
+    ask server authorize "$(cat "$service/front.key.public")" --volumes '*'
     ask pool create soft
     ask volume create demo --size 2G
     start_front demo
@@ -60,7 +63,9 @@ TOML
 write_front_configuration() { # VOLUME
     cat >"$service/front-$1.toml" <<TOML
 state = "$service/front-$1"
+key = "$service/front.key"
 server = "udp://127.0.0.1:7420"
+server_key = "$server_key"
 
 [[disk]]
 volume = "$1"

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use block_core::BlockError;
-use link::{Access, FrontId};
+use link::{Access, FrontId, PublicKey};
 use tokio::sync::Notify;
 
 /// Which front may do what with a volume, until it is taken away. Requests
@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 pub struct Hold {
     front: FrontId,
     access: Access,
+    /// The key of the session that has it; none in the clear.
+    key: Cell<Option<PublicKey>>,
     revoked: Cell<bool>,
     /// The device was reset since it was given.
     outdated: Cell<bool>,
@@ -38,6 +40,7 @@ impl Hold {
         Rc::new(Self {
             front,
             access,
+            key: Cell::new(None),
             revoked: Cell::new(false),
             outdated: Cell::new(false),
             over: Notify::new(),
@@ -56,6 +59,17 @@ impl Hold {
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
+    }
+
+    /// By which key its session is sealed, if it is.
+    #[must_use]
+    pub fn key(&self) -> Option<PublicKey> {
+        self.key.get()
+    }
+
+    /// Its session is sealed by this key.
+    pub fn seal_by(&self, key: Option<PublicKey>) {
+        self.key.set(key);
     }
 
     /// Whether it was taken away.

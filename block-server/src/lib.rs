@@ -12,6 +12,7 @@ pub mod station;
 pub mod worker;
 
 pub mod authority;
+pub mod authorized;
 pub mod room;
 pub mod session;
 
@@ -70,6 +71,7 @@ pub mod size;
 #[cfg(test)]
 mod tests;
 
+pub use authorized::Authorized;
 pub use block_core::Chance;
 pub use client::Client;
 pub use config::ServerConfig;

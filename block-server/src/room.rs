@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use block_core::{Device, Time};
 use interpose::hooks::TurnClock;
-use link::{Reply, SlotRef, VolumeName};
+use link::{PublicKey, Reply, SlotRef, VolumeName};
 
 use crate::authority::{Authority, NoKeys};
 use crate::directory::{Directory, WorkerIndex};
@@ -28,6 +28,8 @@ pub struct Room<D> {
     /// Which worker this is.
     pub worker: WorkerIndex,
     authority: RefCell<Rc<dyn Authority>>,
+    /// Keys whose sessions are to be ended.
+    ending: RefCell<Vec<PublicKey>>,
     /// Answers that wait to be collected.
     replies: RefCell<VecDeque<(SlotRef, Reply)>>,
     lives: RefCell<VecDeque<Life>>,
@@ -57,6 +59,7 @@ impl<D> Room<D> {
             directory,
             worker,
             authority: RefCell::new(Rc::new(NoKeys)),
+            ending: RefCell::default(),
             replies: RefCell::default(),
             lives: RefCell::default(),
             clock: TurnClock::default(),
@@ -72,6 +75,17 @@ impl<D> Room<D> {
     /// From now on that is somebody else.
     pub fn obey(&self, authority: Rc<dyn Authority>) {
         *self.authority.borrow_mut() = authority;
+    }
+
+    /// The sessions of a key are to be ended.
+    pub fn end_sessions(&self, key: PublicKey) {
+        self.ending.borrow_mut().push(key);
+    }
+
+    /// A key whose sessions are to be ended, and are not yet.
+    #[must_use]
+    pub fn next_ending(&self) -> Option<PublicKey> {
+        self.ending.borrow_mut().pop()
     }
 
     /// The moment of the worker's turn.

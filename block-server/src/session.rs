@@ -193,6 +193,7 @@ impl<D: Device + 'static> Session<D> {
     /// sent for a volume that was taken away must not reach another one.
     fn attached(&self, place: Option<usize>, volume: Rc<Volume<D>>, given: Given) -> AttachReply {
         let Given { hold, stored_verifier } = given;
+        hold.seal_by(self.caller.key);
         let Some(place) = place.or_else(|| self.free_place()) else {
             volume.forget(&hold);
             return AttachReply::Refused(Refused::Full);

@@ -55,6 +55,9 @@ impl<E: Engine, W: Wire> Station for WorkerStation<E, W> {
     fn turn(&mut self, now: Time) -> bool {
         let mut moved = self.receive(now) > 0;
         moved |= self.worker.run(now);
+        while let Some(key) = self.worker.next_ending() {
+            self.server.end_sessions(|caller| caller.key == Some(key), &mut self.worker);
+        }
         moved |= self.collect_replies(now);
         self.server.serve_waiting(now, &mut self.worker);
         moved |= self.server.transmit(&mut self.wire);

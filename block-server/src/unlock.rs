@@ -126,7 +126,11 @@ impl Unlock {
     }
 }
 
-fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
+/// What a file says that only its owner may read.
+///
+/// # Errors
+/// A sentence about the file.
+pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, SecretError> {
     let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
     let file = File::open(path).map_err(unreadable)?;
     let mode = file.metadata().map_err(unreadable)?.mode() & 0o7777;

@@ -223,8 +223,14 @@ impl<D> Volume<D> {
     /// Whether a session of `front` holds it now.
     #[must_use]
     pub fn is_held_by(&self, front: FrontId) -> bool {
+        self.hold_of(front).is_some()
+    }
+
+    /// What a session of `front` has of it now.
+    #[must_use]
+    pub fn hold_of(&self, front: FrontId) -> Option<Rc<Hold>> {
         let holds = self.holds.borrow();
-        holds.iter().any(|hold| hold.front() == front && !hold.is_revoked())
+        holds.iter().find(|hold| hold.front() == front && !hold.is_revoked()).cloned()
     }
 
     /// Ends a session's hold without asking the front: the session is over.

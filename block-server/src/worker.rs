@@ -17,7 +17,7 @@ use std::time::Duration;
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
 use block_core::{Buffer, Chance, Device, Pool, Time};
 use interpose::layout::stream::FRAME_BLOCKS;
-use link::{Caller, Host, Reply, SessionIndex, SlotRef, Work};
+use link::{Caller, Host, PublicKey, Reply, SessionIndex, SlotRef, Work};
 use nvme::Namespace;
 use thiserror::Error;
 use tracing::warn;
@@ -374,6 +374,12 @@ impl<E: Engine> Worker<E> {
     pub fn is_stopped(&self) -> bool {
         self.stop.closed.get()
             || self.stop.until.is_some_and(|until| self.room.clock().now() >= until)
+    }
+
+    /// A key that has lost rights: its sessions are to be ended.
+    #[must_use]
+    pub fn next_ending(&self) -> Option<PublicKey> {
+        self.room.next_ending()
     }
 
     /// Who may have a session and which volumes is from now on asked of this.

@@ -1,4 +1,4 @@
-//! `vrio key`: what unlocks a pool, and the keys of its domains.
+//! `vrio key`: keys of the link, what unlocks a pool, and the keys of its domains.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -7,13 +7,15 @@ use anyhow::{Context, bail};
 use block_server::api::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind};
 use block_server::unlock::Unlock;
 use clap::{Args, Subcommand};
+use link::SecretKey;
 
 use crate::control::Control;
+use crate::link_key;
 use crate::pool::the_pool;
 use crate::prompt;
 use crate::table::{Side, table};
 
-/// Say who unlocks a pool; rotate and erase the keys of its domains
+/// Make a key for the link; say who unlocks a pool; rotate and erase the keys of its domains
 #[derive(Debug, Args)]
 pub(crate) struct KeyArgs {
     #[command(subcommand)]
@@ -27,6 +29,18 @@ pub(crate) struct KeyArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a key for a front or a server, and print its public key
+    ///
+    /// Fronts and servers make one themselves when they have none.
+    Generate {
+        /// Where to keep it; only its owner may read it
+        file: PathBuf,
+    },
+    /// Print the public key of a front's or server's key file
+    Show {
+        /// Where it is kept
+        file: PathBuf,
+    },
     /// Show what unlocks the pool, and its domains
     List,
     /// Let another passphrase or key file unlock the pool; asks for a
@@ -63,9 +77,15 @@ enum Command {
 
 /// Asks the server and prints its answer.
 pub(crate) fn run(args: KeyArgs) -> anyhow::Result<()> {
+    let command = match args.command {
+        Command::Generate { file } => return print_public(&link_key::make(&file)?),
+        Command::Show { file } => return print_public(&link_key::read(&file)?),
+        command => command,
+    };
     let client = args.control.client();
     let device = the_pool(&client, args.device)?;
-    let keys = match args.command {
+    let keys = match command {
+        Command::Generate { .. } | Command::Show { .. } => unreachable!("done above"),
         Command::List => client.keys(&device)?,
         Command::Add { name, passphrase_file, key_file } => {
             let (kind, secret) = match (passphrase_file, key_file) {
@@ -85,6 +105,11 @@ pub(crate) fn run(args: KeyArgs) -> anyhow::Result<()> {
         }
     };
     args.control.print(&keys, describe)
+}
+
+fn print_public(key: &SecretKey) -> anyhow::Result<()> {
+    println!("{}", key.public());
+    Ok(())
 }
 
 /// Lets a person say once more what cannot be undone.

@@ -14,7 +14,9 @@ use block_server::config::{DeviceConfig, ServerConfig};
 use block_server::control::{Control, Office};
 use block_server::errand::Failed;
 use block_server::store::StoreError;
-use block_server::{Directory, Errand, LocalPath, Mailbox, NvmeEngine, Size, Traces, WorkerIndex};
+use block_server::{
+    Authorized, Directory, Errand, LocalPath, Mailbox, NvmeEngine, Size, Traces, WorkerIndex,
+};
 use clap::Args;
 use link::wire::address::Address;
 use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
@@ -105,11 +107,15 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         devices: config.devices.iter().map(|device| (device.name.clone(), device.worker)).collect(),
         directory,
         checks: Checks::open(config.state.join("checks.json")),
+        // Nobody comes over a link.
+        authorized: Arc::new(Authorized::open(&config.state.join("authorized"))?),
+        keys: Vec::new(),
+        clear: false,
         draw: rand::random,
         wall: crate::moment::now,
         traces: Arc::clone(&traces),
     };
-    let control = Control::start(&config.control, office)?;
+    let control = Control::start(&config.control, config.control_group, office)?;
     let poller = Poller::new().context("cannot make an epoll")?;
     poller.registrar().add(stop.bell()).context("cannot wait for signals")?;
     poller.registrar().add(mailbox.bell()).context("cannot wait for errands")?;
@@ -136,6 +142,7 @@ impl LocalArgs {
         let disk = |(volume, socket): &(VolumeName, PathBuf)| Disk {
             // Nobody is called: front and worker are one.
             server: Address::Udp(([127, 0, 0, 1], 0).into()),
+            server_key: None,
             volume: volume.clone(),
             socket: socket.clone(),
             read_only: false,

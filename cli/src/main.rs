@@ -5,6 +5,7 @@ mod config;
 mod control;
 mod front;
 mod key;
+mod link_key;
 mod local;
 mod moment;
 mod nvme;

@@ -159,7 +159,7 @@ fn describe(volume: &VolumeInfo) -> String {
     };
     let mut text = format!(
         "name        {name}\nid          {id}\nsize        {size}\ndevice      {device}, {place}\n\
-         access      {}\ngeneration  {generation}\nlink        in the clear, with checksums\n",
+         access      {}\ngeneration  {generation}\n",
         if *read_only { "read-only" } else { "read-write" },
     );
     if volume.importing {
@@ -172,7 +172,11 @@ fn describe(volume: &VolumeInfo) -> String {
             AccessInfo::Read => "to read",
             AccessInfo::Write => "to write",
         };
-        let connected = if one.connected { "connected" } else { "away" };
+        let connected = match &one.key {
+            Some(key) => format!("connected, sealed by {key}"),
+            None if one.connected => "connected, in the clear".to_owned(),
+            None => "away".to_owned(),
+        };
         text += &format!("attached    {access} by front {} ({connected})\n", one.front);
     }
     text + &hooks::describe(&volume.hooks)
@@ -202,8 +206,12 @@ mod tests {
 
     #[test]
     fn columns_line_up_whatever_the_names() {
-        let writer =
-            AttachmentInfo { front: "9f".to_owned(), access: AccessInfo::Write, connected: false };
+        let writer = AttachmentInfo {
+            front: "9f".to_owned(),
+            access: AccessInfo::Write,
+            connected: false,
+            key: None,
+        };
         let text = lines(&[volume("a", vec![]), volume("a-long-name", vec![writer.clone()])]);
         let places: Vec<_> =
             text.lines().map(|line| line.find("disk0").or(line.find("DEVICE"))).collect();

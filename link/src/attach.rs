@@ -82,8 +82,8 @@ impl fmt::Debug for VolumeName {
     }
 }
 
-/// What a front may do with a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What a front may do with a volume, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Access {
     /// Read it; others may read too.

@@ -4,6 +4,7 @@
 mod hooks;
 mod key;
 mod pool;
+mod right;
 mod snapshot;
 mod stream;
 
@@ -16,6 +17,7 @@ pub use pool::{
     CheckInfo, ChecksInfo, CreatePool, FigureInfo, LastCheck, PoolContent, PoolInfo, PoolState,
     ScheduleInfo, SetSchedule, StartCheck,
 };
+pub use right::{Authorize, RightInfo, RightsInfo};
 pub use snapshot::{
     AskDiff, CloneSnapshot, DiffInfo, RangeInfo, RestoreSnapshot, SnapshotInfo, TakeSnapshots,
 };
@@ -159,6 +161,9 @@ pub struct AttachmentInfo {
     pub access: AccessInfo,
     /// Whether the front has a session now.
     pub connected: bool,
+    /// The key that seals that session; none, if it is in the clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// What a front may do with a volume.

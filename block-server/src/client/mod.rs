@@ -1,6 +1,7 @@
 //! The other end of the control socket, for the command line.
 
 mod pools;
+mod rights;
 mod snapshots;
 mod streams;
 

@@ -3,10 +3,14 @@
 //! ```toml
 //! listen = "udp://0.0.0.0:7700"       # or eth://IFACE, mem://PATH; worker n is at port 7700 + n
 //! control = "/run/vrio/server.sock"
+//! control_group = 27                  # its members may look; left out: nobody
 //! state = "/var/lib/vrio"
 //! workers = 1
 //! cpus = [2]                          # pins the workers; may be left out
 //! idle = "adaptive"                   # spin, yield, adaptive, interrupt
+//! key = "/var/lib/vrio/server.key"    # made if it is not there
+//! old_keys = []                       # by which fronts may still know the server
+//! clear = false                       # true: fronts may do without keys and seals
 //!
 //! [[device]]
 //! name = "disk0"
@@ -60,6 +64,15 @@ pub struct ServerConfig {
     pub control: PathBuf,
     /// Where the server keeps what it must remember.
     pub state: PathBuf,
+    /// The group whose members may look at the server through the control socket.
+    pub control_group: Option<u32>,
+    /// Where the server's key is; `None` is in its state directory, made at the
+    /// first start.
+    pub key: Option<PathBuf>,
+    /// Keys that the server had before.
+    pub old_keys: Vec<PathBuf>,
+    /// Whether fronts may speak in the clear, and have every volume then.
+    pub clear: bool,
     /// At least one.
     pub workers: Vec<WorkerConfig>,
     /// At least one; each belongs to a worker.
@@ -209,7 +222,8 @@ impl ServerConfig {
                 return Err(ConfigError::Mixed { open, other });
             }
         }
-        Ok(Self { control: raw.control, state: raw.state, workers, devices })
+        let RawServer { control, control_group, state, key, old_keys, clear, .. } = raw;
+        Ok(Self { control, control_group, state, key, old_keys, clear, workers, devices })
     }
 }
 
@@ -220,8 +234,14 @@ struct RawServer {
     listen: String,
     #[serde(default = "default_control")]
     control: PathBuf,
+    control_group: Option<u32>,
     #[serde(default = "default_state")]
     state: PathBuf,
+    key: Option<PathBuf>,
+    #[serde(default)]
+    old_keys: Vec<PathBuf>,
+    #[serde(default)]
+    clear: bool,
     #[serde(default = "default_workers")]
     workers: usize,
     cpus: Option<Vec<usize>>,

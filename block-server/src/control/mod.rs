@@ -5,8 +5,10 @@ mod body;
 mod checks;
 mod hooks;
 mod keys;
+mod peer;
 mod pools;
 mod refusal;
+mod rights;
 mod snapshots;
 mod streams;
 mod volumes;
@@ -22,13 +24,15 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{Method, StatusCode, Uri};
-use link::VolumeName;
+use link::{PublicKey, VolumeName};
+use rustix::process::Gid;
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixSocket};
 use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::api::WorkerInfo;
+use crate::authorized::Authorized;
 use crate::checks::Checks;
 use crate::directory::{Directory, WorkerIndex};
 use crate::errand::{Answer, Errand, Failed};
@@ -36,6 +40,7 @@ use crate::mailbox::Mailbox;
 use crate::store::StoreError;
 use crate::traces::Traces;
 use body::BODY_BYTES;
+use peer::Peer;
 use refusal::{Outcome, Refusal};
 
 /// How long requests that run may hold up the server's end.
@@ -59,6 +64,12 @@ pub struct Office {
     pub traces: Arc<Traces>,
     /// When pools are checked, and what came of it.
     pub checks: Checks,
+    /// What keys of fronts are good for.
+    pub authorized: Arc<Authorized>,
+    /// The server's own, the newest first.
+    pub keys: Vec<PublicKey>,
+    /// Whether fronts may do without keys.
+    pub clear: bool,
     /// Where this thread's random numbers come from.
     pub draw: fn() -> u64,
     /// Seconds since 1970.
@@ -103,25 +114,26 @@ pub struct Control {
 }
 
 impl Control {
-    /// Serves `office` on a socket at `path` that only its owner may use.
+    /// Serves `office` on a socket at `path` that only its owner may use, and
+    /// whoever is in `group` to look.
     ///
     /// # Errors
     /// A sentence about the socket.
-    pub fn start(path: &Path, office: Office) -> Result<Self, ControlError> {
+    pub fn start(path: &Path, group: Option<u32>, office: Office) -> Result<Self, ControlError> {
         let failed = |error| ControlError::Socket { path: path.to_owned(), error };
         let lock = take_lock(path)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(failed)?;
         let listener = {
             let _inside = runtime.enter();
-            listen(path).map_err(failed)?
+            listen(path, group.map(Gid::from_raw)).map_err(failed)?
         };
         let (stop, stopped) = watch::channel(());
         let serve = async move {
             let office = Arc::new(office);
             let (schedules, mut late) =
                 (checks::keep_schedules(Arc::clone(&office)), stopped.clone());
-            let router = router(office);
+            let router = router(office).into_make_service_with_connect_info::<Peer>();
             let ended = axum::serve(listener, router).with_graceful_shutdown(async move {
                 let mut stopped = stopped;
                 // Nothing is ever sent: it ends when the sender is dropped.
@@ -189,10 +201,17 @@ fn take_lock(path: &Path) -> Result<File, ControlError> {
 }
 
 /// Nobody can connect before the socket listens, so its mode is never wider.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+fn listen(path: &Path, group: Option<Gid>) -> io::Result<UnixListener> {
     let socket = UnixSocket::new_stream()?;
     socket.bind(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    let mode = match group {
+        Some(group) => {
+            rustix::fs::chown(path, None, Some(group))?;
+            0o660
+        }
+        None => 0o600,
+    };
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)
 }
 
@@ -205,8 +224,10 @@ fn router(office: Arc<Office>) -> Router {
         .merge(pools::routes())
         .merge(checks::routes())
         .merge(keys::routes())
+        .merge(rights::routes())
         .fallback(no_such_place)
         .method_not_allowed_fallback(no_such_method)
+        .layer(axum::middleware::from_fn(peer::check))
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .with_state(office)
 }

@@ -9,7 +9,7 @@ mod streams;
 use std::rc::Rc;
 
 use block_core::Device;
-use link::{Access, FrontId, VolumeName};
+use link::{Access, FrontId, PublicKey, VolumeName};
 use tokio::sync::oneshot;
 
 use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, VolumeInfo};
@@ -111,6 +111,13 @@ pub enum Errand {
         /// Where to.
         answer: Answer<VolumeInfo>,
     },
+    /// End the sessions that this key has.
+    EndSessions {
+        /// Whose.
+        key: PublicKey,
+        /// Where to.
+        answer: Answer<()>,
+    },
     /// Something about snapshots.
     Snapshot(SnapshotErrand),
     /// Something about streams.
@@ -151,6 +158,10 @@ pub async fn run<D: Device + 'static>(room: Rc<Room<D>>, errand: Errand) {
         }
         Errand::Detach { name, front, force, answer } => {
             let _ = answer.send(room.detach(&name, front, force).await);
+        }
+        Errand::EndSessions { key, answer } => {
+            room.end_sessions(key);
+            let _ = answer.send(Ok(()));
         }
         Errand::Snapshot(errand) => snapshots::run(&room, errand).await,
         Errand::Stream(errand) => streams::run(&room, errand).await,
@@ -264,13 +275,17 @@ impl<D: Device + 'static> Room<D> {
 
 pub(crate) fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInfo {
     let record = volume.record();
-    let attachments = record.attachments.iter().map(|(access, attachment)| AttachmentInfo {
-        front: attachment.front.to_string(),
-        access: match access {
-            Access::Read => AccessInfo::Read,
-            Access::Write => AccessInfo::Write,
-        },
-        connected: volume.is_held_by(attachment.front),
+    let attachments = record.attachments.iter().map(|(access, attachment)| {
+        let hold = volume.hold_of(attachment.front);
+        AttachmentInfo {
+            front: attachment.front.to_string(),
+            access: match access {
+                Access::Read => AccessInfo::Read,
+                Access::Write => AccessInfo::Write,
+            },
+            connected: hold.is_some(),
+            key: hold.and_then(|hold| hold.key()).map(|key| key.to_string()),
+        }
     });
     VolumeInfo {
         name: record.name.to_string(),

@@ -5,12 +5,14 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use block_core::time::Clock;
 use block_core::{BlockError, Time};
+use link::hello::SessionRefused;
 use link::wire::Wire;
-use link::{Access, Client, Guest, Path, Token, VolumeHandle, VolumeState};
+use link::{Access, Client, Contact, Guest, Path, Refused, Token, VolumeHandle, VolumeState};
 use turn::{Loop, Station};
 
 use super::FrontWire;
 use super::config::Disk;
+use super::voice::Voice;
 use crate::stop::Stop;
 
 /// Attaches the volumes of all disks.
@@ -21,6 +23,7 @@ pub(super) fn attach(
     turns: &Loop,
     clock: Clock,
     mut client: Client<FrontWire>,
+    voice: &Voice,
     disks: &[Disk],
     patience: Option<Duration>,
     stop: &Stop,
@@ -30,13 +33,14 @@ pub(super) fn attach(
         .iter()
         .map(|disk| {
             let access = if disk.read_only { Access::Read } else { Access::Write };
-            let server = client.wire().inner().peer(&disk.server);
+            let peer = client.wire().inner().peer(&disk.server);
+            let server = Contact { peer, security: voice.security(disk.server_key) };
             client.attach(start, server, disk.volume.clone(), access)
         })
         .collect::<Result<_, _>>()
-        .context("no memory for the link's buffers")?;
+        .context("cannot ask for the volumes")?;
     let until = patience.map(|patience| start + patience);
-    let mut attaching = Attaching { client, volumes, until, late: false, stop };
+    let mut attaching = Attaching { client, voice, volumes, until, late: false, stop };
     turns.run(&mut attaching).context("the front cannot wait for its servers")?;
     let outcome = attaching.outcome(disks);
     let Attaching { mut client, volumes, .. } = attaching;
@@ -49,6 +53,7 @@ pub(super) fn attach(
 /// A client whose volumes are not all decided.
 struct Attaching<'a> {
     client: Client<FrontWire>,
+    voice: &'a Voice,
     volumes: Vec<VolumeHandle>,
     until: Option<Time>,
     late: bool,
@@ -65,10 +70,20 @@ impl Attaching<'_> {
         let Disk { volume: name, server, .. } = disk;
         match self.client.state(volume) {
             VolumeState::Attached(_) => Ok(()),
-            VolumeState::Refused(refused) => Err(anyhow!("volume {name} at {server}: {refused}")),
+            VolumeState::Refused(refused) => {
+                let remedy = match refused {
+                    Refused::NotAuthorized | Refused::OnlyToRead => self.voice.remedy(),
+                    _ => String::new(),
+                };
+                Err(anyhow!("volume {name} at {server}: {refused}{remedy}"))
+            }
             _ if self.stop.is_asked() => bail!("stopped before all volumes were attached"),
             _ => match self.client.session_refused(volume) {
-                Some(refused) => Err(anyhow!("{server}: {refused}")),
+                Some(refused) => {
+                    let unknown = refused == SessionRefused::NotAuthorized;
+                    let remedy = if unknown { self.voice.remedy() } else { String::new() };
+                    Err(anyhow!("{server}: {refused}{remedy}"))
+                }
                 None => Err(anyhow!(
                     "no answer from {server} for volume {name}: is `vrio server` running \
                      there, and does its `listen` name this address? (connect_timeout_seconds = 0 \

@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use block_server::Size;
 use link::wire::address::Address;
-use link::{ClientSettings, VolumeName};
+use link::{ClientSettings, PublicKey, VolumeName};
 use serde::Deserialize;
 use turn::Idle;
 
 /// What a newcomer could write.
 const EXAMPLE: &str = r#"    state = "/var/lib/vrio/front"
+    server_key = "vrio-key-..."           # `vrio server list` prints it
 
     [[disk]]
     volume = "vm1"
@@ -28,8 +29,12 @@ const MOST_KEPT_BYTES: usize = 64 << 30;
 #[serde(deny_unknown_fields)]
 struct RawConfig {
     state: PathBuf,
-    /// The server of disks that name none.
+    /// The server of disks that name none, and its key.
     server: Option<String>,
+    server_key: Option<String>,
+    #[serde(default)]
+    clear: bool,
+    key: Option<PathBuf>,
     #[serde(default)]
     idle: Idle,
     cpu: Option<usize>,
@@ -45,6 +50,9 @@ struct RawConfig {
 #[serde(deny_unknown_fields)]
 struct RawDisk {
     server: Option<String>,
+    server_key: Option<String>,
+    #[serde(default)]
+    clear: bool,
     volume: String,
     socket: PathBuf,
     #[serde(default)]
@@ -61,6 +69,8 @@ struct RawDisk {
 pub(super) struct FrontConfig {
     /// Where the front's identity is kept.
     pub(super) state: PathBuf,
+    /// Where the front's key is; `None` is in its state directory.
+    pub(super) key: Option<PathBuf>,
     pub(super) idle: Idle,
     pub(super) cpu: Option<usize>,
     /// How long to wait for servers at start; `None` is for ever.
@@ -75,6 +85,8 @@ pub(super) struct FrontConfig {
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) server: Address,
+    /// The key that the server must have; `None` asks for sessions in the clear.
+    pub(crate) server_key: Option<PublicKey>,
     pub(crate) volume: VolumeName,
     pub(crate) socket: PathBuf,
     pub(crate) read_only: bool,
@@ -95,8 +107,8 @@ impl FrontConfig {
         if raw.disk.is_empty() {
             bail!("it names no disk; add one:\n\n{EXAMPLE}");
         }
-        let server = raw.server.as_deref();
-        let disks = raw.disk.into_iter().map(|disk| disk.check(server));
+        let (server, key) = (raw.server.as_deref(), raw.server_key.as_deref());
+        let disks = raw.disk.into_iter().map(|disk| disk.check(server, key, raw.clear));
         let disks = disks.collect::<Result<Vec<_>, _>>()?;
         check_distinct(&disks)?;
         let connect = raw.connect_timeout_seconds.unwrap_or(10);
@@ -112,6 +124,7 @@ impl FrontConfig {
             .context("kept must be between 1M and 64G: what is kept of each disk")?;
         Ok(Self {
             state: raw.state,
+            key: raw.key,
             idle: raw.idle,
             cpu: raw.cpu,
             connect_timeout: (connect > 0).then(|| Duration::from_secs(connect)),
@@ -138,11 +151,15 @@ pub(crate) fn check_distinct(disks: &[Disk]) -> anyhow::Result<()> {
 }
 
 impl RawDisk {
-    fn check(self, server: Option<&str>) -> anyhow::Result<Disk> {
+    fn check(self, server: Option<&str>, key: Option<&str>, clear: bool) -> anyhow::Result<Disk> {
         let Some(server) = self.server.as_deref().or(server) else {
             bail!("disk {} names no server, and there is none for all disks", self.volume);
         };
+        let key = self.server_key.as_deref().or(key.filter(|_| !self.clear));
+        let clear = self.clear || (clear && self.server_key.is_none());
+        let server_key = server_key(&self.volume, key, clear)?;
         Ok(Disk {
+            server_key,
             server: crate::config::server_address(server)?,
             volume: VolumeName::new(&self.volume)?,
             socket: self.socket,
@@ -155,6 +172,23 @@ impl RawDisk {
     }
 }
 
+/// The key that a disk's server must have; `None` if it is said that there is to
+/// be none.
+fn server_key(volume: &str, key: Option<&str>, clear: bool) -> anyhow::Result<Option<PublicKey>> {
+    match key {
+        Some(_) if clear => {
+            bail!("disk {volume} has a server_key and clear = true; take out one of them")
+        }
+        Some(key) => Ok(Some(key.parse().with_context(|| format!("server_key = \"{key}\""))?)),
+        None if clear => Ok(None),
+        None => bail!(
+            "disk {volume} has no server_key; `vrio server list` on the server prints it \
+             (clear = true does without, where the server allows it and everybody on the network \
+             is trusted)"
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,14 +198,17 @@ mod tests {
         FrontConfig::check(raw).map_err(|error| format!("{error:#}"))
     }
 
-    const DISK: &str =
-        "[[disk]]\nvolume = 'a'\nserver = 'udp://127.0.0.1:7700'\nsocket = '/run/a.sock'\n";
+    const DISK: &str = "[[disk]]\nvolume = 'a'\nserver = 'udp://127.0.0.1:7700'\n\
+                        socket = '/run/a.sock'\nclear = true\n";
 
     #[test]
     fn the_example_is_valid() {
+        let key = PublicKey([7; 32]);
         let example = EXAMPLE.replace("iohost", "127.0.0.1");
+        let example = example.replace("vrio-key-...", &key.to_string());
         let config = check(&example).expect("valid");
         assert_eq!(config.disks.len(), 1);
+        assert_eq!(config.disks[0].server_key, Some(key));
         assert_eq!(config.disks[0].logical_block_size, 512);
         assert_eq!(config.connect_timeout, Some(Duration::from_secs(10)));
         assert_eq!(config.kept_bytes, 64 << 20);
@@ -182,6 +219,15 @@ mod tests {
         let cases = [
             ("state = '/s'", "names no disk"),
             (&format!("state = '/s'\nspeed = 3\n{DISK}"), "speed"),
+            (&format!("state = '/s'\n{}", DISK.replace("clear = true", "")), "no server_key"),
+            (&format!("state = '/s'\n{DISK}server_key = 'vrio-key-a'"), "take out one"),
+            (
+                &format!(
+                    "state = '/s'\nserver_key = 'vrio-key-a'\n{}",
+                    DISK.replace("true", "false")
+                ),
+                "56 letters",
+            ),
             (&format!("state = '/s'\n{DISK}{DISK}"), "two disks have the socket /run/a.sock"),
             (&format!("state = '/s'\n{}", DISK.replace("udp", "tcp")), "udp://HOST:PORT"),
             (&format!("state = '/s'\n{}", DISK.replace("'a'", "'a b'")), "not a volume name"),

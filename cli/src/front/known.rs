@@ -95,6 +95,7 @@ mod tests {
     fn disk() -> Disk {
         Disk {
             server: Address::Udp(([127, 0, 0, 1], 7700).into()),
+            server_key: None,
             volume: link::VolumeName::new("a").expect("a name"),
             socket: "/tmp/a".into(),
             read_only: false,

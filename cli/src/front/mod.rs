@@ -7,6 +7,7 @@ mod identity;
 mod known;
 mod settling;
 mod station;
+mod voice;
 
 use std::path::PathBuf;
 
@@ -26,6 +27,7 @@ pub(crate) use config::{Disk, check_distinct};
 pub(crate) use identity::Identity;
 use known::Known;
 use station::FrontStation;
+use voice::Voice;
 
 /// Where the configuration is looked for.
 const DEFAULT_CONFIG: &str = "/etc/vrio/front.toml";
@@ -66,6 +68,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
         crate::thread::pin(cpu)?;
     }
     let identity = Identity::open(&config.state)?;
+    let voice = Voice::find(&config)?;
     let mut known = Known::open(&config.state)?;
     let clock = Clock::start();
     let poller = Poller::new().context("cannot make an epoll")?;
@@ -87,7 +90,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
     let turns = Loop::new(poller, config.idle, clock);
     let patience = config.connect_timeout;
     let (mut client, volumes) =
-        attaching::attach(&turns, clock, client, &config.disks, patience, &stop)?;
+        attaching::attach(&turns, clock, client, &voice, &config.disks, patience, &stop)?;
     let specs = match settling::settle(&mut client, &mut known, &config.disks, &volumes) {
         Ok(specs) => specs,
         Err(error) => {

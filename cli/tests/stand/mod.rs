@@ -168,7 +168,7 @@ impl Stand {
     ) {
         let stand = self;
         let text = format!(
-            "listen = \"{}\"\ncontrol = \"{}\"\nstate = \"{}\"\n\
+            "clear = true\nlisten = \"{}\"\ncontrol = \"{}\"\nstate = \"{}\"\n\
              [[device]]\nname = \"soft\"\npath = \"soft:{}\"\nsize = \"{device_mib}M\"\n{}",
             stand.server_address(),
             stand.path("control.sock").display(),
@@ -239,7 +239,7 @@ impl Stand {
     pub(crate) fn configure_front(&self, front: &str, volume: &str, more: &str) -> PathBuf {
         let file = self.path(&format!("{front}.toml"));
         let text = format!(
-            "state = \"{}\"\nserver = \"{}\"\nconnect_timeout_seconds = 5\n[[disk]]\n\
+            "state = \"{}\"\nserver = \"{}\"\nclear = true\nconnect_timeout_seconds = 5\n[[disk]]\n\
              volume = \"{volume}\"\nsocket = \"{}\"\n{more}\n",
             self.path(front).display(),
             self.server_address(),
@@ -269,10 +269,18 @@ impl Stand {
         let config = self.configure_front(front, volume, more);
         let text = fs::read_to_string(&config).expect("just written");
         fs::write(&config, format!("{all}\n{text}")).expect("write");
-        let mut process = self.spawn_front(front, &config);
-        process.await_path(&self.socket(front));
+        self.front_of(front, &config)
+    }
+
+    /// Starts a front of that configuration and waits for its socket.
+    pub(crate) fn front_of(&mut self, front: &str, config: &Path) -> PathBuf {
+        let socket = self.socket(front);
+        let _ = fs::remove_file(&socket);
+        let mut process = self.spawn_front(front, config);
+        process.await_path(&socket);
+        self.fronts.retain(|(name, _)| name != front);
         self.fronts.push((front.to_owned(), process));
-        self.socket(front)
+        socket
     }
 
     /// Starts a front again that was killed, and waits for nothing.

@@ -18,14 +18,14 @@ const VOLUME: &str = "compared";
 pub(crate) fn apart(site: &Site, interrupt: &Interrupt) -> anyhow::Result<Service> {
     let mut service = Service::at(site.folder.join("disk.sock"));
     let address = free_address()?;
-    let listen = format!("listen = \"udp://{address}\"\n");
+    let listen = format!("clear = true\nlisten = \"udp://{address}\"\n");
     let config = write(site, "server.toml", &(listen + &server_settings(site, "yield")))?;
     let server = start(site, &["server", "--config", &config])?;
     service.add(server, &site.folder.join("control.sock"), interrupt)?;
     create_volume(site)?;
 
     let front = format!(
-        "state = \"front\"\nserver = \"udp://{address}\"\nidle = \"yield\"\n\n\
+        "state = \"front\"\nserver = \"udp://{address}\"\nclear = true\nidle = \"yield\"\n\n\
          [[disk]]\nvolume = \"{VOLUME}\"\nsocket = \"disk.sock\"\nqueues = 1\n"
     );
     let config = write(site, "front.toml", &front)?;
