@@ -92,7 +92,7 @@ fn pin(processes: [u32; 2]) {
 fn front_with_all_disks(stand: &Stand) -> (Process, Vec<PathBuf>) {
     let config = stand.path("front.toml");
     let mut text = format!(
-        "state = \"{}\"\nserver = \"{}\"\nkept = \"1M\"\n",
+        "state = \"{}\"\nserver = \"{}\"\nclear = true\nkept = \"1M\"\n",
         stand.path("front").display(),
         stand.server_address()
     );

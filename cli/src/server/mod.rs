@@ -134,7 +134,7 @@ impl Workers {
             let (settings, faults) = (settings.clone(), args.wire_faults);
             let security = ServerSecurity {
                 secrets: secrets.to_vec(),
-                clear_allowed: config.clear,
+                clear_allowed: config.clear || settings.listen.is_memory(),
                 entropy: rand::random(),
             };
             let authorized = Arc::clone(&workers.authorized);

@@ -58,6 +58,13 @@ pub enum AddressError {
 }
 
 impl Address {
+    /// Whether what goes there stays in the memory of this machine, between
+    /// processes whom the kernel has named to each other.
+    #[must_use]
+    pub const fn is_memory(&self) -> bool {
+        matches!(self, Self::Memory(..))
+    }
+
     /// The port, which tells the workers of one server apart.
     #[must_use]
     pub const fn port(&self) -> u16 {
