@@ -5,6 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block_core::time::Clock;
@@ -12,9 +13,9 @@ use block_core::{BlockError, Buffer, Op, Pool, SectorRange};
 use link::wire::Wire;
 use link::wire::udp::{Udp, UdpPeer};
 use link::{
-    Access, AttachReply, Attached, Caller, Client, ClientSettings, FrontId, Guest, Host, Part,
-    Path, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName,
-    VolumeState, Work,
+    Access, AttachReply, Attached, Caller, Client, ClientSettings, Contact, FrontId, Guest, Host,
+    Part, Path, Reply, Sealed, SecretKey, Security, Server, ServerSecurity, ServerSettings,
+    SessionIndex, SlotRef, Token, VolumeHandle, VolumeName, VolumeState, Work,
 };
 
 struct Counting;
@@ -46,6 +47,10 @@ struct Instant {
 impl Host for Instant {
     fn buffer(&mut self, _: usize, _: usize) -> Option<Buffer> {
         self.pool.take()
+    }
+
+    fn admits(&mut self, _: &Caller) -> bool {
+        true
     }
 
     fn opened(&mut self, _: SessionIndex, _: Caller, _: u64, _: u16) {}
@@ -97,13 +102,24 @@ impl Guest for Counter {
     }
 }
 
+/// In the clear, and sealed, while keys change a hundred times.
 #[test]
 fn a_request_over_udp_allocates_nothing() {
+    serves(Security::Clear, ServerSecurity::clear());
+    let (front, server) = (SecretKey::from_bytes(&[1; 32]), SecretKey::from_bytes(&[2; 32]));
+    let mut sealed = Sealed::new(Rc::new(front), server.public(), [3; 32]);
+    sealed.frames_per_key = 500;
+    let secrets = vec![server];
+    let security = ServerSecurity { secrets, clear_allowed: false, entropy: [4; 32] };
+    serves(Security::Sealed(sealed), security);
+}
+
+fn serves(asked: Security, security: ServerSecurity) {
     let loopback: SocketAddr = "127.0.0.1:0".parse().expect("an address");
     let mut server_wire = Udp::bind(loopback).expect("a socket");
     let to = server_wire.local_address().expect("an address");
     let settings = ServerSettings { sessions: 4, slots: 64, window: 1 << 20, seed: 1 };
-    let mut server = Server::new(settings);
+    let mut server = Server::secured(settings, security);
     let mut host = Instant {
         pool: Pool::private(64, 33 * 4096).expect("memory"),
         replies: VecDeque::with_capacity(64),
@@ -119,8 +135,9 @@ fn a_request_over_udp_allocates_nothing() {
     let mut client = Client::new(wire, settings);
     let clock = Clock::start();
     let name = VolumeName::new("disk").expect("a name");
-    let volume =
-        client.attach(clock.now(), UdpPeer::from(to), name, Access::Write).expect("memory");
+    let is_sealed = matches!(asked, Security::Sealed(_));
+    let contact = Contact { peer: UdpPeer::from(to), security: asked };
+    let volume = client.attach(clock.now(), contact, name, Access::Write).expect("memory");
 
     let mut guest = Counter::default();
     let mut submitted = 0;
@@ -152,6 +169,8 @@ fn a_request_over_udp_allocates_nothing() {
         ALLOCATIONS.load(Ordering::Relaxed) - before
     };
     run(2000);
-    assert_eq!(run(10_000), 0, "allocations in 10,000 requests");
+    let begun = clock.now();
+    assert_eq!(run(10_000), 0, "allocations in 10,000 requests, sealed: {is_sealed}");
+    eprintln!("10,000 requests, sealed: {is_sealed}: {:?}", clock.now() - begun);
     assert!(guest.placed > 0);
 }
