@@ -5,14 +5,18 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use block_core::{Device, Pool, Time};
 use nvme::arena::Arena;
 use nvme::{
-    Bus, Clock, Controller, Namespace, NamespaceInfo, News, Patience, QueuePair, SoftController,
-    SoftNamespace, SoftOptions, Watch,
+    Bus, Clock, Controller, HealthLog, Namespace, NamespaceInfo, News, Patience, QueuePair,
+    SoftController, SoftNamespace, SoftOptions, Watch,
 };
 use turn::Idle;
+
+/// How often devices are asked how they are, while they work.
+const HEALTH_PERIOD: Duration = Duration::from_secs(60);
 
 /// Most commands that a worker has under way on each queue pair.
 const QUEUE_DEPTH: u16 = 512;
@@ -80,6 +84,13 @@ pub enum Change<D> {
         device: usize,
         /// What it is now.
         made: D,
+    },
+    /// How it is, by its own account.
+    Health {
+        /// Which one.
+        device: usize,
+        /// What it says.
+        log: HealthLog,
     },
     /// It does not come back, and why.
     GivenUp {
@@ -233,8 +244,13 @@ impl NvmeEngine {
             controller.coalesce_interrupts()?;
         }
         let watch = Watch::new(&controller, Rc::clone(&queue), Patience::default());
-        let drive = Drive { watch, queue, controller, soft, first, only };
-        let devices = drive.devices().collect();
+        // One that does not say how it is serves as well.
+        let health = controller.health_log().ok();
+        let mut drive = Drive { watch, queue, controller, soft, first, only };
+        drive.watch.read_health(HEALTH_PERIOD, (self.clock)());
+        let devices: Vec<Namespace> = drive.devices().collect();
+        let numbered = (first..first + devices.len()).zip(health.into_iter().cycle());
+        self.changes.extend(numbered.map(|(device, log)| Change::Health { device, log }));
         self.drives.push(drive);
         Ok(devices)
     }
@@ -243,6 +259,7 @@ impl NvmeEngine {
     pub fn set_patience(&mut self, device: usize, patience: Patience) {
         if let Some(drive) = self.drives.iter_mut().rfind(|drive| drive.first <= device) {
             drive.watch = Watch::new(&drive.controller, Rc::clone(&drive.queue), patience);
+            drive.watch.read_health(HEALTH_PERIOD, (self.clock)());
         }
     }
 
@@ -287,6 +304,7 @@ impl Drive {
                 tracing::warn!(device, ?health, "the controller reports: {event}");
                 None
             }
+            News::Health(log) => Some(Change::Health { device, log: *log }),
             News::GivenUp(error) => Some(Change::GivenUp { device, why: error.to_string() }),
         }));
     }
@@ -333,5 +351,28 @@ impl Engine for NvmeEngine {
         let soft = self.drives.iter().find(|drive| drive.soft.is_some());
         let chosen = soft.or(self.drives.first()).ok_or(io::ErrorKind::NotFound)?;
         chosen.controller.pool(count, buffer_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a device says of itself is known from the start, before there is any work.
+    #[test]
+    fn every_device_says_how_it_is_at_its_start() {
+        let disk = || SoftNamespace::memory(1 << 20, nvme::LbaSize::B4096).expect("memory");
+        let clock = block_core::time::Clock::start();
+        let clock: Clock = Arc::new(move || clock.now());
+        let made = NvmeEngine::soft(SoftOptions::default(), vec![disk(), disk()], clock);
+        let (mut engine, devices) = made.expect("they start");
+        assert_eq!(devices.len(), 2);
+        for expected in 0..2 {
+            let Some(Change::Health { device, log }) = engine.look(Time::ZERO) else {
+                panic!("device {expected} does not say how it is");
+            };
+            assert_eq!((device, log.kelvin), (expected, 300));
+        }
+        assert!(engine.look(Time::ZERO).is_none());
     }
 }

@@ -16,7 +16,7 @@ use crate::bus::Bus;
 use crate::command::{Command, cns, feature, log};
 use crate::completion::Status;
 use crate::event::{self, Event};
-use crate::health::HealthLog;
+use crate::health::{HEALTH_BYTES, HealthLog};
 use crate::identify::{CommandLimits, ControllerInfo, FormatError, NamespaceInfo};
 use crate::port::Port;
 use crate::queue_pair::QueuePair;
@@ -412,6 +412,14 @@ impl Core {
         admin.request_event(&self.port);
         let is_health = event.log == log::HEALTH;
         Ok(page.filter(|_| is_health).map(|page| HealthLog::parse(&page)))
+    }
+
+    /// The device's health log.
+    #[expect(clippy::await_holding_lock, reason = "as for a reset")]
+    pub(crate) async fn health_log(&self) -> Result<HealthLog, StartError> {
+        let command = Command::get_log_page(log::HEALTH, HEALTH_BYTES);
+        let page = self.admin().ask(&self.port, "get the health log", command).await?;
+        Ok(HealthLog::parse(&page))
     }
 
     /// Asks the controller to give up on a command; whether it says that it

@@ -7,11 +7,11 @@ use std::ops::Range;
 
 use block_core::{BlockError, Buffer};
 
-use crate::command::{Command, DATASET_DEALLOCATE, feature, io, log};
+use crate::command::{Command, DATASET_DEALLOCATE, feature, io};
 use crate::completion::Status;
 use crate::controller::{Controller, StartError};
 use crate::event::Event;
-use crate::health::{HEALTH_BYTES, HealthLog};
+use crate::health::HealthLog;
 use crate::namespace::Namespace;
 use crate::queue_pair::QueuePair;
 use crate::table::{Ending, MAX_TRANSFER_BYTES, Payload};
@@ -132,10 +132,7 @@ impl Controller {
     /// When the controller refuses or is silent.
     pub fn health_log(&self) -> Result<HealthLog, StartError> {
         let core = self.core();
-        let command = Command::get_log_page(log::HEALTH, HEALTH_BYTES);
-        let page =
-            core.port.complete(core.admin().ask(&core.port, "get the health log", command))?;
-        Ok(HealthLog::parse(&page))
+        core.port.complete(core.health_log())
     }
 
     /// What the controller has told by itself since this was asked last, with the

@@ -189,7 +189,9 @@ impl QueuePair {
             let capabilities = &core.port.capabilities;
             let mut written = 0;
             // The head first: it makes the room that new commands will need.
-            if let Some(head) = state.completion.news() {
+            if state.owes_head()
+                && let Some(head) = state.completion.news()
+            {
                 written += core.ring(capabilities.completion_doorbell(state.id), old_head, head);
             }
             if let Some(tail) = state.submission.news() {
@@ -368,6 +370,14 @@ impl State {
         }
         let next = if waker.is_none() { self.entitled() } else { None };
         Ok(Wakers { waker, next })
+    }
+
+    /// Whether the controller must learn of the entries that were taken. Not each time:
+    /// a polled queue's head says only where there is room, and half a ring of it is
+    /// enough for all commands under way. Interrupts may wait for the head.
+    fn owes_head(&self) -> bool {
+        let wanted = self.completion.untold() as usize + self.table.busy();
+        self.memory.ring_bells || wanted >= usize::from(self.memory.entries) / 2
     }
 
     /// Who may go now that one more place is free.

@@ -103,6 +103,15 @@ impl CompletionRing {
         })
     }
 
+    /// Entries that were taken since the controller was told.
+    pub(crate) fn untold(&self) -> u32 {
+        if self.head >= self.rung {
+            self.head - self.rung
+        } else {
+            self.entries - self.rung + self.head
+        }
+    }
+
     /// The value that the controller knows.
     pub(crate) fn rung(&self) -> u32 {
         self.rung

@@ -90,6 +90,8 @@ pub enum News {
     /// It has something to tell, with its health log if it is about that. Its commands
     /// go on.
     Event(Event, Option<HealthLog>),
+    /// Its health log, as [`Watch::read_health`] asks for it.
+    Health(HealthLog),
     /// It does not come back, and why. Its commands end with an error, at once.
     GivenUp(StartError),
 }
@@ -116,6 +118,8 @@ pub struct Watch {
     /// Its bus has bells, one of which may say that the device is wanted back.
     is_removable: bool,
     troubles: Troubles,
+    /// How often the health log is read, and when next.
+    health: Option<(Duration, Time)>,
 }
 
 enum Stage {
@@ -124,6 +128,8 @@ enum Stage {
     Aborting(usize, Step<bool>),
     /// Ready with the health log, if the event is about that.
     Attending(Event, Step<Result<Option<HealthLog>, StartError>>),
+    /// Ready with the health log.
+    Asking(Step<Result<HealthLog, StartError>>),
     /// Ready with how many resets it took.
     Resetting(Step<Result<u32, StartError>>),
     Over,
@@ -149,7 +155,13 @@ impl Watch {
             rounds: u32::try_from(rounds).unwrap_or(u32::MAX).saturating_add(1),
             next_look: Time::ZERO,
             troubles: Troubles::default(),
+            health: None,
         }
+    }
+
+    /// Reads the health log every so often, while commands are under way.
+    pub fn read_health(&mut self, every: Duration, now: Time) {
+        self.health = Some((every, now + every));
     }
 
     /// What was done so far.
@@ -180,7 +192,7 @@ impl Watch {
             Stage::Calm if self.queue.in_flight() == 0 && !self.is_removable => None,
             Stage::Calm => {
                 self.next_look = now + self.round;
-                self.check()
+                self.check(now)
             }
             Stage::Aborting(late, step) => match poll(step) {
                 Poll::Pending => None,
@@ -202,6 +214,13 @@ impl Watch {
                     Some(News::Event(event, outcome.ok().flatten()))
                 }
             },
+            Stage::Asking(step) => match poll(step) {
+                Poll::Pending => None,
+                Poll::Ready(outcome) => {
+                    self.stage = Stage::Calm;
+                    outcome.ok().map(News::Health)
+                }
+            },
             Stage::Resetting(step) => match poll(step) {
                 Poll::Pending => None,
                 Poll::Ready(Ok(tries)) => {
@@ -218,7 +237,7 @@ impl Watch {
         }
     }
 
-    fn check(&mut self) -> Option<News> {
+    fn check(&mut self, now: Time) -> Option<News> {
         if let Some(trouble) = self.standing() {
             return self.reset(trouble);
         }
@@ -238,6 +257,12 @@ impl Watch {
             let core = Arc::clone(&self.core);
             let step = async move { core.attend(event).await };
             self.stage = Stage::Attending(event, Box::pin(step));
+        } else if let Some((every, next)) = &mut self.health
+            && *next <= now
+        {
+            *next = now + *every;
+            let core = Arc::clone(&self.core);
+            self.stage = Stage::Asking(Box::pin(async move { core.health_log().await }));
         }
         None
     }

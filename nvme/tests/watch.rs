@@ -376,3 +376,28 @@ fn what_a_controller_tells_by_itself_is_passed_on() {
         assert_eq!(rig.run(read).1, Ok(()));
     }
 }
+
+/// A disk that wears out says so in its log, which somebody must read: every so often, and
+/// beside the work, none of which waits for it.
+#[test]
+fn the_health_log_is_read_every_so_often_while_there_is_work() {
+    const EVERY: Duration = Duration::from_millis(100);
+    let mut rig = Rig::small();
+    rig.watch.read_health(EVERY, Time::ZERO);
+    let (mut logs, mut reads) = (Vec::new(), 0);
+    while rig.now.load(Ordering::Relaxed) < 10 * EVERY.as_nanos() as u64 {
+        let (namespace, pool) = (rig.namespace(), rig.pool.clone());
+        let mut read = Box::pin(namespace.read(Pba(1), filled(&pool, 0), 0..1));
+        while poll(read.as_mut()).is_pending() {
+            match rig.turn() {
+                Some(News::Health(log)) => logs.push(log),
+                Some(news) => panic!("{news:?}"),
+                None => {}
+            }
+        }
+        reads += 1;
+    }
+    assert!((5..=10).contains(&logs.len()), "{} times", logs.len());
+    assert!(reads > 1000, "{reads} reads: they have waited");
+    assert!(logs[0].reads < logs[logs.len() - 1].reads, "an old log");
+}

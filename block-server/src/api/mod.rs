@@ -1,6 +1,7 @@
 //! What the control socket speaks: the bodies of its requests and answers, for
 //! the server and for its clients.
 
+mod health;
 mod hooks;
 mod key;
 mod pool;
@@ -11,6 +12,7 @@ mod stream;
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
+pub use health::HealthInfo;
 pub use hooks::{HooksInfo, KindInfo, LatencyInfo, RecordInfo, SetHooks, SetRecord, ThrottleInfo};
 pub use key::{AddWay, DomainInfo, HexSecret, KeysInfo, SecretKind, WayInfo};
 pub use pool::{
@@ -68,6 +70,9 @@ pub struct DeviceInfo {
     /// How often it came back from a reset since the server was started.
     #[serde(default)]
     pub resets: u64,
+    /// How it is by its own account, not older than a minute of work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthInfo>,
 }
 
 /// `POST /volumes`; the answer is a [`VolumeInfo`].

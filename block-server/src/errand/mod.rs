@@ -12,7 +12,7 @@ use block_core::Device;
 use link::{Access, FrontId, PublicKey, VolumeName};
 use tokio::sync::oneshot;
 
-use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, VolumeInfo};
+use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, HealthInfo, VolumeInfo};
 use crate::catalog::CommitError;
 use crate::hooked::{self, BadLimits, HookChange};
 use crate::room::{Located, Room};
@@ -182,6 +182,7 @@ impl<D: Device + 'static> Room<D> {
             is_pool: store.is_pool(),
             problem: store.problem(),
             resets: store.resets(),
+            health: store.health().map(|log| HealthInfo::from(&log)),
         };
         self.stores.iter().map(device).collect()
     }

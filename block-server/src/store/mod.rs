@@ -7,13 +7,14 @@ mod resets;
 mod snapshots;
 mod streams;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use block_core::unit::{BLOCK_SIZE, BlockCount};
 use block_core::{Device, Time};
 use interpose::layout::provenance::Provenance;
 use link::VolumeName;
+use nvme::HealthLog;
 use tracing::{error, info};
 
 use crate::attachments::Attachments;
@@ -78,6 +79,8 @@ impl<D> Means<D> {
 pub struct Store<D> {
     means: Means<D>,
     resets: Resets<D>,
+    /// What the device has last said about itself.
+    health: Cell<Option<HealthLog>>,
     keeper: RefCell<Keeper<D>>,
     volumes: RefCell<Vec<Rc<Volume<D>>>>,
     /// Names of volumes that are being made, or that may be there.
@@ -155,7 +158,19 @@ impl<D: Device + 'static> Store<D> {
         };
         let volumes = RefCell::new(volumes);
         let (keeper, reserved) = (RefCell::new(keeper), RefCell::default());
-        Ok((Self { means, resets, keeper, volumes, reserved }, lives))
+        let health = Cell::new(None);
+        Ok((Self { means, resets, health, keeper, volumes, reserved }, lives))
+    }
+
+    /// The device has said how it is.
+    pub fn note_health(&self, log: HealthLog) {
+        self.health.set(Some(log));
+    }
+
+    /// What the device has last said about itself.
+    #[must_use]
+    pub fn health(&self) -> Option<HealthLog> {
+        self.health.get()
     }
 
     /// What the device has for volumes that nobody uses.

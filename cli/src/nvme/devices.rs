@@ -18,6 +18,8 @@ struct Trees {
     sysfs: PathBuf,
     #[arg(long, hide = true, value_name = "FOLDER", default_value = "/proc")]
     proc: PathBuf,
+    #[arg(long, hide = true, value_name = "FOLDER", default_value = "/dev")]
+    dev: PathBuf,
 }
 
 impl Trees {
@@ -26,7 +28,8 @@ impl Trees {
     }
 
     fn lists(&self) -> Lists {
-        Lists { mounts: self.proc.join("self/mountinfo"), swaps: self.proc.join("swaps") }
+        let (mounts, swaps) = (self.proc.join("self/mountinfo"), self.proc.join("swaps"));
+        Lists { mounts, swaps, nodes: self.dev.clone() }
     }
 }
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::Address;
 use super::sysfs::Sysfs;
-use super::usage::{Lists, uses};
+use super::usage::{Lists, claim, uses};
 
 /// The driver that lets a process have a device.
 pub const VFIO: &str = "vfio-pci";
@@ -28,6 +28,11 @@ pub enum BindError {
     InUse { address: Address, uses: Vec<String> },
     #[error("cannot see whether {address} is in use ({error}), so it stays with its driver")]
     Unseen { address: Address, error: io::Error },
+    #[error(
+        "{address} is in use: {disk} cannot be opened for this process alone ({error}); end \
+         whoever has it"
+    )]
+    Taken { address: Address, disk: String, error: io::Error },
     #[error("the driver {driver} is not there; type 'modprobe {driver}'")]
     NoDriver { driver: String },
     #[error("cannot write '{text}' to {path}: {error}; only root may")]
@@ -50,6 +55,8 @@ pub fn bind(sysfs: &Sysfs, lists: &Lists, address: Address, driver: &str) -> Res
     if !used.is_empty() {
         return Err(BindError::InUse { address, uses: used });
     }
+    let claimed = claim(sysfs, lists, address);
+    let _claimed = claimed.map_err(|(disk, error)| BindError::Taken { address, disk, error })?;
     if !sysfs.root().join("bus/pci/drivers").join(driver).exists() {
         return Err(BindError::NoDriver { driver: driver.to_owned() });
     }
@@ -111,7 +118,8 @@ mod tests {
     fn lists(made: &Made) -> Lists {
         made.file("mounts", "");
         made.file("swaps", "Filename\n");
-        Lists { mounts: made.path("mounts"), swaps: made.path("swaps") }
+        let (mounts, swaps) = (made.path("mounts"), made.path("swaps"));
+        Lists { mounts, swaps, nodes: made.path("dev") }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Whether a controller's disks are in use: then nobody may take it from the kernel.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Address;
@@ -15,11 +16,14 @@ pub struct Lists {
     pub mounts: PathBuf,
     /// `/proc/swaps`.
     pub swaps: PathBuf,
+    /// `/dev`, with the disks' nodes.
+    pub nodes: PathBuf,
 }
 
 impl Default for Lists {
     fn default() -> Self {
-        Self { mounts: "/proc/self/mountinfo".into(), swaps: "/proc/swaps".into() }
+        let (mounts, swaps) = ("/proc/self/mountinfo".into(), "/proc/swaps".into());
+        Self { mounts, swaps, nodes: "/dev".into() }
     }
 }
 
@@ -60,6 +64,34 @@ pub fn uses(sysfs: &Sysfs, lists: &Lists, address: Address) -> io::Result<Vec<Us
     Ok(uses)
 }
 
+/// Opens every disk of a controller for this process alone: whoever has one, or a
+/// partition of it, is found though no list names it (another mount namespace), and nobody begins to
+/// use one as long as the files are open.
+///
+/// # Errors
+/// Which one cannot be had, and the kernel's reason.
+pub fn claim(
+    sysfs: &Sysfs,
+    lists: &Lists,
+    address: Address,
+) -> Result<Vec<File>, (String, io::Error)> {
+    let disks = disks(sysfs, address).map_err(|error| (address.to_string(), error))?;
+    let mut held = Vec::new();
+    // A disk that is had alone has no partitions for others, this process included.
+    for disk in disks.into_iter().filter(|disk| !disk.is_partition) {
+        let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+        let file =
+            File::options().read(true).custom_flags(exclusive).open(lists.nodes.join(&disk.name));
+        match file {
+            Ok(file) => held.push(file),
+            // The paths of a disk with several have no nodes.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err((disk.name, error)),
+        }
+    }
+    Ok(held)
+}
+
 /// The names of a controller's disks and partitions.
 ///
 /// # Errors
@@ -73,6 +105,7 @@ struct Disk {
     /// "259:0".
     number: String,
     holders: Vec<String>,
+    is_partition: bool,
 }
 
 /// Every block device that lies below the controller, partitions and the hidden paths
@@ -100,7 +133,8 @@ fn disks(sysfs: &Sysfs, address: Address) -> io::Result<Vec<Disk>> {
                 holders.push(holder?.file_name().to_string_lossy().into_owned());
             }
         }
-        disks.push(Disk { name, number: number.trim().to_owned(), holders });
+        let is_partition = place.join("partition").exists();
+        disks.push(Disk { name, number: number.trim().to_owned(), holders, is_partition });
     }
     disks.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(disks)
@@ -148,9 +182,11 @@ mod tests {
         made.device(PLACE, "0x010802", Some("nvme"), Some(7));
         made.disk(PLACE, "nvme0n1", "259:0");
         made.disk(PLACE, "nvme0n1p1", "259:1");
+        made.file(&format!("bus/pci/devices/{PLACE}/nvme/nvme0/nvme0n1p1/partition"), "1\n");
         made.file("mounts", "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
         made.file("swaps", "Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n");
-        let lists = Lists { mounts: made.path("mounts"), swaps: made.path("swaps") };
+        let (mounts, swaps) = (made.path("mounts"), made.path("swaps"));
+        let lists = Lists { mounts, swaps, nodes: made.path("dev") };
         (made, lists)
     }
 
@@ -199,6 +235,21 @@ mod tests {
         made.link("class/block/nvme1n1", &made.path(&format!("{subsystem}/nvme1n1")));
         made.file("mounts", "22 1 259:5 / /srv rw - ext4 /dev/nvme1n1 rw\n");
         assert_eq!(found(&made, &lists), ["nvme1n1 is mounted on /srv"]);
+    }
+
+    /// A disk may be used where no list of ours shows it: the kernel knows.
+    #[test]
+    fn a_disk_that_cannot_be_had_alone_is_named() {
+        let (made, lists) = made();
+        let address = PLACE.parse().expect("an address");
+        let claimed = claim(&made.sysfs(), &lists, address).expect("no node, no use");
+        assert!(claimed.is_empty());
+        made.file("dev/nvme0n1", "");
+        assert_eq!(claim(&made.sysfs(), &lists, address).expect("it is free").len(), 1);
+        made.disk(PLACE, "nvme0n2", "259:7");
+        made.link("dev/nvme0n2", Path::new("nvme0n2"));
+        let (name, _) = claim(&made.sysfs(), &lists, address).expect_err("a circle");
+        assert_eq!(name, "nvme0n2");
     }
 
     /// "I could not look" is not "nobody uses it".

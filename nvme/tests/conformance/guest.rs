@@ -53,6 +53,7 @@ fn every_case_passes_on_pci_devices_in_a_guest() {
         .expect("demo/guest-overlay runs");
     assert!(packed.success());
     let iommu = "-device intel-iommu,intremap=on,caching-mode=on";
+    let resets = std::env::var("VRIO_RESETS").ok();
     let devices = controller(folder.path(), 0) + &controller(folder.path(), 1);
     let output = Command::new(repository().join("demo/boot"))
         .arg("--image")
@@ -64,6 +65,7 @@ fn every_case_passes_on_pci_devices_in_a_guest() {
         .args(["--script", "nvme-suite", "--cpus", "2", "--memory", "768", "--timeout", "300"])
         .args(["--kernel", "intel_iommu=on iommu=pt vrio.modules=devices"])
         .args(["--qemu", &format!("{iommu}{devices}")])
+        .args(resets.iter().flat_map(|resets| ["--args", resets]))
         .output()
         .expect("demo/boot runs");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
