@@ -294,7 +294,8 @@ impl<W: Wire> Path for Client<W> {
     }
 
     fn deadline(&self) -> Option<Time> {
-        self.sessions.iter().filter_map(Session::deadline).min()
+        let deadlines = self.sessions.iter().map(|session| session.deadline(&self.volumes));
+        deadlines.flatten().min()
     }
 
     fn abandon(&mut self, volume: VolumeHandle, guest: &mut impl Guest) {

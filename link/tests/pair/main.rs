@@ -74,6 +74,24 @@ fn the_server_has_the_last_word_on_the_segment_size() {
     assert_eq!(pair.guest.outcome, Some(Ok(())));
 }
 
+/// Disks that ask for something once a second woke their front twice for it: for the
+/// answer, and when the answer would have been late, had it not come.
+#[test]
+fn an_answer_leaves_nothing_to_wake_up_for() {
+    let (mut pair, volume) = Pair::attached();
+    pair.run(Duration::from_secs(1), |_| false);
+    assert_eq!(pair.client.deadline(), None);
+    pair.submit(volume, Op::Read, 8);
+    pair.client_turn();
+    assert!(pair.client.deadline().is_some(), "its answer may be lost");
+    pair.network.deliver_all();
+    pair.server_turn();
+    pair.network.deliver_all();
+    pair.client_turn();
+    assert_eq!(pair.guest.outcome, Some(Ok(())));
+    assert_eq!(pair.client.deadline(), None);
+}
+
 /// The answer to a write is lost: the front asks, and hears the outcome that
 /// was kept. The write has run once.
 #[test]

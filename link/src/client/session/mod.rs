@@ -145,11 +145,20 @@ impl<P: Peer> Session<P> {
         }
     }
 
-    pub(in crate::client) fn deadline(&self) -> Option<Time> {
-        match &self.phase {
-            Phase::Greeting(greeting) => Some(greeting.deadline()),
-            Phase::Live => self.next_deadline,
+    /// When something is due. Asked before a sleep, so it is looked at closely: a
+    /// deadline of requests that were answered would end that sleep for nothing.
+    pub(in crate::client) fn deadline(&self, volumes: &[Volume]) -> Option<Time> {
+        if let Phase::Greeting(greeting) = &self.phase {
+            return Some(greeting.deadline());
         }
+        let bound = self.next_deadline?;
+        if self.slots.iter().any(|slot| slot.deadline.is_some()) {
+            return Some(bound);
+        }
+        let mine = volumes.iter().filter(|volume| volume.session == self.index);
+        let retries = mine.flat_map(|volume| [volume.retry_at, volume.flush_at]).flatten();
+        // What is earlier was due in a turn that has been.
+        retries.filter(|&at| at >= bound).min()
     }
 
     pub(in crate::client) fn take_redirect(&mut self, volume: usize) -> Option<u16> {
