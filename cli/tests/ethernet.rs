@@ -74,7 +74,7 @@ fn who_may_not_or_cannot_is_told_why() {
     ] {
         let config = folder.join("other.toml");
         let text = format!(
-            "listen = '{listen}'\ncontrol = '{0}/o.sock'\nstate = '{0}/o'\n[[device]]\nname = 'd'\n\
+            "clear = true\nlisten = '{listen}'\ncontrol = '{0}/o.sock'\nstate = '{0}/o'\n[[device]]\nname = 'd'\n\
              path = 'soft:{0}/o.img'\nsize = '64M'\n",
             folder.display()
         );
