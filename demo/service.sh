@@ -12,8 +12,6 @@ start_service() { # FOLDER
     launch "$service/server.log" "$vrio" server --config "$service/server.toml"
     await_socket "$service/control.sock" "$service/server.log"
     server_key=$("$vrio" server list --control "$service/control.sock" | awk 'NR == 1 { print $NF }')
-    "$vrio" key generate "$service/front.key" >"$service/front.key.public"
-    ask server authorize "$(cat "$service/front.key.public")" --volumes '*'
     ask pool create soft
     ask volume create demo --size 2G
     start_front demo
@@ -23,6 +21,8 @@ start_service() { # FOLDER
 start_front() { # VOLUME
     disk_socket=$service/$1.sock
     write_front_configuration "$1"
+    local key=$service/front-$1/key
+    [ -e "$key" ] || ask server authorize "$("$vrio" key generate "$key")" --volumes "$1"
     launch "$service/front-$1.log" "$vrio" front --config "$service/front-$1.toml"
     front=${processes[-1]}
     await_socket "$disk_socket" "$service/front-$1.log"
@@ -63,7 +63,6 @@ TOML
 write_front_configuration() { # VOLUME
     cat >"$service/front-$1.toml" <<TOML
 state = "$service/front-$1"
-key = "$service/front.key"
 server = "udp://127.0.0.1:7420"
 server_key = "$server_key"
 

@@ -251,7 +251,9 @@ impl Authorized {
 /// told apart: they may have every volume.
 impl Authority for Arc<Authorized> {
     fn admits(&self, caller: &Caller) -> bool {
-        caller.key.is_none_or(|key| self.lock().iter().any(|right| right.key == key))
+        let Some(key) = caller.key else { return true };
+        // What a front has attached is stored under its id.
+        caller.front == key.front() && self.lock().iter().any(|right| right.key == key)
     }
 
     fn may_attach(
@@ -284,7 +286,7 @@ mod tests {
     }
 
     fn asks(key: Option<PublicKey>) -> Caller {
-        Caller { front: FrontId([9; 16]), key }
+        Caller { front: key.map_or(FrontId([9; 16]), |key| key.front()), key }
     }
 
     #[test]
@@ -300,6 +302,8 @@ mod tests {
         assert!(!list.give(right(0, "vm-*", Access::Write)).expect("kept"));
         assert!(!list.give(right(0, "image?", Access::Read)).expect("kept"));
         assert!(list.admits(&asks(Some(KEYS[0]))) && !list.admits(&asks(Some(KEYS[1]))));
+        let other = Caller { front: KEYS[1].front(), key: Some(KEYS[0]) };
+        assert!(!list.admits(&other), "it says that it is another front");
         assert_eq!(may(0, "vm-1", Access::Write), Ok(()));
         assert_eq!(may(0, "image1", Access::Read), Ok(()));
         assert_eq!(may(0, "image1", Access::Write), Err(Refused::OnlyToRead));

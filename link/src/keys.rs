@@ -15,6 +15,8 @@ use rand::CryptoRng;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::attach::FrontId;
+
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
 
@@ -59,6 +61,16 @@ pub enum BadKey {
     /// Mistyped.
     #[error("the key is mistyped: its letters do not fit each other; copy it once more")]
     Sum,
+}
+
+impl PublicKey {
+    /// The front that has this key: so nobody claims to be another one. Another
+    /// key with the same 16 bytes takes 2^128 tries to find.
+    #[must_use]
+    pub fn front(&self) -> FrontId {
+        let [front @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = self.0;
+        FrontId(front)
+    }
 }
 
 impl fmt::Display for PublicKey {

@@ -79,7 +79,7 @@ pub(crate) fn run(args: &FrontArgs) -> anyhow::Result<()> {
         poller.registrar().add(socket).context("cannot wait for the link")?;
     }
     let settings = ClientSettings {
-        front: identity.front,
+        front: voice.front().unwrap_or(identity.front),
         incarnation: identity.incarnation,
         least_timeout: config.least_timeout,
         seed: rand::random(),

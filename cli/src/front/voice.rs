@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use anyhow::Context;
-use link::{PublicKey, Sealed, SecretKey, Security};
+use link::{FrontId, PublicKey, Sealed, SecretKey, Security};
 
 use super::config::FrontConfig;
 use crate::link_key;
@@ -33,6 +33,11 @@ impl Voice {
         let secret = link_key::read_or_make(&file).context("this front has no key")?;
         tracing::info!(key = %secret.public(), "servers know this front by its key");
         Ok(Self { secret: Some(Rc::new(secret)), entropy })
+    }
+
+    /// Which front this is, if its key says it.
+    pub(super) fn front(&self) -> Option<FrontId> {
+        self.secret.as_ref().map(|secret| secret.public().front())
     }
 
     /// How a server with that key is spoken with.
