@@ -7,6 +7,7 @@ pub mod binding;
 pub mod sysfs;
 pub mod usage;
 
+mod bar;
 mod physical;
 mod sys;
 mod vfio;

@@ -7,18 +7,16 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use block_core::{DmaMemory, Memory};
 use thiserror::Error;
 
+use super::bar::Bar;
 use super::sysfs::Sysfs;
-use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, MOST_BAR_BYTES, NO_PIN_INTERRUPT};
+use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, NO_PIN_INTERRUPT};
 use crate::PAGE;
 use crate::arena::{Arena, HUGE_PAGE};
 use crate::bus::Bus;
-use crate::registers::{DOORBELLS, GONE};
-use crate::sys::HalfWords;
 
 /// An entry of `/proc/self/pagemap` (Documentation/admin-guide/mm/pagemap.rst): the
 /// page's frame, and whether it is there.
@@ -111,10 +109,8 @@ fn address_of(memory: &Memory, page: u64) -> Result<u64, PhysicalError> {
 
 /// A bus over sysfs.
 pub struct PhysicalBus {
-    registers: HalfWords,
-    mapped: Arc<Memory>,
+    bar: Bar,
     configuration: File,
-    is_gone: AtomicBool,
     arena: Arc<Arena>,
 }
 
@@ -145,15 +141,8 @@ impl PhysicalBus {
         let configuration = open("config").map_err(step("open the configuration of"))?;
         let bar = open("resource0").map_err(step("open the registers of"))?;
         let size = bar.metadata().map_err(step("measure the registers of"))?.len();
-        let bytes = size.min(MOST_BAR_BYTES) as usize / PAGE * PAGE;
-        if bytes <= DOORBELLS as usize {
-            return Err(step("map the registers of")(io::ErrorKind::Unsupported.into()));
-        }
-        let mapped = Memory::of_file(&bar, 0, bytes).map_err(step("map the registers of"))?;
-        let mapped = Arc::new(mapped);
-        let registers = HalfWords::new(Arc::clone(&mapped), 0, bytes / 4);
-        let registers = registers.expect("as many words as there are bytes for");
-        let bus = Self { registers, mapped, configuration, is_gone: AtomicBool::new(false), arena };
+        let bar = Bar::map(&bar, 0, size).map_err(step("map the registers of"))?;
+        let bus = Self { bar, configuration, arena };
         bus.set_command(true).map_err(step("enable bus mastering of"))?;
         Ok(Arc::new(bus))
     }
@@ -166,10 +155,6 @@ impl PhysicalBus {
         let command = others | MEMORY_SPACE | NO_PIN_INTERRUPT | master;
         self.configuration.write_all_at(&command.to_le_bytes(), COMMAND)
     }
-
-    fn is_lost(&self) -> bool {
-        self.is_gone.load(Ordering::Relaxed) || self.mapped.has_failed()
-    }
 }
 
 impl Drop for PhysicalBus {
@@ -180,20 +165,11 @@ impl Drop for PhysicalBus {
 
 impl Bus for PhysicalBus {
     fn read32(&self, offset: u32) -> u32 {
-        let index = offset as usize / 4;
-        if index >= self.registers.len() || self.is_lost() {
-            return GONE;
-        }
-        let value = self.registers.load(index, Ordering::Acquire);
-        if self.is_lost() { GONE } else { value }
+        self.bar.load(offset)
     }
 
     fn write32(&self, offset: u32, value: u32) {
-        let index = offset as usize / 4;
-        if index < self.registers.len() {
-            // Release: x86 keeps a store to a device behind earlier stores to memory.
-            self.registers.store(index, value, Ordering::Release);
-        }
+        self.bar.store(offset, value);
     }
 
     fn allocate(&self, bytes: usize) -> io::Result<DmaMemory> {
@@ -204,7 +180,7 @@ impl Bus for PhysicalBus {
         if let Err(error) = self.set_command(false) {
             tracing::error!("bus mastering of a device was not turned off: {error}");
         }
-        self.is_gone.store(true, Ordering::Relaxed);
+        self.bar.give_up();
     }
 
     fn relax(&self) {

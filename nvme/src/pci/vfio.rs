@@ -5,21 +5,19 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use block_core::{DmaMemory, Memory};
+use block_core::DmaMemory;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use thiserror::Error;
 
+use super::bar::Bar;
 use super::binding::VFIO;
 use super::sysfs::{Found, Sysfs};
-use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, MOST_BAR_BYTES, NO_PIN_INTERRUPT, sys};
-use crate::PAGE;
+use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, NO_PIN_INTERRUPT, sys};
 use crate::arena::Arena;
 use crate::bus::Bus;
-use crate::registers::{CSTS, DOORBELLS, GONE};
-use crate::sys::HalfWords;
+use crate::registers::{CSTS, GONE};
 
 /// VFIO's numbers for regions and kinds of interrupts of PCI devices.
 const BAR0: u32 = 0;
@@ -65,9 +63,7 @@ pub enum OpenError {
 /// turns bus mastering off before the memory is unmapped.
 pub struct VfioBus {
     device: Mutex<Option<Device>>,
-    registers: HalfWords,
-    mapped: Arc<Memory>,
-    is_gone: AtomicBool,
+    bar: Bar,
     bells: Bells,
     arena: Arc<Arena>,
 }
@@ -105,23 +101,14 @@ impl VfioBus {
         let device = Device::open(sysfs, address, group, Arc::clone(&arena))?;
         let step = |step| move |error| OpenError::Step { step, address, error };
         let info = sys::region(&device.file, BAR0).map_err(step("describe the registers of"))?;
-        let bytes = info.size.min(MOST_BAR_BYTES) as usize / PAGE * PAGE;
-        if !info.can_be_mapped() || bytes <= DOORBELLS as usize {
-            let error = io::ErrorKind::Unsupported.into();
-            return Err(step("map the registers of")(error));
+        if !info.can_be_mapped() {
+            return Err(step("map the registers of")(io::ErrorKind::Unsupported.into()));
         }
         let bells = Bells::connect(&device.file).map_err(step("pass on interrupts of"))?;
         device.set_command(true).map_err(step("enable bus mastering of"))?;
-        let mapped = Memory::of_file(&device.file, info.offset, bytes);
-        let mapped = Arc::new(mapped.map_err(step("map the registers of"))?);
-        let registers = HalfWords::new(Arc::clone(&mapped), 0, bytes / 4);
-        let registers = registers.expect("as many words as there are bytes for");
-        let (device, is_gone) = (Mutex::new(Some(device)), AtomicBool::new(false));
-        Ok(Arc::new(Self { device, registers, mapped, is_gone, bells, arena }))
-    }
-
-    fn is_lost(&self) -> bool {
-        self.is_gone.load(Ordering::Relaxed) || self.mapped.has_failed()
+        let bar = Bar::map(&device.file, info.offset, info.size);
+        let bar = bar.map_err(step("map the registers of"))?;
+        Ok(Arc::new(Self { device: Mutex::new(Some(device)), bar, bells, arena }))
     }
 }
 
@@ -235,22 +222,11 @@ fn not_viable(sysfs: &Sysfs, address: Address, group: u32) -> OpenError {
 
 impl Bus for VfioBus {
     fn read32(&self, offset: u32) -> u32 {
-        let index = offset as usize / 4;
-        if index >= self.registers.len() || (offset == CSTS && self.is_revoked()) || self.is_lost()
-        {
-            return GONE;
-        }
-        let value = self.registers.load(index, Ordering::Acquire);
-        // A load from a device that has just left is a SIGBUS, and then a zero.
-        if self.is_lost() { GONE } else { value }
+        if offset == CSTS && self.is_revoked() { GONE } else { self.bar.load(offset) }
     }
 
     fn write32(&self, offset: u32, value: u32) {
-        let index = offset as usize / 4;
-        if index < self.registers.len() {
-            // Release: x86 keeps a store to a device behind earlier stores to memory.
-            self.registers.store(index, value, Ordering::Release);
-        }
+        self.bar.store(offset, value);
     }
 
     fn allocate(&self, bytes: usize) -> io::Result<DmaMemory> {
@@ -258,10 +234,10 @@ impl Bus for VfioBus {
     }
 
     fn cut_off(&self) {
-        self.is_gone.store(true, Ordering::Relaxed);
+        self.bar.give_up();
         let device = self.device.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The mapping holds the device, too; the kernel waits for both to go.
-        if let Err(error) = self.mapped.replace(None) {
+        if let Err(error) = self.bar.replace(None) {
             tracing::error!("the registers of a device that was given up stay mapped: {error}");
         }
         drop(device);
@@ -292,7 +268,7 @@ impl Bus for VfioBus {
         device.set_command(false)?;
         sys::reset(&device.file)?;
         device.set_command(true)?;
-        self.mapped.replace(Some((&device.file, device.bar)))?;
+        self.bar.replace(Some((&device.file, device.bar)))?;
         Ok(true)
     }
 }
