@@ -3,51 +3,24 @@
 
 use std::net::SocketAddr;
 use std::path::Path as FilePath;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context, bail};
-use block_core::Time;
+use anyhow::bail;
+pub(crate) use benches::worker::BLOCKS;
+use benches::worker::{self, Ticks};
 use block_front::{DiskOptions, Front};
-use block_server::catalog::Formatting;
-use block_server::{
-    Chance, Directory, Errand, Limits, LocalPath, Mailbox, NvmeEngine, Owned, Place, Size, Worker,
-    WorkerIndex, WorkerStation,
-};
+use block_server::{LocalPath, NvmeEngine, WorkerStation};
 use link::wire::Wire;
 use link::wire::udp::{Udp, UdpPeer};
 use link::{
     Access, AttachReply, AttachRequest, Attached, Client, ClientSettings, FrontId, Path, Server,
-    ServerSettings, VolumeHandle, VolumeName, VolumeState,
+    ServerSettings, VolumeHandle, VolumeState,
 };
-use nvme::{LbaSize, SoftNamespace, SoftOptions};
-use tokio::sync::oneshot;
 use turn::Station;
-
-/// Blocks of the volume; with the catalog it fits the device.
-pub(crate) const BLOCKS: u64 = 8192;
-const DEVICE_BYTES: u64 = 64 << 20;
 
 /// Requests under way at most, and one slot to attach.
 const PARTS: u16 = 127;
 
 const FRONT: FrontId = FrontId([7; 16]);
-
-/// Moments go by as turns do: nothing that is counted depends on the machine.
-#[derive(Clone, Default)]
-struct Ticks(Arc<AtomicU64>);
-
-impl Ticks {
-    fn now(&self) -> Time {
-        Time::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-
-    fn pass(&self) -> Time {
-        let tick = Duration::from_micros(2).as_nanos() as u64;
-        Time::from_nanos(self.0.fetch_add(tick, Ordering::Relaxed) + tick)
-    }
-}
 
 /// All of ours: a front with one disk, and what serves it.
 pub(crate) struct Subject {
@@ -66,8 +39,8 @@ impl Subject {
     /// A front that listens at `socket`.
     pub(crate) fn fused(socket: &FilePath) -> anyhow::Result<Self> {
         let ticks = Ticks::default();
-        let mut path = LocalPath::over_nvme(worker(&ticks)?, FRONT, 1, PARTS);
-        match path.attach(AttachRequest::new(name()?, Access::Write)) {
+        let mut path = LocalPath::over_nvme(worker::start(&ticks)?, FRONT, 1, PARTS);
+        match path.attach(AttachRequest::new(worker::volume()?, Access::Write)) {
             AttachReply::Attached(attached) => {
                 let front = front(socket, attached.handle, &attached)?;
                 Ok(Self { front, served: Served::Fused(path), ticks })
@@ -84,7 +57,7 @@ impl Subject {
         let address = wire.local_address()?;
         let settings =
             ServerSettings { sessions: 4, slots: PARTS + 1, window: wire.window(), seed: 1 };
-        let mut station = WorkerStation::new(wire, Server::new(settings), worker(&ticks)?);
+        let mut station = WorkerStation::new(wire, Server::new(settings), worker::start(&ticks)?);
         let settings = ClientSettings {
             front: FRONT,
             incarnation: 1,
@@ -93,7 +66,8 @@ impl Subject {
             kept_bytes: ClientSettings::KEPT_BYTES,
         };
         let mut client = Client::new(Udp::bind(any)?, settings);
-        let volume = client.attach(ticks.now(), UdpPeer::from(address), name()?, Access::Write)?;
+        let volume =
+            client.attach(ticks.now(), UdpPeer::from(address), worker::volume()?, Access::Write)?;
         let attached = loop {
             client.turn(ticks.pass(), &mut NoGuest);
             station.turn(ticks.pass());
@@ -125,51 +99,9 @@ impl Subject {
     }
 }
 
-fn name() -> anyhow::Result<VolumeName> {
-    VolumeName::new("disk").context("a name")
-}
-
 fn front(socket: &FilePath, volume: VolumeHandle, attached: &Attached) -> anyhow::Result<Front> {
     let options = DiskOptions::new("disk", socket, volume, attached.sectors);
     Ok(Front::new(vec![options.check()?])?)
-}
-
-/// A worker with one raw volume on a device in memory.
-fn worker(ticks: &Ticks) -> anyhow::Result<Worker<NvmeEngine>> {
-    let namespace = SoftNamespace::memory(DEVICE_BYTES, LbaSize::B4096)?;
-    let clock = ticks.clone();
-    let clock: nvme::Clock = Arc::new(move || clock.now());
-    let (engine, devices) = NvmeEngine::soft(SoftOptions::default(), vec![namespace], clock)?;
-    let mailbox = Mailbox::new()?;
-    let drawn = AtomicU64::new(1);
-    let place = Place {
-        worker: WorkerIndex(0),
-        directory: Arc::<Directory>::default(),
-        mailbox: Arc::clone(&mailbox),
-        chance: Chance::new(move || {
-            drawn.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        }),
-        wall: || 1_800_000_000,
-    };
-    let owned = devices.into_iter().map(|it| Owned::raw("soft", it, Formatting::IfBlank));
-    let limits = Limits { sessions: 4, slots: 512, ..Limits::default() };
-    let mut worker = Worker::over_nvme(engine, owned.collect(), place, limits)?;
-    let (answer, mut made) = oneshot::channel();
-    mailbox.send(Errand::Create {
-        device: "soft".to_owned(),
-        name: name()?,
-        size: Size(BLOCKS * 4096),
-        read_only: false,
-        domain: None,
-        answer,
-    });
-    loop {
-        worker.turn(ticks.pass());
-        if let Ok(made) = made.try_recv() {
-            made.map_err(|failed| anyhow::anyhow!("{failed}"))?;
-            return Ok(worker);
-        }
-    }
 }
 
 /// Nobody, while the volume is attached.
