@@ -41,6 +41,12 @@ enum Command {
         /// Where it is kept
         file: PathBuf,
     },
+    #[command(flatten)]
+    OfAPool(PoolCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum PoolCommand {
     /// Show what unlocks the pool, and its domains
     List,
     /// Let another passphrase or key file unlock the pool; asks for a
@@ -75,19 +81,22 @@ enum Command {
     },
 }
 
-/// Asks the server and prints its answer.
+/// Does what it says.
 pub(crate) fn run(args: KeyArgs) -> anyhow::Result<()> {
-    let command = match args.command {
-        Command::Generate { file } => return print_public(&link_key::make(&file)?),
-        Command::Show { file } => return print_public(&link_key::read(&file)?),
-        command => command,
-    };
-    let client = args.control.client();
-    let device = the_pool(&client, args.device)?;
+    match args.command {
+        Command::Generate { file } => print_public(&link_key::make(&file)?),
+        Command::Show { file } => print_public(&link_key::read(&file)?),
+        Command::OfAPool(command) => ask(&args.control, args.device, command),
+    }
+}
+
+/// Asks the server and prints its answer.
+fn ask(control: &Control, device: Option<String>, command: PoolCommand) -> anyhow::Result<()> {
+    let client = control.client();
+    let device = the_pool(&client, device)?;
     let keys = match command {
-        Command::Generate { .. } | Command::Show { .. } => unreachable!("done above"),
-        Command::List => client.keys(&device)?,
-        Command::Add { name, passphrase_file, key_file } => {
+        PoolCommand::List => client.keys(&device)?,
+        PoolCommand::Add { name, passphrase_file, key_file } => {
             let (kind, secret) = match (passphrase_file, key_file) {
                 (None, None) => (SecretKind::Passphrase, prompt::new_passphrase()?),
                 (Some(file), _) => (SecretKind::Passphrase, Unlock::PassphraseFile(file).bytes()?),
@@ -95,16 +104,16 @@ pub(crate) fn run(args: KeyArgs) -> anyhow::Result<()> {
             };
             client.add_way(&device, &AddWay { name, kind, secret: HexSecret::new(&secret) })?
         }
-        Command::Remove { name } => client.remove_way(&device, &name)?,
-        Command::Rotate { domain } => client.rotate_key(&device, &domain)?,
-        Command::Erase { domain, yes } => {
+        PoolCommand::Remove { name } => client.remove_way(&device, &name)?,
+        PoolCommand::Rotate { domain } => client.rotate_key(&device, &domain)?,
+        PoolCommand::Erase { domain, yes } => {
             if !yes {
                 confirm_erase(&client.keys(&device)?, &domain)?;
             }
             client.erase_key(&device, &domain)?
         }
     };
-    args.control.print(&keys, describe)
+    control.print(&keys, describe)
 }
 
 fn print_public(key: &SecretKey) -> anyhow::Result<()> {

@@ -35,8 +35,10 @@ async fn give(
     let volumes = volumes.parse().map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error))?;
     let access = if read_only { Access::Read } else { Access::Write };
     let right = Right { key, volumes, access };
-    info!(%right, "authorized");
-    if office.authorized.give(right)? {
+    let said = right.to_string();
+    let is_narrower = office.authorized.give(right)?;
+    info!(right = said, "authorized");
+    if is_narrower {
         office.end_sessions(key).await?;
     }
     Ok(Json(office.describe_rights()))
