@@ -1,38 +1,37 @@
 //! How much driver and soft controller cost together: random reads and writes
 //! of 4 KiB, 32 at a time, in one thread. Run it with `--release`.
 //!
-//! With a number of requests as argument it does one short run of reads, for
-//! a tool that counts instructions. What submitting and reaping cost, the soft
-//! controller excluded:
-//!
-//! ```sh
-//! cargo build --release -p nvme --example rate
-//! valgrind --tool=callgrind --toggle-collect='*rate::turn*' target/release/examples/rate 20000
-//! ```
+//! `rate count` has valgrind count the driver's instructions for a request, the soft
+//! controller's left out: they are the same in every run.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use block_core::device::{Device, Durability};
 use block_core::time::Clock;
-use block_core::{BlockError, Buffer, Pba};
+use block_core::{BlockError, Buffer, Pba, Pool};
 use nvme::soft::FileOptions;
 use nvme::{Controller, LbaSize, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions};
 
 const DEPTH: usize = 32;
 const REQUESTS: u64 = 2_000_000;
 const ROUNDS: usize = 5;
+const KINDS: [&str; 2] = ["read", "write"];
+/// Requests of which the instructions are counted.
+const COUNTED: u64 = 20_000;
 /// 32 MiB, and 1 GiB: with and without the help of caches.
 const SIZES: [u64; 2] = [32 << 20, 1 << 30];
 
 fn main() {
-    if let Some(requests) = std::env::args().nth(1) {
-        let requests = requests.parse().expect("a number of requests");
-        println!("{:.0} ns", measure(memory(1 << 20), false, requests));
-        return;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["count"] => return KINDS.into_iter().for_each(count),
+        ["serve", kind] => return serve(kind),
+        _ => {}
     }
     for bytes in SIZES {
         report(&format!("{} MiB of memory", bytes >> 20), || memory(bytes));
@@ -46,13 +45,37 @@ fn main() {
 }
 
 fn report(name: &str, namespace: impl Fn() -> SoftNamespace) {
-    for (kind, writes) in [("read", false), ("write", true)] {
+    for kind in KINDS {
         let mut nanos: Vec<f64> =
-            (0..ROUNDS).map(|_| measure(namespace(), writes, REQUESTS)).collect();
+            (0..ROUNDS).map(|_| measure(namespace(), kind, REQUESTS)).collect();
         nanos.sort_by(f64::total_cmp);
         let (best, median) = (nanos[0], nanos[ROUNDS / 2]);
         println!("{name}, {kind}: best {best:.0} ns, median {median:.0} ns");
     }
+}
+
+/// What callgrind watches.
+fn serve(kind: &str) {
+    measure(memory(1 << 20), kind, COUNTED);
+}
+
+/// Instructions of one request between submission and outcome.
+fn count(kind: &str) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let program = std::env::current_exe().expect("this program");
+    let outcome = Command::new("valgrind")
+        .args(["--tool=callgrind", "--toggle-collect=*rate::turn*"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(program)
+        .args(["serve", kind])
+        .output()
+        .expect("valgrind starts: it must be installed");
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stderr));
+    let listing = std::fs::read_to_string(&out).expect("callgrind's file");
+    let total = listing.lines().find_map(|line| line.strip_prefix("totals: "));
+    let total: f64 = total.expect("a total").trim().parse().expect("a number");
+    println!("{kind}: {:.0} instructions", total / COUNTED as f64);
 }
 
 /// The driver's part of a turn, apart from the soft controller's, so that a tool can
@@ -82,7 +105,8 @@ fn memory(bytes: u64) -> SoftNamespace {
     SoftNamespace::memory(bytes, LbaSize::B4096).expect("memory")
 }
 
-fn measure(namespace: SoftNamespace, writes: bool, requests: u64) -> f64 {
+/// Nanoseconds of a request.
+fn measure(namespace: SoftNamespace, kind: &str, requests: u64) -> f64 {
     let soft = SoftController::new(SoftOptions::default(), vec![namespace]);
     let clock = Clock::start();
     let controller = Controller::start(soft.bus(), Arc::new(move || clock.now()));
@@ -92,23 +116,8 @@ fn measure(namespace: SoftNamespace, writes: bool, requests: u64) -> f64 {
     let namespace = Namespace::new(queue.clone(), &info);
     let pool = controller.pool(DEPTH, 4096).expect("memory");
     let blocks = namespace.blocks().0;
-    let mut context = Context::from_waker(Waker::noop());
-    let mut random = 1_u64;
-    let request = |buffer: Buffer, at: u64| {
-        let namespace = &namespace;
-        async move {
-            if writes {
-                namespace.write(Pba(at), buffer, 0..1, Durability::Cached).await
-            } else {
-                namespace.read(Pba(at), buffer, 0..1).await
-            }
-        }
-    };
-    let mut next = || {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (random >> 33) % blocks
-    };
     // Touch every page once, so that the kernel's work is not measured.
+    let mut context = Context::from_waker(Waker::noop());
     for at in 0..blocks {
         let buffer = pool.take().expect("a free buffer");
         let mut write = Box::pin(namespace.write(Pba(at), buffer, 0..1, Durability::Cached));
@@ -118,12 +127,33 @@ fn measure(namespace: SoftNamespace, writes: bool, requests: u64) -> f64 {
             queue.reap();
         }
     }
+    let mut random = 1_u64;
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        Pba((random >> 33) % blocks)
+    };
+    let begin = |buffer| namespace.read(next(), buffer, 0..1);
+    if kind == "read" {
+        return drive(&soft, &queue, &pool, requests, begin);
+    }
+    let begin = |buffer| namespace.write(next(), buffer, 0..1, Durability::Cached);
+    drive(&soft, &queue, &pool, requests, begin)
+}
+
+fn drive<R: Future<Output = (Buffer, Result<(), BlockError>)>>(
+    soft: &SoftController,
+    queue: &QueuePair,
+    pool: &Pool,
+    requests: u64,
+    mut begin: impl FnMut(Buffer) -> R,
+) -> f64 {
+    let mut context = Context::from_waker(Waker::noop());
     let mut slots: Vec<_> =
-        (0..DEPTH).map(|_| Box::pin(request(pool.take().expect("free"), next()))).collect();
+        (0..DEPTH).map(|_| Box::pin(begin(pool.take().expect("free")))).collect();
     let start = Instant::now();
     let mut done = 0;
     while done < requests {
-        done += turn(&queue, &mut slots, &mut context, |buffer| request(buffer, next()));
+        done += turn(queue, &mut slots, &mut context, &mut begin);
         soft.work();
     }
     start.elapsed().as_nanos() as f64 / done as f64

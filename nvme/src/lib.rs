@@ -37,6 +37,8 @@
 
 pub mod namespace;
 pub mod pass;
+mod transfer;
+
 pub mod queue_pair;
 mod table;
 

@@ -1,5 +1,6 @@
 //! A namespace as a device of blocks.
 
+use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -7,21 +8,21 @@ use block_core::device::{Device, Durability};
 use block_core::unit::BLOCK_SIZE;
 use block_core::{BlockCount, BlockError, Buffer, Extent, Pba};
 
-use crate::command::{Command, DEALLOCATE_ZEROES, FORCE_UNIT_ACCESS, io};
+use crate::command::{Command, DEALLOCATE_ZEROES, io};
 use crate::identify::NamespaceInfo;
 use crate::queue_pair::QueuePair;
-use crate::table::Payload;
+use crate::table::Data;
+use crate::transfer::Kind;
 
 /// Most logical blocks that a command's 16-bit count can name.
 const MAX_COMMAND_LBAS: u64 = 1 << 16;
 
 /// How often a command is tried that the controller gives up: Linux has 6
 /// (`nvme_core.max_retries` is 5).
-const TRIES: usize = 6;
+pub(crate) const TRIES: u8 = 6;
 
 /// A namespace, reached through one queue pair. Requests are cut where the
-/// controller's limits ask for it; the parts run one after the other, since
-/// the one buffer goes with each.
+/// controller's limits ask for it.
 ///
 /// It is a device until the controller is reset. If that may have cost answered
 /// writes, it changes nothing any more; another one, made afterwards, does.
@@ -33,7 +34,8 @@ pub struct Namespace {
     pub(crate) lbas_per_block: u64,
     blocks: BlockCount,
     cached: bool,
-    transfer_blocks: u64,
+    /// Most blocks of one read or write.
+    pub(crate) transfer_blocks: usize,
     /// Most blocks of one Write Zeroes; `None` when there is no such command.
     zero_blocks: Option<u64>,
     /// Most blocks of one deallocation; `None` when there is no such command.
@@ -57,7 +59,7 @@ impl Namespace {
             lbas_per_block,
             blocks: info.blocks(),
             cached: core.info().has_volatile_cache,
-            transfer_blocks: transfer.max(1).min(in_blocks(MAX_COMMAND_LBAS)),
+            transfer_blocks: transfer.max(1).min(in_blocks(MAX_COMMAND_LBAS)) as usize,
             zero_blocks: core.info().has_write_zeroes.then_some(zeroes),
             discard_blocks: (core.info().has_dataset_management && discard > 0).then_some(discard),
             queue,
@@ -82,73 +84,28 @@ impl Namespace {
         &self.queue
     }
 
-    async fn transfer(
-        &self,
-        opcode: u8,
-        flags: u32,
-        at: Pba,
-        mut buffer: Buffer,
-        blocks: Range<usize>,
-    ) -> (Buffer, Result<(), BlockError>) {
-        let bytes = blocks.end.saturating_mul(BLOCK_SIZE);
-        let count = BlockCount(blocks.end.saturating_sub(blocks.start) as u64);
-        if count.0 == 0 || bytes > buffer.len() {
-            return (buffer, Err(BlockError::Malformed));
-        }
-        if let Err(error) = self.check(Extent { start: at, count }) {
-            return (buffer, Err(error));
-        }
-        let mut next = blocks.start;
-        while next < blocks.end {
-            let start = at.0 + (next - blocks.start) as u64;
-            let part = ((blocks.end - next) as u64).min(self.transfer_blocks);
-            let bytes = part as usize * BLOCK_SIZE;
-            let payload = Payload::Blocks { buffer, offset: next * BLOCK_SIZE, bytes };
-            let command = self.blocks_command(opcode, start, part, flags);
-            let (back, outcome) = self.run(command, payload).await;
-            buffer = back.expect("a command gives back the buffer that it was given");
-            if outcome.is_err() {
-                return (buffer, outcome);
-            }
-            next += part as usize;
-        }
-        (buffer, Ok(()))
+    /// Runs a command that carries no buffer to its end.
+    async fn run(&self, command: Command, data: Data) -> Result<(), BlockError> {
+        self.queue.submit(command, data, None, TRIES).await.1.outcome()
     }
 
-    /// Runs a command to its end. One that was aborted runs again: its own
-    /// completion says that it is over, and whoever asked for it has not been
-    /// answered, so nothing that came later can be undone by it.
-    async fn run(
-        &self,
-        command: Command,
-        mut payload: Payload,
-    ) -> (Option<Buffer>, Result<(), BlockError>) {
-        for _ in 1..TRIES {
-            let shape = payload.shape();
-            let (buffer, ending) = self.queue.submit(command, payload).await;
-            if !ending.is_abort() {
-                return (buffer, ending.outcome());
-            }
-            payload = shape.with(buffer).expect("a command gives back what it was given");
-        }
-        let (buffer, ending) = self.queue.submit(command, payload).await;
-        (buffer, ending.outcome())
-    }
-
-    fn blocks_command(&self, opcode: u8, start: u64, count: u64, flags: u32) -> Command {
+    #[inline]
+    pub(crate) fn blocks_command(&self, opcode: u8, start: u64, count: u64, flags: u32) -> Command {
         let lbas = count * self.lbas_per_block;
         debug_assert!(lbas <= MAX_COMMAND_LBAS);
         Command::blocks(opcode, self.id, start * self.lbas_per_block, lbas as u32, flags)
     }
 
     /// What an outcome is worth: what the device had answered may be gone.
-    fn unless_lost(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
+    #[inline]
+    pub(crate) fn unless_lost(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
         let core = self.queue.core();
         let is_lost = self.cached && core.epoch() != self.epoch;
         if is_lost { core.ending().outcome().and(outcome) } else { outcome }
     }
 
-    fn check(&self, extent: Extent) -> Result<(), BlockError> {
+    #[inline]
+    pub(crate) fn check(&self, extent: Extent) -> Result<(), BlockError> {
         let end = extent.start.checked_add(extent.count).ok_or(BlockError::OutOfRange)?;
         if end.0 > self.blocks.0 { Err(BlockError::OutOfRange) } else { Ok(()) }
     }
@@ -163,38 +120,36 @@ impl Device for Namespace {
         self.cached
     }
 
-    async fn read(
+    #[inline]
+    fn read(
         &self,
         at: Pba,
         buffer: Buffer,
         blocks: Range<usize>,
-    ) -> (Buffer, Result<(), BlockError>) {
-        self.transfer(io::READ, 0, at, buffer, blocks).await
+    ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
+        self.transfer(Kind::Read, at, buffer, blocks)
     }
 
-    async fn write(
+    #[inline]
+    fn write(
         &self,
         at: Pba,
         buffer: Buffer,
         blocks: Range<usize>,
         durability: Durability,
-    ) -> (Buffer, Result<(), BlockError>) {
-        let flags = match durability {
-            Durability::Through if self.cached => FORCE_UNIT_ACCESS,
-            Durability::Through | Durability::Cached => 0,
+    ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
+        let kind = match durability {
+            Durability::Through if self.cached => Kind::WriteThrough,
+            Durability::Through | Durability::Cached => Kind::Write,
         };
-        if let Err(lost) = self.unless_lost(Ok(())) {
-            return (buffer, Err(lost));
-        }
-        let (buffer, outcome) = self.transfer(io::WRITE, flags, at, buffer, blocks).await;
-        (buffer, self.unless_lost(outcome))
+        self.transfer(kind, at, buffer, blocks)
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
         if !self.cached {
             return Ok(());
         }
-        let outcome = self.run(Command::flush(self.id), Payload::Nothing).await.1;
+        let outcome = self.run(Command::flush(self.id), Data::Nothing).await;
         self.unless_lost(outcome)
     }
 
@@ -208,13 +163,13 @@ impl Device for Namespace {
                 let part = limit.min(end - start);
                 let command = self.blocks_command(io::WRITE_ZEROES, start, part, flags);
                 start += part;
-                self.run(command, Payload::Nothing).await.1
+                self.run(command, Data::Nothing).await
             } else {
-                let part = self.transfer_blocks.min(end - start);
-                let payload = Payload::Zeroes { bytes: part as usize * BLOCK_SIZE };
+                let part = (self.transfer_blocks as u64).min(end - start);
+                let zeroes = Data::Zeroes { bytes: part as usize * BLOCK_SIZE };
                 let command = self.blocks_command(io::WRITE, start, part, 0);
                 start += part;
-                self.run(command, payload).await.1
+                self.run(command, zeroes).await
             };
             self.unless_lost(outcome)?;
         }
@@ -229,8 +184,8 @@ impl Device for Namespace {
         while start < end {
             let part = limit.min(end - start);
             let count = (part * self.lbas_per_block) as u32;
-            let payload = Payload::Range { start: start * self.lbas_per_block, count };
-            self.run(Command::deallocate(self.id), payload).await.1?;
+            let range = Data::Range { start: start * self.lbas_per_block, count };
+            self.run(Command::deallocate(self.id), range).await?;
             start += part;
         }
         Ok(())

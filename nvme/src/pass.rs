@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::health::HealthLog;
 use crate::namespace::Namespace;
 use crate::queue_pair::QueuePair;
-use crate::table::{Ending, MAX_TRANSFER_BYTES, Payload};
+use crate::table::{Data, Ending, MAX_TRANSFER_BYTES};
 
 /// Bytes of a range of Dataset Management (NVM Command Set 1.0, figure 41).
 const RANGE_BYTES: usize = 16;
@@ -38,7 +38,7 @@ impl QueuePair {
     /// Runs an I/O command without data, whatever it says; its data pointers are
     /// zero.
     pub async fn execute(&self, command: Command) -> Outcome {
-        outcome(self.submit(command.with_data(0, 0), Payload::Nothing).await.1)
+        outcome(self.submit(command.with_data(0, 0), Data::Nothing, None, 1).await.1)
     }
 }
 
@@ -107,8 +107,8 @@ impl Namespace {
         offset: usize,
         bytes: usize,
     ) -> (Buffer, Outcome) {
-        let payload = Payload::Blocks { buffer, offset, bytes };
-        let (buffer, ending) = self.queue().submit(command, payload).await;
+        let data = Data::Blocks { offset, bytes };
+        let (buffer, ending) = self.queue().submit(command, data, Some(buffer), 1).await;
         (buffer.expect("a command gives back the buffer that it was given"), outcome(ending))
     }
 }

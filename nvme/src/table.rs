@@ -25,57 +25,17 @@ const PLACE_BITS: u32 = 10;
 /// 0xffff, which error logs use for "no command" (Base 2.0, section 3.3.3.1).
 pub(crate) const MAX_DEPTH: u16 = (1 << PLACE_BITS) - 1;
 
-/// The data of a command.
-pub(crate) enum Payload {
-    /// None.
+/// What a command's data pointers point at.
+#[derive(Clone, Copy)]
+pub(crate) enum Data {
+    /// Nothing.
     Nothing,
-    /// `bytes` of the buffer from `offset`, a multiple of 4.
-    Blocks { buffer: Buffer, offset: usize, bytes: usize },
+    /// `bytes` of the command's buffer from `offset`, a multiple of 4.
+    Blocks { offset: usize, bytes: usize },
     /// `bytes` of zeroes to be written.
     Zeroes { bytes: usize },
     /// One range of Dataset Management, in logical blocks.
     Range { start: u64, count: u32 },
-}
-
-/// What of a payload stays when its buffer is away.
-#[derive(Clone, Copy)]
-pub(crate) enum Shape {
-    Nothing,
-    Blocks { offset: usize, bytes: usize },
-    Zeroes { bytes: usize },
-    Range { start: u64, count: u32 },
-}
-
-impl Shape {
-    /// The payload once more, with the buffer that has come back.
-    pub(crate) fn with(self, buffer: Option<Buffer>) -> Option<Payload> {
-        Some(match self {
-            Self::Nothing => Payload::Nothing,
-            Self::Blocks { offset, bytes } => Payload::Blocks { buffer: buffer?, offset, bytes },
-            Self::Zeroes { bytes } => Payload::Zeroes { bytes },
-            Self::Range { start, count } => Payload::Range { start, count },
-        })
-    }
-}
-
-impl Payload {
-    /// Everything but the buffer.
-    pub(crate) const fn shape(&self) -> Shape {
-        match *self {
-            Self::Nothing => Shape::Nothing,
-            Self::Blocks { offset, bytes, .. } => Shape::Blocks { offset, bytes },
-            Self::Zeroes { bytes } => Shape::Zeroes { bytes },
-            Self::Range { start, count } => Shape::Range { start, count },
-        }
-    }
-
-    /// The buffer, when there is one.
-    pub(crate) fn into_buffer(self) -> Option<Buffer> {
-        match self {
-            Self::Blocks { buffer, .. } => Some(buffer),
-            _ => None,
-        }
-    }
 }
 
 /// How a command ended.
@@ -99,6 +59,10 @@ impl Ending {
         }
     }
 
+    pub(crate) fn is_success(self) -> bool {
+        matches!(self, Self::Completed(status) if status.is_success())
+    }
+
     /// Whether the controller gave the command up, and does not say that it
     /// would again.
     pub(crate) fn is_abort(self) -> bool {
@@ -106,25 +70,25 @@ impl Ending {
     }
 }
 
-enum State {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
     Free,
-    /// The controller has it. No waker: nobody wants the outcome any more.
-    Busy {
-        buffer: Option<Buffer>,
-        waker: Option<Waker>,
-    },
+    /// The controller has it.
+    Busy,
     /// The outcome waits to be fetched.
-    Ended {
-        buffer: Option<Buffer>,
-        ending: Ending,
-    },
+    Ended(Ending),
 }
 
 struct Place {
-    state: State,
-    uses: u16,
+    stage: Stage,
+    /// Of the command that is here, or was here last.
+    id: u16,
     /// In which round of the queue pair's watch the command was issued.
     round: u32,
+    /// Until the outcome has been fetched.
+    buffer: Option<Buffer>,
+    /// Of who wants the outcome. While the command is under way, none means nobody.
+    waker: Option<Waker>,
 }
 
 /// The places, and for each a page for its PRP list or range.
@@ -149,7 +113,8 @@ impl Table {
 
     pub(crate) fn new(depth: u16, lists: DmaMemory) -> Self {
         assert!(depth <= MAX_DEPTH && lists.memory().len() >= Self::dma_bytes(depth));
-        let places = (0..depth).map(|_| Place { state: State::Free, uses: 0, round: 0 }).collect();
+        let free = |id| Place { stage: Stage::Free, id, round: 0, buffer: None, waker: None };
+        let places = (0..depth).map(free).collect();
         let list_words = Words::all(&lists);
         Self { places, free: (0..depth).rev().collect(), busy: 0, lists, list_words }
     }
@@ -162,126 +127,129 @@ impl Table {
         self.busy
     }
 
-    /// Takes a free place for a command: the place, the command's identifier
-    /// and its two data pointers.
+    /// Takes a free place for a command: its identifier, which names the place too
+    /// ([`Table::place_of`]), and its two data pointers.
     pub(crate) fn occupy(
         &mut self,
-        payload: Payload,
+        data: Data,
+        buffer: Option<Buffer>,
         waker: Waker,
         round: u32,
-    ) -> (u16, u16, (u64, u64)) {
+    ) -> (u16, (u64, u64)) {
         let index = self.free.pop().expect("the caller has seen a free place");
-        let pointers = self.point(index, &payload);
+        let pointers = self.point(index, data, buffer.as_ref());
         let place = &mut self.places[usize::from(index)];
+        // The count of uses is in the upper bits, and leaves them at the top.
+        place.id = place.id.wrapping_add(1 << PLACE_BITS);
         place.round = round;
-        place.uses = (place.uses + 1) & (u16::MAX >> PLACE_BITS);
-        place.state = State::Busy { buffer: payload.into_buffer(), waker: Some(waker) };
+        place.stage = Stage::Busy;
+        place.buffer = buffer;
+        place.waker = Some(waker);
         self.busy += 1;
-        (index, place.uses << PLACE_BITS | index, pointers)
+        (place.id, pointers)
+    }
+
+    /// Where the command with this identifier is.
+    pub(crate) const fn place_of(id: u16) -> u16 {
+        id & MAX_DEPTH
     }
 
     /// Ends the command with this identifier, if it is under way. Gives back
     /// who waits for it, or `None` when the place is free again.
     pub(crate) fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
-        let index = id & MAX_DEPTH;
+        let index = Self::place_of(id);
         let place = self.places.get_mut(usize::from(index)).ok_or(NotUnderWay)?;
-        let State::Busy { buffer, waker } = &mut place.state else { return Err(NotUnderWay) };
-        if place.uses != id >> PLACE_BITS {
+        if place.id != id || place.stage != Stage::Busy {
             return Err(NotUnderWay);
         }
-        let (buffer, waker) = (buffer.take(), waker.take());
         self.busy -= 1;
-        if waker.is_some() {
-            place.state = State::Ended { buffer, ending };
-        } else {
-            place.state = State::Free;
-            self.free.push(index);
+        let waker = place.waker.take();
+        place.stage = Stage::Ended(ending);
+        if waker.is_none() {
+            self.release(index);
         }
         Ok(waker)
     }
 
+    /// Nobody has asked for the outcome that is there.
+    #[cold]
+    fn release(&mut self, index: u16) {
+        let place = &mut self.places[usize::from(index)];
+        place.stage = Stage::Free;
+        place.buffer = None;
+        self.free.push(index);
+    }
+
     /// The identifier of some command under way.
     pub(crate) fn any_busy(&self) -> Option<u16> {
-        let busy = |place: &Place| matches!(place.state, State::Busy { .. });
-        let index = self.places.iter().position(busy)?;
-        Some(self.places[index].uses << PLACE_BITS | index as u16)
+        self.places.iter().find(|place| place.stage == Stage::Busy).map(|place| place.id)
     }
 
     /// The identifiers of commands that have been under way since at least
     /// `rounds` rounds before `now`.
     pub(crate) fn late(&self, now: u32, rounds: u32) -> Vec<u16> {
-        let late = |place: &Place| {
-            matches!(place.state, State::Busy { .. }) && now.wrapping_sub(place.round) >= rounds
-        };
-        let places = self.places.iter().enumerate().filter(|(_, place)| late(place));
-        places.map(|(index, place)| place.uses << PLACE_BITS | index as u16).collect()
+        let late =
+            |place: &&Place| place.stage == Stage::Busy && now.wrapping_sub(place.round) >= rounds;
+        self.places.iter().filter(late).map(|place| place.id).collect()
     }
 
     /// Whether the command with this identifier is under way.
     pub(crate) fn is_busy(&self, id: u16) -> bool {
-        let place = self.places.get(usize::from(id & MAX_DEPTH));
-        place.is_some_and(|place| {
-            matches!(place.state, State::Busy { .. }) && place.uses == id >> PLACE_BITS
-        })
+        let place = self.places.get(usize::from(Self::place_of(id)));
+        place.is_some_and(|place| place.stage == Stage::Busy && place.id == id)
     }
 
     /// Fetches the outcome from a place and frees it, or leaves the waker.
     pub(crate) fn fetch(&mut self, index: u16, waker: &Waker) -> Option<(Option<Buffer>, Ending)> {
         let place = &mut self.places[usize::from(index)];
-        match &mut place.state {
-            State::Free => unreachable!("a place has one owner until it fetched the outcome"),
-            State::Busy { waker: old, .. } => {
-                if !old.as_ref().is_some_and(|old| old.will_wake(waker)) {
-                    *old = Some(waker.clone());
-                }
-                None
+        let Stage::Ended(ending) = place.stage else {
+            assert!(
+                place.stage == Stage::Busy,
+                "a place has one owner until it fetched the outcome"
+            );
+            match &mut place.waker {
+                Some(old) => old.clone_from(waker),
+                none => *none = Some(waker.clone()),
             }
-            State::Ended { buffer, ending } => {
-                let outcome = (buffer.take(), *ending);
-                place.state = State::Free;
-                self.free.push(index);
-                Some(outcome)
-            }
-        }
+            return None;
+        };
+        place.stage = Stage::Free;
+        self.free.push(index);
+        Some((place.buffer.take(), ending))
     }
 
     /// Nobody wants the outcome any more. True when that freed the place; else
     /// the buffer stays until the controller has let go of it.
     pub(crate) fn abandon(&mut self, index: u16) -> bool {
         let place = &mut self.places[usize::from(index)];
-        match &mut place.state {
-            State::Free => false,
-            State::Busy { waker, .. } => {
-                *waker = None;
-                false
-            }
-            State::Ended { .. } => {
-                place.state = State::Free;
-                self.free.push(index);
-                true
-            }
+        place.waker = None;
+        let is_over = matches!(place.stage, Stage::Ended(_));
+        if is_over {
+            self.release(index);
         }
+        is_over
     }
 
     /// PRP1 and PRP2 for the data (Base 2.0, section 4.1.1).
-    fn point(&self, index: u16, payload: &Payload) -> (u64, u64) {
+    fn point(&self, index: u16, data: Data, buffer: Option<&Buffer>) -> (u64, u64) {
         let list = usize::from(index) * LIST_ENTRIES;
         let list_iova = self.lists.iova() + (usize::from(index) * PAGE) as u64;
-        match payload {
-            Payload::Nothing => (0, 0),
-            Payload::Range { start, count } => {
+        match data {
+            Data::Nothing => (0, 0),
+            Data::Range { start, count } => {
                 // Context attributes (none), length, start (NVM Command Set
                 // 1.0, figure 41).
-                self.list_words.store(list, u64::from(*count) << 32, Ordering::Relaxed);
-                self.list_words.store(list + 1, *start, Ordering::Relaxed);
+                self.list_words.store(list, u64::from(count) << 32, Ordering::Relaxed);
+                self.list_words.store(list + 1, start, Ordering::Relaxed);
                 (list_iova, 0)
             }
-            Payload::Blocks { buffer, offset, bytes } => {
-                self.pages(list, list_iova, buffer.iova() + *offset as u64, PAGE as u64, *bytes)
+            Data::Blocks { offset, bytes } => {
+                let buffer = buffer.expect("a command on blocks of a buffer has one");
+                self.pages(list, list_iova, buffer.iova() + offset as u64, PAGE as u64, bytes)
             }
-            Payload::Zeroes { bytes } => {
+            Data::Zeroes { bytes } => {
                 let zero = self.lists.iova() + (self.places.len() * PAGE) as u64;
-                self.pages(list, list_iova, zero, 0, *bytes)
+                self.pages(list, list_iova, zero, 0, bytes)
             }
         }
     }
@@ -321,18 +289,22 @@ mod tests {
         Table::new(depth, DmaMemory::private(Table::dma_bytes(depth)).expect("memory"))
     }
 
+    /// A read of one block into a buffer, as a command: its identifier.
+    fn read(table: &mut Table, pool: &Pool) -> u16 {
+        let data = Data::Blocks { offset: 0, bytes: PAGE };
+        table.occupy(data, pool.take(), Waker::noop().clone(), 0).0
+    }
+
     /// A controller repeats a completion after the place has a new command:
     /// the buffer of that command must stay.
     #[test]
     fn a_repeated_completion_does_not_end_the_next_command() {
         let mut table = table(1);
         let pool = Pool::private(2, PAGE).expect("memory");
-        let blocks =
-            || Payload::Blocks { buffer: pool.take().expect("free"), offset: 0, bytes: PAGE };
-        let (place, first, _) = table.occupy(blocks(), Waker::noop().clone(), 0);
+        let first = read(&mut table, &pool);
         assert!(table.end(first, Ending::Reset).is_ok());
-        assert!(table.fetch(place, Waker::noop()).is_some());
-        let (_, second, _) = table.occupy(blocks(), Waker::noop().clone(), 0);
+        assert!(table.fetch(Table::place_of(first), Waker::noop()).is_some());
+        let second = read(&mut table, &pool);
         assert_eq!(table.end(first, Ending::Reset).err(), Some(NotUnderWay));
         assert_eq!((table.busy(), pool.available()), (1, 1));
         assert!(table.end(second, Ending::Reset).is_ok());
@@ -342,12 +314,16 @@ mod tests {
     fn an_abandoned_buffer_returns_to_its_pool_only_with_the_completion() {
         let mut table = table(4);
         let pool = Pool::private(1, PAGE).expect("memory");
-        let buffer = pool.take().expect("free");
-        let payload = Payload::Blocks { buffer, offset: 0, bytes: PAGE };
-        let (place, id, _) = table.occupy(payload, Waker::noop().clone(), 0);
-        assert!(!table.abandon(place));
+        let id = read(&mut table, &pool);
+        assert!(!table.abandon(Table::place_of(id)));
         assert_eq!((pool.available(), table.free()), (0, 3));
         assert!(table.end(id, Ending::Reset).expect("it was under way").is_none());
+        assert_eq!((pool.available(), table.free()), (1, 4));
+        // Nor does it matter which comes first.
+        let id = read(&mut table, &pool);
+        assert!(table.end(id, Ending::Reset).expect("it was under way").is_some());
+        assert_eq!((pool.available(), table.free()), (0, 3));
+        assert!(table.abandon(Table::place_of(id)));
         assert_eq!((pool.available(), table.free()), (1, 4));
     }
 
@@ -356,12 +332,12 @@ mod tests {
         let mut table = table(MAX_DEPTH);
         for _ in 0..64 {
             let ids: Vec<u16> = (0..MAX_DEPTH)
-                .map(|_| table.occupy(Payload::Nothing, Waker::noop().clone(), 0).1)
+                .map(|_| table.occupy(Data::Nothing, None, Waker::noop().clone(), 0).0)
                 .collect();
             for id in ids {
                 assert_ne!(id, u16::MAX);
                 assert!(table.end(id, Ending::Reset).is_ok());
-                assert!(table.abandon(id & MAX_DEPTH));
+                assert!(table.abandon(Table::place_of(id)));
             }
         }
     }

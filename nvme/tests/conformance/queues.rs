@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a full queue", full_queue),
     ("fewer queues than asked", fewer_queues),
     ("queues in the wrong order", wrong_order),
+    ("doorbells once a turn", doorbells),
     ("shadow doorbells", shadow_doorbells),
     (INTERRUPTS, interrupts),
 ];
@@ -166,6 +167,35 @@ fn interrupts(rig: &Rig<'_>) -> Verdict {
         };
         assert_eq!(outcome, Ok(()), "round {round}");
     }
+    Verdict::Passed
+}
+
+/// A doorbell is a store to a device, which is dear. A turn in which something is submitted
+/// rings once; where there is room in the ring of completions, a polled controller learns
+/// only when that gets scarce: here, of 63 places, once in 31 completions.
+fn doorbells(rig: &Rig<'_>) -> Verdict {
+    if rig.queue.rings_bells() {
+        return Verdict::Skipped("its queues interrupt, for which they need the head each time");
+    }
+    const DEPTH: usize = 32;
+    let pool = rig.pool(DEPTH, BLOCK);
+    let namespace = rig.namespace(1);
+    let before = rig.queue.counters();
+    let mut requests: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    let (mut begun, mut turns) = (0, 0);
+    while begun < 3200 || !requests.is_empty() {
+        requests.retain_mut(|request| poll(request.as_mut()).is_pending());
+        let submitted = rig.queue.counters().submitted;
+        while begun < 3200 && requests.len() < DEPTH {
+            requests.push(Box::pin(namespace.read(Pba(begun % 256), filled(&pool, 0), 0..1)));
+            assert!(poll(requests.last_mut().expect("one").as_mut()).is_pending());
+            begun += 1;
+        }
+        turns += u64::from(rig.queue.counters().submitted > submitted);
+        rig.turn();
+    }
+    let rung = rig.queue.counters().doorbells - before.doorbells;
+    assert!(rung <= turns + 3200 / 31, "{rung} doorbells in {turns} turns that submit");
     Verdict::Passed
 }
 

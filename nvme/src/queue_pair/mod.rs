@@ -3,21 +3,24 @@
 //! One thread owns it. Nothing here waits, allocates or calls the system: a
 //! turn submits, rings once, reaps a bounded burst.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+mod creation;
+mod submission;
 
-use block_core::{Buffer, DmaMemory};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use block_core::DmaMemory;
 
 use crate::PAGE;
-use crate::command::{COMMAND_BYTES, Command, admin};
+use crate::command::COMMAND_BYTES;
 use crate::completion::{COMPLETION_BYTES, Completion};
 use crate::controller::{Core, StartError};
 use crate::ring::{CompletionRing, SubmissionRing};
-use crate::table::{Ending, MAX_DEPTH, NotUnderWay, Payload, Table};
+use crate::table::{Ending, MAX_DEPTH, NotUnderWay, Table};
+use creation::{RingsPlace, create_queues, delete_queues};
+pub(crate) use submission::Submission;
 
 /// Most completions that one call of [`QueuePair::reap`] takes.
 const REAP_BURST: usize = 64;
@@ -42,6 +45,8 @@ pub struct Counters {
 pub struct QueuePair {
     core: Arc<Core>,
     state: RefCell<Option<State>>,
+    /// Whom a reaped burst wakes: empty between two bursts, and room is kept for one.
+    woken: Cell<Vec<Waker>>,
 }
 
 struct State {
@@ -111,7 +116,8 @@ impl QueuePair {
             is_held: false,
             counters: Counters::default(),
         };
-        Ok(Self { core, state: RefCell::new(Some(state)) })
+        let woken = Cell::new(Vec::with_capacity(REAP_BURST));
+        Ok(Self { core, state: RefCell::new(Some(state)), woken })
     }
 
     /// The queues' number in the controller.
@@ -163,18 +169,13 @@ impl QueuePair {
     /// Takes a bounded burst of completions, frees or hands out what they end
     /// and wakes who waits. Returns how many there were.
     pub fn reap(&self) -> usize {
-        if self.is_stale() {
-            return self.fail_all();
-        }
-        for count in 0..REAP_BURST {
-            let popped = self.with(|state| state.completion.pop().map(|entry| state.settle(entry)));
-            // The wakers run after the borrow: they are foreign code.
-            match popped {
-                Some(wakers) => wakers.wake(),
-                None => return count,
-            }
-        }
-        REAP_BURST
+        let epoch = self.core.epoch();
+        let mut woken = self.woken.take();
+        let count = self.with(|state| (state.epoch == epoch).then(|| state.reap(&mut woken)));
+        // The wakers run after the borrow: they are foreign code.
+        woken.drain(..).for_each(Waker::wake);
+        self.woken.set(woken);
+        count.unwrap_or_else(|| self.fail_all())
     }
 
     /// Tells the controller what was submitted and reaped since the last call:
@@ -260,20 +261,15 @@ impl QueuePair {
         &self.core
     }
 
-    /// The future of a command: waits for a place, then for the completion.
-    /// Dropping it abandons the command, not the buffer.
-    pub(crate) fn submit(&self, command: Command, payload: Payload) -> Submission<'_> {
-        Submission { queue: self, command, payload, stage: Stage::New }
-    }
-
     /// The controller has been stopped and touches nothing: ends everything.
+    #[cold]
     fn fail_all(&self) -> usize {
         let (mut count, ending) = (0, self.core.ending());
-        while let Some(wakers) = self.with(|state| {
+        while let Some(waker) = self.with(|state| {
             let id = state.table.any_busy()?;
             Some(state.end(id, ending).unwrap_or_default())
         }) {
-            wakers.wake();
+            waker.into_iter().for_each(Waker::wake);
             count += 1;
         }
         // Who waits for a place must learn that there is no queue.
@@ -284,19 +280,11 @@ impl QueuePair {
         count
     }
 
+    #[inline]
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.borrow_mut();
         act(state.as_mut().expect("the state leaves only when the queue pair is dropped"))
     }
-}
-
-/// Where a queue pair's rings are, as the controller is told.
-#[derive(Clone, Copy)]
-struct RingsPlace {
-    submission: u64,
-    completion: u64,
-    entries: u16,
-    ring_bells: bool,
 }
 
 impl Rings {
@@ -307,81 +295,69 @@ impl Rings {
     }
 }
 
-/// Creates both queues in the controller under a free number.
-#[expect(
-    clippy::await_holding_lock,
-    reason = "the admin lock keeps a reset from coming between; it is this thread's for a few looks"
-)]
-async fn create_queues(core: &Core, rings: RingsPlace) -> Result<(u16, u32), StartError> {
-    let port = &core.port;
-    let mut admin_queue = core.admin();
-    let epoch = core.epoch();
-    let Some(id) = admin_queue.take_queue() else {
-        return Err(StartError::NoQueue { granted: core.granted() });
-    };
-    core.clear_shadow(id);
-    let RingsPlace { submission, completion, entries, ring_bells } = rings;
-    let completion = Command::create_completion_queue(id, entries, completion);
-    let completion = if ring_bells { completion.with_interrupt() } else { completion };
-    if let Err(error) = admin_queue.execute(port, "create a completion queue", completion).await {
-        admin_queue.return_queue(id);
-        return Err(error);
-    }
-    let submission = Command::create_submission_queue(id, entries, submission);
-    if let Err(error) = admin_queue.execute(port, "create a submission queue", submission).await {
-        let undo = Command::delete_queue(admin::DELETE_COMPLETION_QUEUE, id);
-        if admin_queue.execute(port, "delete a completion queue", undo).await.is_ok() {
-            admin_queue.return_queue(id);
-        }
-        return Err(error);
-    }
-    Ok((id, epoch))
-}
-
 impl State {
-    /// Believes a completion if it is one of ours.
-    fn settle(&mut self, entry: Completion) -> Wakers {
-        if entry.submission_queue == self.id
-            && let Ok(wakers) = self.end(entry.command_id, Ending::Completed(entry.status))
-        {
-            return wakers;
-        }
-        self.counters.unexpected += 1;
-        if self.counters.unexpected.is_power_of_two() {
-            let count = self.counters.unexpected;
-            tracing::warn!(queue = self.id, ?entry, count, "completion of no command under way");
-        }
-        Wakers::default()
-    }
-
-    fn end(&mut self, id: u16, ending: Ending) -> Result<Wakers, NotUnderWay> {
-        let waker = self.table.end(id, ending)?;
-        self.counters.ended += 1;
-        if !matches!(ending, Ending::Completed(status) if status.is_success()) {
-            self.counters.failed += 1;
-            if self.counters.failed.is_power_of_two() {
-                tracing::warn!(
-                    queue = self.id,
-                    ?ending,
-                    count = self.counters.failed,
-                    "command failed"
-                );
+    /// Takes a burst of completions; who learns of them.
+    fn reap(&mut self, woken: &mut Vec<Waker>) -> usize {
+        for count in 0..REAP_BURST {
+            let Some(entry) = self.completion.pop() else { return count };
+            // It is believed if it is one of ours.
+            let ending = Ending::Completed(entry.status);
+            if entry.submission_queue == self.id
+                && let Ok(waker) = self.end(entry.command_id, ending)
+            {
+                woken.extend(waker);
+            } else {
+                self.note_unexpected(entry);
             }
         }
-        let next = if waker.is_none() { self.entitled() } else { None };
-        Ok(Wakers { waker, next })
+        REAP_BURST
     }
 
-    /// Whether the controller must learn of the entries that were taken. Not each time:
-    /// a polled queue's head says only where there is room, and half a ring of it is
-    /// enough for all commands under way. Interrupts may wait for the head.
+    /// Ends a command: its task, or, when it was abandoned, the next in line.
+    fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
+        let waker = self.table.end(id, ending)?;
+        self.counters.ended += 1;
+        if !ending.is_success() {
+            self.note_failure(ending);
+        }
+        Ok(waker.or_else(|| self.entitled()))
+    }
+
+    #[cold]
+    fn note_unexpected(&mut self, entry: Completion) {
+        self.counters.unexpected += 1;
+        let count = self.counters.unexpected;
+        if count.is_power_of_two() {
+            tracing::warn!(queue = self.id, ?entry, count, "completion of no command under way");
+        }
+    }
+
+    #[cold]
+    fn note_failure(&mut self, ending: Ending) {
+        self.counters.failed += 1;
+        let count = self.counters.failed;
+        if count.is_power_of_two() {
+            tracing::warn!(queue = self.id, ?ending, count, "command failed");
+        }
+    }
+
+    /// Whether the controller must learn of the entries that were taken. Not each time: a
+    /// polled queue's head says only where there is room, and there must be some for every
+    /// command that the controller has (a ring of n entries takes n - 1). Interrupts may
+    /// wait for the head.
     fn owes_head(&self) -> bool {
-        let wanted = self.completion.untold() as usize + self.table.busy();
-        self.memory.ring_bells || wanted >= usize::from(self.memory.entries) / 2
+        let taken = self.completion.untold() as usize + self.table.busy();
+        self.memory.ring_bells || taken + 1 >= usize::from(self.memory.entries)
     }
 
     /// Who may go now that one more place is free.
+    #[inline]
     fn entitled(&self) -> Option<Waker> {
+        if self.line.is_empty() { None } else { self.first_entitled() }
+    }
+
+    #[cold]
+    fn first_entitled(&self) -> Option<Waker> {
         let position = self.table.free().checked_sub(1)?;
         self.line.get(position).map(|waiter| waiter.waker.clone())
     }
@@ -391,111 +367,6 @@ impl State {
     fn position(&self, number: u64) -> usize {
         let position = self.line.iter().position(|waiter| waiter.number == number);
         position.expect("who waits is in line until it leaves")
-    }
-
-    fn issue(&mut self, command: &Command, payload: Payload, waker: &Waker) -> u16 {
-        let (place, id, (prp1, prp2)) = self.table.occupy(payload, waker.clone(), self.round);
-        self.submission.push(&command.with_id(id).with_data(prp1, prp2));
-        self.counters.submitted += 1;
-        place
-    }
-}
-
-/// Who learns of a completion: the command's task, or, when it was abandoned,
-/// the next in line.
-#[derive(Default)]
-struct Wakers {
-    waker: Option<Waker>,
-    next: Option<Waker>,
-}
-
-impl Wakers {
-    fn wake(self) {
-        self.waker.into_iter().chain(self.next).for_each(Waker::wake);
-    }
-}
-
-/// A command on its way; see [`QueuePair::submit`].
-pub(crate) struct Submission<'a> {
-    queue: &'a QueuePair,
-    command: Command,
-    /// Leaves for the table when the command is issued.
-    payload: Payload,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy)]
-enum Stage {
-    New,
-    InLine { number: u64 },
-    Issued { place: u16 },
-    Over,
-}
-
-impl Future for Submission<'_> {
-    type Output = (Option<Buffer>, Ending);
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let (queue, waker) = (this.queue, context.waker());
-        if let Stage::Issued { place } = this.stage {
-            let fetched = queue.with(|state| {
-                let outcome = state.table.fetch(place, waker)?;
-                Some((outcome, state.entitled()))
-            });
-            let Some(((buffer, ending), next)) = fetched else { return Poll::Pending };
-            this.stage = Stage::Over;
-            next.into_iter().for_each(Waker::wake);
-            return Poll::Ready((buffer, ending));
-        }
-        let epoch = queue.core.epoch();
-        let refused = queue.with(|state| {
-            let stale = state.epoch != epoch;
-            let position = match this.stage {
-                Stage::New => state.line.len(),
-                Stage::InLine { number } => state.position(number),
-                Stage::Issued { .. } | Stage::Over => panic!("polled after it was ready"),
-            };
-            if stale || state.table.free() > position {
-                state.line.remove(position);
-                if stale {
-                    return true;
-                }
-                let payload = std::mem::replace(&mut this.payload, Payload::Nothing);
-                this.stage = Stage::Issued { place: state.issue(&this.command, payload, waker) };
-            } else if let Some(waiter) = state.line.get_mut(position) {
-                waiter.waker.clone_from(waker);
-            } else {
-                let number = state.next_number;
-                state.next_number += 1;
-                state.line.push_back(Waiter { number, waker: waker.clone() });
-                this.stage = Stage::InLine { number };
-            }
-            false
-        });
-        if refused {
-            this.stage = Stage::Over;
-            let payload = std::mem::replace(&mut this.payload, Payload::Nothing);
-            return Poll::Ready((payload.into_buffer(), queue.core.ending()));
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Submission<'_> {
-    fn drop(&mut self) {
-        let next = match self.stage {
-            Stage::New | Stage::Over => None,
-            Stage::InLine { number } => self.queue.with(|state| {
-                let position = state.position(number);
-                state.line.remove(position);
-                state.entitled()
-            }),
-            Stage::Issued { place } => self
-                .queue
-                .with(|state| if state.table.abandon(place) { state.entitled() } else { None }),
-        };
-        next.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -514,22 +385,4 @@ impl Drop for QueuePair {
             std::mem::forget(state);
         }
     }
-}
-
-/// Deletes both queues in the controller; the submission queue must go first
-/// (Base 2.0, section 3.3.1.3).
-fn delete_queues(core: &Core, id: u16) -> Result<(), StartError> {
-    let mut admin_queue = core.admin();
-    for (name, opcode) in [
-        ("delete a submission queue", admin::DELETE_SUBMISSION_QUEUE),
-        ("delete a completion queue", admin::DELETE_COMPLETION_QUEUE),
-    ] {
-        core.port.complete(admin_queue.execute(
-            &core.port,
-            name,
-            Command::delete_queue(opcode, id),
-        ))?;
-    }
-    admin_queue.return_queue(id);
-    Ok(())
 }
