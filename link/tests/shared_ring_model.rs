@@ -4,6 +4,8 @@
 #[path = "../src/wire/shared/ring.rs"]
 #[allow(dead_code)]
 mod ring;
+#[path = "../../turn/tests/sleepers/mod.rs"]
+mod sleepers;
 
 /// In the place of the crate's own.
 mod atomic {
@@ -11,8 +13,9 @@ mod atomic {
 }
 
 use atomic::{AtomicU32, Ordering, fence};
-use loom::sync::{Arc, Condvar, Mutex};
+use loom::sync::Arc;
 use ring::{Reader, Words, Writer};
+use sleepers::{Bell, model};
 
 #[derive(Default)]
 struct Shared {
@@ -21,26 +24,12 @@ struct Shared {
     sleeping: AtomicU32,
     /// What is not seen in order is seen as it was before.
     slots: [AtomicU32; 2],
-    rung: Mutex<bool>,
-    news: Condvar,
+    bell: Bell,
 }
 
 impl Shared {
     fn words(&self) -> Words<'_> {
         Words { head: &self.head, tail: &self.tail, sleeping: &self.sleeping }
-    }
-
-    fn ring(&self) {
-        *self.rung.lock().expect("no panic") = true;
-        self.news.notify_one();
-    }
-
-    fn wait(&self) {
-        let mut rung = self.rung.lock().expect("no panic");
-        while !*rung {
-            rung = self.news.wait(rung).expect("no panic");
-        }
-        *rung = false;
     }
 }
 
@@ -59,7 +48,7 @@ fn no_frame_is_slept_through() {
                 let slot = writer.next(writing.words()).expect("no lie").expect("room");
                 writing.slots[slot.index()].store(number, Ordering::Relaxed);
                 if writer.publish(writing.words()) {
-                    writing.ring();
+                    writing.bell.ring();
                 }
             }
         });
@@ -76,19 +65,11 @@ fn no_frame_is_slept_through() {
                 reader.announce(shared.words());
                 fence(Ordering::SeqCst);
                 if reader.filled(shared.words(), 1).expect("no lie").next().is_none() {
-                    shared.wait();
+                    shared.bell.wait();
                 }
                 reader.retract(shared.words());
             }
         }
         thread.join().expect("no panic");
     });
-}
-
-/// Every order with at most this many switches between threads at places where none
-/// of them has to wait. A lost wake-up takes one or two.
-fn model(run: impl Fn() + Sync + Send + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(run);
 }

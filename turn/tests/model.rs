@@ -5,6 +5,7 @@
 #[path = "../src/ready.rs"]
 #[allow(dead_code)]
 mod ready;
+mod sleepers;
 #[path = "../src/wait.rs"]
 mod wait;
 
@@ -13,34 +14,13 @@ mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 }
 
+use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
-use loom::sync::{Arc, Condvar, Mutex};
 
 use atomic::{AtomicU64, Ordering, fence};
 use ready::Ready;
+use sleepers::{Bell, model};
 pub(crate) use turn::Station;
-
-/// An eventfd: it stays rung until somebody waited for it.
-#[derive(Default)]
-struct Bell {
-    rung: Mutex<bool>,
-    news: Condvar,
-}
-
-impl Bell {
-    fn ring(&self) {
-        *self.rung.lock().expect("no panic") = true;
-        self.news.notify_one();
-    }
-
-    fn wait(&self) {
-        let mut rung = self.rung.lock().expect("no panic");
-        while !*rung {
-            rung = self.news.wait(rung).expect("no panic");
-        }
-        *rung = false;
-    }
-}
 
 /// A source that rings only whom it sees announce a sleep: a guest's ring, a wire
 /// in memory.
@@ -163,12 +143,4 @@ fn a_woken_task_is_always_found() {
         assert_eq!(taken, [0, 1], "each once");
         assert!(!ready.any());
     });
-}
-
-/// Every order with at most this many switches between threads at places where none
-/// of them has to wait. A lost wake-up takes one or two.
-fn model(run: impl Fn() + Sync + Send + 'static) {
-    let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
-    model.check(run);
 }
