@@ -9,6 +9,7 @@ mod right;
 mod snapshot;
 mod stream;
 
+use link::Access;
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
@@ -179,6 +180,15 @@ pub enum AccessInfo {
     Read,
     /// Read and write.
     Write,
+}
+
+impl From<Access> for AccessInfo {
+    fn from(access: Access) -> Self {
+        match access {
+            Access::Read => Self::Read,
+            Access::Write => Self::Write,
+        }
+    }
 }
 
 /// The answer to a request that did not work, with an HTTP status that is not

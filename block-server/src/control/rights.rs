@@ -12,7 +12,7 @@ use tracing::info;
 use super::body::{Body, parse_body};
 use super::refusal::{Outcome, Refusal};
 use super::{Office, Shared};
-use crate::api::{AccessInfo, Authorize, RightInfo, RightsInfo};
+use crate::api::{Authorize, RightInfo, RightsInfo};
 use crate::authorized::{ChangeError, Right};
 use crate::directory::WorkerIndex;
 use crate::errand::Errand;
@@ -63,10 +63,7 @@ impl Office {
     fn describe_rights(&self) -> RightsInfo {
         let right = |right: Right| RightInfo {
             key: right.key.to_string(),
-            access: match right.access {
-                Access::Read => AccessInfo::Read,
-                Access::Write => AccessInfo::Write,
-            },
+            access: right.access.into(),
             volumes: right.volumes.to_string(),
         };
         RightsInfo {

@@ -9,10 +9,10 @@ mod streams;
 use std::rc::Rc;
 
 use block_core::Device;
-use link::{Access, FrontId, PublicKey, VolumeName};
+use link::{FrontId, PublicKey, VolumeName};
 use tokio::sync::oneshot;
 
-use crate::api::{AccessInfo, AttachmentInfo, DeviceInfo, HealthInfo, VolumeInfo};
+use crate::api::{AttachmentInfo, DeviceInfo, HealthInfo, VolumeInfo};
 use crate::catalog::CommitError;
 use crate::hooked::{self, BadLimits, HookChange};
 use crate::room::{Located, Room};
@@ -280,10 +280,7 @@ pub(crate) fn describe<D: Device>(device: &str, volume: &Volume<D>) -> VolumeInf
         let hold = volume.hold_of(attachment.front);
         AttachmentInfo {
             front: attachment.front.to_string(),
-            access: match access {
-                Access::Read => AccessInfo::Read,
-                Access::Write => AccessInfo::Write,
-            },
+            access: access.into(),
             connected: hold.is_some(),
             key: hold.and_then(|hold| hold.key()).map(|key| key.to_string()),
         }
