@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use block_core::Time;
 use block_core::time::Clock;
-use block_front::{Breach, Front};
+use block_front::Front;
 use block_server::api::WorkerInfo;
 use block_server::checks::Checks;
 use block_server::config::{DeviceConfig, ServerConfig};
@@ -23,7 +23,7 @@ use link::{Access, AttachReply, AttachRequest, Path, VolumeHandle, VolumeName};
 use tokio::sync::oneshot::error::TryRecvError;
 use turn::{Loop, Poller, Station};
 
-use crate::front::{Disk, Identity, NoGuest, accept_losses, check_breach, disk_spec};
+use crate::front::{Disk, Identity, Known, NoGuest, accept_losses, check_breach, disk_spec};
 use crate::server::{DEFAULT_CONFIG, SLOTS, Seat, limits, start};
 use crate::stop::Stop;
 
@@ -75,7 +75,9 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
     if let Some(cpu) = settings.cpu {
         crate::thread::pin(cpu)?;
     }
-    let identity = Identity::open(&config.state.join("local"))?;
+    let state = config.state.join("local");
+    let identity = Identity::open(&state)?;
+    let known = Known::open(&state)?;
     let clock = Clock::start();
     let directory = Arc::<Directory>::default();
     let mailbox = Mailbox::new().context("cannot make a mailbox")?;
@@ -124,8 +126,8 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
     }
     let turns = Loop::new(poller, settings.idle, clock);
     let mut station =
-        LocalStation { front: None, path, volumes: Vec::new(), stop: &stop, until: None };
-    let served = serve(&mut station, &turns, &disks);
+        LocalStation { front: None, path, known, disks: Vec::new(), stop: &stop, until: None };
+    let served = serve(&mut station, &turns, disks);
     station.give_back();
     drop(control);
     // Recordings end with the worker, and with what it was asked and has not done.
@@ -188,32 +190,33 @@ fn create_missing(
 }
 
 /// Attaches the volumes and turns front and worker until told to stop.
-fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: &[Disk]) -> anyhow::Result<()> {
+fn serve(station: &mut LocalStation<'_>, turns: &Loop, disks: Vec<Disk>) -> anyhow::Result<()> {
     let mut specs = Vec::with_capacity(disks.len());
     for disk in disks {
-        let access = if disk.read_only { Access::Read } else { Access::Write };
-        let request = AttachRequest::new(disk.volume.clone(), access);
-        match station.path.attach(request.clone()) {
-            AttachReply::Attached(attached) => {
-                let lost = attached.stored_verifier != attached.verifier;
-                let breach = check_breach(disk, lost.then_some(Breach::LostWrites));
-                if breach.is_none() {
-                    station.path.settle(request.clone());
-                }
-                specs.push(disk_spec(disk, attached.handle, &attached, breach)?);
-                station.volumes.push((request, attached.handle));
-            }
+        let attached = match station.path.attach(attach_request(&disk)) {
+            AttachReply::Attached(attached) => attached,
             AttachReply::Refused(refused) => bail!("volume {}: {refused}", disk.volume),
             AttachReply::Elsewhere { .. } => bail!("volume {} has another worker", disk.volume),
+        };
+        let breach = check_breach(&disk, station.known.breach(&disk, &attached));
+        specs.push(disk_spec(&disk, attached.handle, &attached, breach)?);
+        station.disks.push((disk, attached.handle));
+        if breach.is_none() {
+            station.answer_for(specs.len() - 1)?;
         }
     }
     let front = Front::new(specs)?;
     turns.poller().registrar().add(front.wait_fd()).context("cannot wait for guests")?;
-    for disk in disks {
+    for (disk, _) in &station.disks {
         tracing::info!(volume = %disk.volume, socket = %disk.socket.display(), "ready");
     }
     station.front = Some(front);
     turns.run(station).context("the thread cannot wait for work")
+}
+
+fn attach_request(disk: &Disk) -> AttachRequest {
+    let access = if disk.read_only { Access::Read } else { Access::Write };
+    AttachRequest::new(disk.volume.clone(), access)
 }
 
 /// How long a stopping front waits for what guests have under way.
@@ -224,16 +227,36 @@ struct LocalStation<'a> {
     /// Once the volumes are attached.
     front: Option<Front>,
     path: LocalPath<NvmeEngine>,
-    volumes: Vec<(AttachRequest, VolumeHandle)>,
+    /// Which lives of the volumes guests have seen.
+    known: Known,
+    disks: Vec<(Disk, VolumeHandle)>,
     stop: &'a Stop,
     /// Until when requests under way are waited for, and whether that is over.
     until: Option<(Time, bool)>,
 }
 
 impl LocalStation<'_> {
+    /// From now on the disk's guest may go on with what its volume is now.
+    fn answer_for(&mut self, disk: usize) -> anyhow::Result<()> {
+        let (disk, _) = &self.disks[disk];
+        match self.path.settle(attach_request(disk)) {
+            AttachReply::Attached(attached) => self.known.learn(disk, &attached),
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_sizes(&mut self) {
+        let Some(front) = &mut self.front else { return };
+        for (number, (disk, _)) in self.disks.iter().enumerate() {
+            if let AttachReply::Attached(attached) = self.path.attach(attach_request(disk)) {
+                front.resized(number, attached.sectors);
+            }
+        }
+    }
+
     fn give_back(&mut self) {
         self.front = None;
-        for (_, volume) in self.volumes.drain(..) {
+        for (_, volume) in self.disks.drain(..) {
             if let Err(error) = self.path.detach(volume) {
                 tracing::warn!("a volume stays attached to this front: {error}");
             }
@@ -254,15 +277,14 @@ impl Station for LocalStation<'_> {
             Some((until, over)) => *over = now >= *until,
         }
         let moved = front.turn(now, &mut self.path);
-        while let Some(disk) = front.take_begun() {
-            self.path.settle(self.volumes[disk].0.clone());
+        while let Some(disk) = self.front.as_mut().and_then(Front::take_begun) {
+            if let Err(error) = self.answer_for(disk) {
+                // The next start refuses a guest that could go on: nothing worse.
+                tracing::error!("{error:#}");
+            }
         }
         if self.path.take_news() {
-            for (disk, (request, _)) in self.volumes.iter().enumerate() {
-                if let AttachReply::Attached(attached) = self.path.attach(request.clone()) {
-                    front.resized(disk, attached.sectors);
-                }
-            }
+            self.tell_sizes();
         }
         moved
     }

@@ -6,17 +6,17 @@
 mod front_end;
 mod stand;
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use front_end::{ALL, DATA, EVENT_IDX, FrontEnd, Guest, IN, MEMORY, OUT, Ring, SIZE, USER};
 use front_end::{bytes, state};
-use stand::Stand;
+use stand::{Process, Stand, vrio};
 use vhost::vhost_user::message::FrontendReq as Req;
 
 const FLUSH: u32 = 4;
@@ -242,10 +242,14 @@ impl<'a> Driver<'a> {
     /// it when its ring starts.
     fn await_refusal(&mut self, stand: &mut Stand, sentence: &str) {
         let socket = stand.socket("front");
+        self.await_refusal_of(stand.front_process("front"), &socket, sentence);
+    }
+
+    fn await_refusal_of(&mut self, front: &Process, socket: &Path, sentence: &str) {
         let end = Instant::now() + Duration::from_secs(30);
-        while !stand.front_process("front").log().contains(sentence) {
-            let _ = self.connect(&socket);
-            assert!(Instant::now() < end, "{}", stand.logs());
+        while !front.log().contains(sentence) {
+            let _ = self.connect(socket);
+            assert!(Instant::now() < end, "{}", front.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -436,4 +440,48 @@ fn a_guest_does_not_go_on_with_a_volume_that_was_taken_away() {
     let mut driver = Driver::new(&guest);
     let _connection = driver.await_connection(&socket);
     driver.work();
+}
+
+/// Front and server are one process, which is killed: what they had may be missing. A
+/// `vrio local` that finds this out and ends in order, before anybody accepted it,
+/// gives the volume back; the next one must not take it for a whole one.
+#[test]
+fn local_does_not_forget_a_loss_when_it_ends_in_order() {
+    let mut stand = Stand::start(64);
+    stand.create("disk", "16M");
+    assert_eq!(stand.server().stop(), Some(0));
+    let socket = stand.path("local.sock");
+    let log = stand.path("local.log");
+    let config = stand.path("server.toml");
+    let local = |more: &[&str]| {
+        let mut command = vrio();
+        command.arg("local").arg("--config").arg(&config).args(["--queues", "1"]).args(more);
+        command.arg("--disk").arg(format!("disk={}", socket.display()));
+        let _ = fs::remove_file(&log);
+        Process::spawn(&mut command, log.clone())
+    };
+    let guest = Guest::new();
+    let mut driver = Driver::new(&guest);
+    let mut front = local(&[]);
+    let connection = driver.await_connection(&socket);
+    driver.work();
+    front.kill();
+    drop(connection);
+
+    let mut front = local(&[]);
+    driver.await_refusal_of(&front, &socket, "--accept-loss disk if it can live without");
+    assert_eq!(front.stop(), Some(0), "{}", front.log());
+    let mut front = local(&[]);
+    driver.await_refusal_of(&front, &socket, "--accept-loss disk if it can live with that");
+    assert_eq!(driver.reap(), 0, "nothing is served");
+    assert_eq!(front.stop(), Some(0), "{}", front.log());
+
+    let mut front = local(&["--accept-loss", "disk"]);
+    let _connection = driver.await_connection(&socket);
+    driver.work();
+    assert_eq!(front.stop(), Some(0), "{}", front.log());
+    // It was accepted once and for all.
+    let _front = local(&[]);
+    let _connection = driver.await_connection(&socket);
+    driver.read_back();
 }

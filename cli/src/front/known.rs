@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use anyhow::{Context, bail};
+use block_front::Breach;
 use block_server::whole_file;
 use link::Attached;
 use link::wire::address::Address;
@@ -22,14 +23,14 @@ type Life = (Uuid, u64);
 
 /// What the file says.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(crate) struct Known {
     path: PathBuf,
     lives: BTreeMap<String, Life>,
 }
 
 impl Known {
     /// Reads the file; without one nothing is known.
-    pub(super) fn open(state_dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let path = state_dir.join(FILE);
         let text = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -41,14 +42,22 @@ impl Known {
         Ok(Self { path, lives })
     }
 
+    /// What came between the disk's volume and the guest that it had last.
+    pub(crate) fn breach(&self, disk: &Disk, attached: &Attached) -> Option<Breach> {
+        if self.is_other(disk, attached) {
+            return Some(Breach::OtherVolume);
+        }
+        (attached.stored_verifier != attached.verifier).then_some(Breach::LostWrites)
+    }
+
     /// Whether the disk's volume is another than the one that was served last,
     /// or in another life: restored, imported or taken away by force since.
-    pub(super) fn is_other(&self, disk: &Disk, attached: &Attached) -> bool {
+    fn is_other(&self, disk: &Disk, attached: &Attached) -> bool {
         self.lives.get(&name(disk)).is_some_and(|known| *known != life(attached))
     }
 
     /// Writes down what is served now, durably, if it is news.
-    pub(super) fn learn(&mut self, disk: &Disk, attached: &Attached) -> anyhow::Result<()> {
+    pub(crate) fn learn(&mut self, disk: &Disk, attached: &Attached) -> anyhow::Result<()> {
         let life = life(attached);
         if self.lives.insert(name(disk), life) == Some(life) {
             return Ok(());

@@ -25,7 +25,7 @@ pub(crate) use attaching::NoGuest;
 use config::FrontConfig;
 pub(crate) use config::{Disk, check_distinct};
 pub(crate) use identity::Identity;
-use known::Known;
+pub(crate) use known::Known;
 use station::FrontStation;
 use voice::Voice;
 

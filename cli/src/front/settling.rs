@@ -1,7 +1,7 @@
 //! What earlier starts of this front had answered: is it all there?
 
 use anyhow::bail;
-use block_front::{Breach, DiskSpec};
+use block_front::DiskSpec;
 use link::wire::Wire;
 use link::{Client, VolumeHandle, VolumeState};
 
@@ -25,12 +25,7 @@ pub(super) fn settle<W: Wire>(
         let VolumeState::Attached(attached) = client.state(volume) else {
             bail!("volume {} went away before its disk was there", disk.volume);
         };
-        let lost = attached.stored_verifier != attached.verifier;
-        let found = match known.is_other(disk, &attached) {
-            true => Some(Breach::OtherVolume),
-            false => lost.then_some(Breach::LostWrites),
-        };
-        let breach = super::check_breach(disk, found);
+        let breach = super::check_breach(disk, known.breach(disk, &attached));
         let spec = super::disk_spec(disk, volume, &attached, breach)?;
         if breach.is_none() {
             known.learn(disk, &attached)?;
