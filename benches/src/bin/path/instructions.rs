@@ -23,7 +23,7 @@ pub(crate) struct Counted {
 }
 
 /// What the names of the checksum's functions contain.
-const CHECKSUMS: [&str; 1] = ["crc_fast"];
+const CHECKSUMS: [&str; 2] = ["block-core/src/crc", "block_core::crc"];
 
 /// What the names of the soft controller's functions contain, or of who called a
 /// copy for it.
