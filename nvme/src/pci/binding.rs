@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::Address;
-use super::sysfs::Sysfs;
+use super::sysfs::{NoController, Sysfs};
 use super::usage::{Lists, claim, uses};
 
 /// The driver that lets a process have a device.
@@ -20,10 +20,8 @@ pub const UIO: &str = "uio_pci_generic";
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // The sentences say it, the fields are their words.
 pub enum BindError {
-    #[error("there is no PCI device {0}; `vrio nvme list` shows the controllers there are")]
-    Missing(Address),
-    #[error("the PCI device {0} is no NVMe controller")]
-    OtherKind(Address),
+    #[error(transparent)]
+    NoController(#[from] NoController),
     #[error("{address} is in use: {}; end that first", uses.join(", "))]
     InUse { address: Address, uses: Vec<String> },
     #[error("cannot see whether {address} is in use ({error}), so it stays with its driver")]
@@ -47,7 +45,7 @@ pub enum BindError {
 /// # Errors
 /// A sentence; the device is then where it was, or has no driver.
 pub fn bind(sysfs: &Sysfs, lists: &Lists, address: Address, driver: &str) -> Result<(), BindError> {
-    if holder(sysfs, address)?.as_deref() == Some(driver) {
+    if sysfs.controller(address)?.driver.as_deref() == Some(driver) {
         return Ok(());
     }
     let used = uses(sysfs, lists, address);
@@ -68,19 +66,11 @@ pub fn bind(sysfs: &Sysfs, lists: &Lists, address: Address, driver: &str) -> Res
 /// # Errors
 /// A sentence.
 pub fn unbind(sysfs: &Sysfs, address: Address) -> Result<(), BindError> {
-    let driver = holder(sysfs, address)?;
+    let driver = sysfs.controller(address)?.driver;
     if driver.is_some_and(|driver| driver != VFIO && driver != UIO) {
         return Ok(()); // It was never taken.
     }
     move_to(sysfs, address, "", "nvme")
-}
-
-fn holder(sysfs: &Sysfs, address: Address) -> Result<Option<String>, BindError> {
-    match sysfs.controller(address) {
-        Ok(Some(found)) => Ok(found.driver),
-        Ok(None) => Err(BindError::OtherKind(address)),
-        Err(_) => Err(BindError::Missing(address)),
-    }
 }
 
 fn move_to(sysfs: &Sysfs, address: Address, wanted: &str, expected: &str) -> Result<(), BindError> {
@@ -91,7 +81,7 @@ fn move_to(sysfs: &Sysfs, address: Address, wanted: &str, expected: &str) -> Res
         write(folder.join("driver/unbind"), &address.to_string())?;
     }
     write(sysfs.root().join("bus/pci/drivers_probe"), &address.to_string())?;
-    let now = holder(sysfs, address)?;
+    let now = sysfs.controller(address)?.driver;
     if now.as_deref() == Some(expected) {
         return Ok(());
     }

@@ -8,6 +8,8 @@ pub mod sysfs;
 pub mod usage;
 
 mod bar;
+mod command_register;
+mod group;
 mod physical;
 mod sys;
 mod vfio;
@@ -15,16 +17,31 @@ mod vfio;
 #[cfg(test)]
 mod made;
 
+use std::io;
+
+use thiserror::Error;
+
 pub use address::Address;
 pub use physical::{PhysicalBus, PhysicalError, physical_arena};
 pub use vfio::{OpenError, VfioBus};
 
-/// PCI configuration space: the command register (PCI Local Bus 3.0, section 6.2.2).
-const COMMAND: u64 = 4;
-/// In it: memory space, bus master, no pin interrupt.
-const MEMORY_SPACE: u16 = 1 << 1;
-const BUS_MASTER: u16 = 1 << 2;
-const NO_PIN_INTERRUPT: u16 = 1 << 10;
+/// A step that the kernel did not take.
+#[derive(Debug, Error)]
+#[error("cannot {step} {address}: {error}{}", if error.kind() == io::ErrorKind::PermissionDenied {
+    "; only root may"
+} else {
+    ""
+})]
+pub struct Refused {
+    step: &'static str,
+    address: Address,
+    error: io::Error,
+}
+
+/// Names the step that an error of the kernel's ended.
+fn refused(step: &'static str, address: Address) -> impl Fn(io::Error) -> Refused {
+    move |error| Refused { step, address, error }
+}
 
 /// Most of BAR 0 that is mapped: registers, and doorbells of 64 queue pairs at any
 /// stride.

@@ -12,8 +12,9 @@ use block_core::{DmaMemory, Memory};
 use thiserror::Error;
 
 use super::bar::Bar;
-use super::sysfs::Sysfs;
-use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, NO_PIN_INTERRUPT};
+use super::command_register::set_master;
+use super::sysfs::{NoController, Sysfs};
+use super::{Address, Refused, refused};
 use crate::PAGE;
 use crate::arena::{Arena, HUGE_PAGE};
 use crate::bus::Bus;
@@ -27,10 +28,8 @@ const PRESENT: u64 = 1 << 63;
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // The sentences say it, the fields are their words.
 pub enum PhysicalError {
-    #[error("there is no PCI device {0}; `vrio nvme list` shows the controllers there are")]
-    Missing(Address),
-    #[error("the PCI device {0} is no NVMe controller")]
-    OtherKind(Address),
+    #[error(transparent)]
+    NoController(#[from] NoController),
     #[error("{address} has the driver {driver}; type 'vrio nvme bind --unsafe-no-iommu {address}'")]
     Driver { address: Address, driver: String },
     #[error(
@@ -40,8 +39,8 @@ pub enum PhysicalError {
     HugePages { pages: u64, error: io::Error },
     #[error("the kernel hides physical addresses (/proc/self/pagemap) from this user; run as root")]
     Hidden,
-    #[error("cannot {step} {address}: {error}; only root may")]
-    Step { step: &'static str, address: Address, error: io::Error },
+    #[error(transparent)]
+    Step(#[from] Refused),
 }
 
 /// `bytes` of memory whose physical addresses are known.
@@ -125,14 +124,13 @@ impl PhysicalBus {
         address: Address,
         arena: Arc<Arena>,
     ) -> Result<Arc<Self>, PhysicalError> {
-        let found = sysfs.controller(address).map_err(|_| PhysicalError::Missing(address))?;
-        let found = found.ok_or(PhysicalError::OtherKind(address))?;
+        let found = sysfs.controller(address)?;
         let has_driver = found.driver.is_some();
         if let Some(driver) = found.driver.filter(|driver| driver != super::binding::UIO) {
             return Err(PhysicalError::Driver { address, driver });
         }
         let folder = sysfs.folder(address);
-        let step = |step| move |error| PhysicalError::Step { step, address, error };
+        let step = |step| refused(step, address);
         // A driver has enabled it, and the kernel lets nobody else.
         if !has_driver {
             write(folder.join("enable"), "1").map_err(step("enable"))?;
@@ -142,18 +140,8 @@ impl PhysicalBus {
         let bar = open("resource0").map_err(step("open the registers of"))?;
         let size = bar.metadata().map_err(step("measure the registers of"))?.len();
         let bar = Bar::map(&bar, 0, size).map_err(step("map the registers of"))?;
-        let bus = Self { bar, configuration, arena };
-        bus.set_command(true).map_err(step("enable bus mastering of"))?;
-        Ok(Arc::new(bus))
-    }
-
-    fn set_command(&self, is_master: bool) -> io::Result<()> {
-        let mut bytes = [0; 2];
-        self.configuration.read_exact_at(&mut bytes, COMMAND)?;
-        let others = u16::from_le_bytes(bytes) & !BUS_MASTER;
-        let master = if is_master { BUS_MASTER } else { 0 };
-        let command = others | MEMORY_SPACE | NO_PIN_INTERRUPT | master;
-        self.configuration.write_all_at(&command.to_le_bytes(), COMMAND)
+        set_master(&configuration, 0, true).map_err(step("enable bus mastering of"))?;
+        Ok(Arc::new(Self { bar, configuration, arena }))
     }
 }
 
@@ -177,7 +165,7 @@ impl Bus for PhysicalBus {
     }
 
     fn cut_off(&self) {
-        if let Err(error) = self.set_command(false) {
+        if let Err(error) = set_master(&self.configuration, 0, false) {
             tracing::error!("bus mastering of a device was not turned off: {error}");
         }
         self.bar.give_up();

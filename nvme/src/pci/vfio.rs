@@ -1,10 +1,9 @@
 //! The bus to a PCI device behind an IOMMU: registers and doorbells are loads and
 //! stores, interrupts are eventfds, memory is mapped once.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use block_core::DmaMemory;
@@ -13,8 +12,10 @@ use thiserror::Error;
 
 use super::bar::Bar;
 use super::binding::VFIO;
-use super::sysfs::{Found, Sysfs};
-use super::{Address, BUS_MASTER, COMMAND, MEMORY_SPACE, NO_PIN_INTERRUPT, sys};
+use super::command_register::set_master;
+use super::group::Group;
+use super::sysfs::{Found, NoController, Sysfs};
+use super::{Address, Refused, refused, sys};
 use crate::arena::Arena;
 use crate::bus::Bus;
 use crate::registers::{CSTS, GONE};
@@ -29,10 +30,8 @@ const REMOVAL: u32 = 4;
 #[derive(Debug, Error)]
 #[allow(missing_docs)] // The sentences say it, the fields are their words.
 pub enum OpenError {
-    #[error("there is no PCI device {0}; `vrio nvme list` shows the controllers there are")]
-    Missing(Address),
-    #[error("the PCI device {0} is no NVMe controller")]
-    OtherKind(Address),
+    #[error(transparent)]
+    NoController(#[from] NoController),
     #[error("{address} has {holder}, not vfio-pci; type 'vrio nvme bind {address}'")]
     Driver { address: Address, holder: String },
     #[error(
@@ -53,8 +52,13 @@ pub enum OpenError {
          too low (ulimit -l, LimitMEMLOCK=), or addresses beyond {iova:#x} are too high for the IOMMU"
     )]
     Memory { address: Address, mib: u64, iova: u64, error: io::Error },
-    #[error("the kernel refused to {step} {address}: {error}")]
-    Step { step: &'static str, address: Address, error: io::Error },
+    #[error(
+        "{address} shares IOMMU group {group} with another device of this server, which another \
+         worker has; give both the same `worker`"
+    )]
+    Elsewhere { address: Address, group: u32 },
+    #[error(transparent)]
+    Step(#[from] Refused),
 }
 
 /// A bus over VFIO.
@@ -81,14 +85,13 @@ struct Device {
     file: File,
     configuration: u64,
     bar: u64,
-    _group: File,
-    container: File,
-    arena: Arc<Arena>,
+    _group: Arc<Group>,
 }
 
 impl VfioBus {
     /// Opens the device, which vfio-pci must have, and maps the arena for it, which must
-    /// be a [pinned](Arena::pinned) one. Several buses may have the same one.
+    /// be a [pinned](Arena::pinned) one. Several buses may have the same one, and must if
+    /// their devices are in one IOMMU group.
     ///
     /// # Errors
     /// A sentence about what is in the way, and the way out.
@@ -98,14 +101,14 @@ impl VfioBus {
         arena: Arc<Arena>,
     ) -> Result<Arc<Self>, OpenError> {
         let group = ready(sysfs, address)?;
-        let device = Device::open(sysfs, address, group, Arc::clone(&arena))?;
-        let step = |step| move |error| OpenError::Step { step, address, error };
+        let device = Device::open(address, Group::of(sysfs, address, group, &arena)?)?;
+        let step = |step| refused(step, address);
         let info = sys::region(&device.file, BAR0).map_err(step("describe the registers of"))?;
         if !info.can_be_mapped() {
-            return Err(step("map the registers of")(io::ErrorKind::Unsupported.into()));
+            return Err(step("map the registers of")(io::ErrorKind::Unsupported.into()).into());
         }
         let bells = Bells::connect(&device.file).map_err(step("pass on interrupts of"))?;
-        device.set_command(true).map_err(step("enable bus mastering of"))?;
+        device.set_master(true).map_err(step("enable bus mastering of"))?;
         let bar = Bar::map(&device.file, info.offset, info.size);
         let bar = bar.map_err(step("map the registers of"))?;
         Ok(Arc::new(Self { device: Mutex::new(Some(device)), bar, bells, arena }))
@@ -114,8 +117,7 @@ impl VfioBus {
 
 /// The device's group, if it can be opened at all.
 fn ready(sysfs: &Sysfs, address: Address) -> Result<u32, OpenError> {
-    let found = sysfs.controller(address).map_err(|_| OpenError::Missing(address))?;
-    let Found { driver, group, .. } = found.ok_or(OpenError::OtherKind(address))?;
+    let Found { driver, group, .. } = sysfs.controller(address)?;
     if driver.as_deref() != Some(VFIO) {
         let holder = driver.map_or("no driver".to_owned(), |name| format!("the driver {name}"));
         return Err(OpenError::Driver { address, holder });
@@ -124,56 +126,25 @@ fn ready(sysfs: &Sysfs, address: Address) -> Result<u32, OpenError> {
 }
 
 impl Device {
-    fn open(
-        sysfs: &Sysfs,
-        address: Address,
-        group: u32,
-        arena: Arc<Arena>,
-    ) -> Result<Self, OpenError> {
-        let step = |step| move |error| OpenError::Step { step, address, error };
-        let container = node("/dev/vfio/vfio")?;
-        if !sys::has_iommu(&container).map_err(step("say what VFIO can do for"))? {
-            return Err(OpenError::NoIommu(address));
-        }
-        let folder = node(&format!("/dev/vfio/{group}"))?;
-        if !sys::is_viable(&folder).map_err(step("look at the IOMMU group of"))? {
-            return Err(not_viable(sysfs, address, group));
-        }
-        sys::join(&folder, &container).map_err(step("turn the IOMMU on for"))?;
-        let memory =
-            arena.memory().expect("a pinned arena: another one is a mistake in the caller");
-        let (iova, mib) = (arena.iova(), memory.len() as u64 >> 20);
-        let refused = |error| OpenError::Memory { address, mib, iova, error };
-        sys::map(&container, memory, iova).map_err(refused)?;
-        let file = sys::device(&folder, &address.to_string()).map_err(step("open"))?;
+    fn open(address: Address, group: Arc<Group>) -> Result<Self, OpenError> {
+        let step = |step| refused(step, address);
+        let file = group.device(address).map_err(step("open"))?;
         let configuration = sys::region(&file, CONFIGURATION);
         let configuration = configuration.map_err(step("show the configuration of"))?.offset;
         let bar = sys::region(&file, BAR0).map_err(step("describe the registers of"))?.offset;
-        Ok(Self { file, configuration, bar, _group: folder, container, arena })
+        Ok(Self { file, configuration, bar, _group: group })
     }
 
-    /// Memory space on, and bus mastering or not.
-    fn set_command(&self, is_master: bool) -> io::Result<()> {
-        let at = self.configuration + COMMAND;
-        let mut bytes = [0; 2];
-        self.file.read_exact_at(&mut bytes, at)?;
-        let others = u16::from_le_bytes(bytes) & !BUS_MASTER;
-        let master = if is_master { BUS_MASTER } else { 0 };
-        let command = others | MEMORY_SPACE | NO_PIN_INTERRUPT | master;
-        self.file.write_all_at(&command.to_le_bytes(), at)
+    fn set_master(&self, is_master: bool) -> io::Result<()> {
+        set_master(&self.file, self.configuration, is_master)
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         // A device that is gone takes no command; then nothing of it reaches memory.
-        if let Err(error) = self.set_command(false) {
+        if let Err(error) = self.set_master(false) {
             tracing::debug!("bus mastering was not turned off: {error}");
-        }
-        let range = self.arena.range();
-        if let Err(error) = sys::unmap(&self.container, self.arena.iova(), range.end - range.start)
-        {
-            tracing::warn!("memory stays mapped for a device until the process ends: {error}");
         }
     }
 }
@@ -193,31 +164,6 @@ impl Bells {
         sys::connect_interrupt(device, MSI_X, interrupt.as_fd())?;
         Ok(Self { interrupt: Some(interrupt), removal })
     }
-}
-
-fn node(path: &str) -> Result<File, OpenError> {
-    let outcome = OpenOptions::new().read(true).write(true).open(path);
-    outcome.map_err(|error| {
-        let remedy = match error.kind() {
-            io::ErrorKind::NotFound => "type 'modprobe vfio-pci'",
-            io::ErrorKind::PermissionDenied => "run as root, or give this user the file",
-            io::ErrorKind::ResourceBusy => {
-                "another process, or another device of this server, has the group"
-            }
-            _ => "the kernel's log (dmesg) may say more",
-        };
-        OpenError::Node { path: path.to_owned(), error, remedy }
-    })
-}
-
-fn not_viable(sysfs: &Sysfs, address: Address, group: u32) -> OpenError {
-    let members = sysfs.members(group).unwrap_or_default();
-    let others = members.iter().filter(|member| member.is_in_the_way()).map(|member| {
-        let driver = member.driver.as_deref().unwrap_or("no driver");
-        format!("{} (has {driver})", member.address)
-    });
-    let others = others.collect::<Vec<_>>().join(", ");
-    OpenError::NotViable { address, group, others }
 }
 
 impl Bus for VfioBus {
@@ -265,9 +211,9 @@ impl Bus for VfioBus {
     fn revive(&self) -> io::Result<bool> {
         let device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(device) = device.as_ref() else { return Ok(false) };
-        device.set_command(false)?;
+        device.set_master(false)?;
         sys::reset(&device.file)?;
-        device.set_command(true)?;
+        device.set_master(true)?;
         self.bar.replace(Some((&device.file, device.bar)))?;
         Ok(true)
     }
@@ -301,16 +247,5 @@ mod tests {
         let made = Made::new();
         made.device(PLACE, "0x030000", Some(VFIO), Some(4));
         assert!(refused(&made).contains("no NVMe controller"));
-    }
-
-    #[test]
-    fn a_group_that_is_not_free_names_the_other_device_and_its_driver() {
-        let made = Made::new();
-        made.device(PLACE, "0x010802", Some(VFIO), Some(4));
-        made.device("0000:01:00.1", "0x0c0330", Some("xhci_hcd"), Some(4));
-        let address = PLACE.parse().expect("an address");
-        let said = not_viable(&made.sysfs(), address, 4).to_string();
-        assert!(said.contains("group 4") && said.contains("0000:01:00.1 (has xhci_hcd)"), "{said}");
-        assert!(said.contains("driver/unbind"), "{said}");
     }
 }
