@@ -176,7 +176,7 @@ impl Admin {
     }
 
     fn push(&mut self, port: &Port, command: Command) {
-        self.submission.push(&command);
+        self.submission.push(command.words());
         if let Some(tail) = self.submission.news() {
             port.bus.write32(port.capabilities.submission_doorbell(0), tail);
         }

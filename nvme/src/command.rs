@@ -303,6 +303,29 @@ impl Command {
     }
 }
 
+/// What a command asks for, before it has a place: without identifier and data pointers.
+#[derive(Clone, Copy)]
+pub(crate) struct Order {
+    head: u64,
+    dwords: [u64; 3],
+}
+
+impl Order {
+    /// Leaves identifier, data pointers and what is reserved out.
+    #[inline]
+    pub(crate) const fn of(command: &Command) -> Self {
+        let [head, _, _, _, _, a, b, c] = command.words;
+        Self { head: head & !(0xffff << 16), dwords: [a, b, c] }
+    }
+
+    /// The words of the whole command.
+    #[inline]
+    pub(crate) const fn placed(&self, id: u16, (prp1, prp2): (u64, u64)) -> [u64; COMMAND_WORDS] {
+        let [a, b, c] = self.dwords;
+        [self.head | (id as u64) << 16, 0, 0, prp1, prp2, a, b, c]
+    }
+}
+
 /// The layout against the specification's byte offsets (Base 2.0, figure 87).
 const _: () = {
     let bytes = Command::new(0x11, 0x2322_2120).with_id(0x1312).with_data(0x18, 0x20).to_bytes();

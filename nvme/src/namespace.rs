@@ -127,7 +127,7 @@ impl Device for Namespace {
         buffer: Buffer,
         blocks: Range<usize>,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
-        self.transfer(Kind::Read, at, buffer, blocks)
+        self.transfer(Kind::READ, at, buffer, blocks)
     }
 
     #[inline]
@@ -139,8 +139,8 @@ impl Device for Namespace {
         durability: Durability,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
         let kind = match durability {
-            Durability::Through if self.cached => Kind::WriteThrough,
-            Durability::Through | Durability::Cached => Kind::Write,
+            Durability::Through if self.cached => Kind::WRITE_THROUGH,
+            Durability::Through | Durability::Cached => Kind::WRITE,
         };
         self.transfer(kind, at, buffer, blocks)
     }

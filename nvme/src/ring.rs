@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use block_core::DmaMemory;
 
-use crate::command::{COMMAND_BYTES, COMMAND_WORDS, Command};
+use crate::command::{COMMAND_BYTES, COMMAND_WORDS};
 use crate::completion::{COMPLETION_BYTES, COMPLETION_WORDS, Completion};
 use crate::sys::Words;
 
@@ -28,10 +28,11 @@ impl SubmissionRing {
         Self { words, entries: u32::from(entries), tail: 0, rung: 0 }
     }
 
-    /// Writes the command at the tail; the controller is not told yet.
-    pub(crate) fn push(&mut self, command: &Command) {
+    /// Writes a command at the tail; the controller is not told yet.
+    #[inline]
+    pub(crate) fn push(&mut self, command: &[u64; COMMAND_WORDS]) {
         let base = self.tail as usize * COMMAND_WORDS;
-        self.words.store_all(base, command.words());
+        self.words.store_all(base, command);
         self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
     }
 
@@ -80,19 +81,27 @@ impl CompletionRing {
     /// The entry at the head, if the controller has written it.
     pub(crate) fn pop(&mut self) -> Option<Completion> {
         let base = self.head as usize * COMPLETION_WORDS;
+        let last = self.pop_last()?;
+        Some(Completion::from_words([self.words.load(base, Ordering::Relaxed), last]))
+    }
+
+    /// The last word of the entry at the head: all but the result, which commands on
+    /// blocks do not have.
+    #[inline]
+    pub(crate) fn pop_last(&mut self) -> Option<u64> {
+        let at = self.head as usize * COMPLETION_WORDS + 1;
         // Acquire: with the phase comes everything the controller wrote before
         // it, the data of a read included.
-        let last = self.words.load(base + 1, Ordering::Acquire);
+        let last = self.words.load(at, Ordering::Acquire);
         if Completion::phase_of(last) != self.phase {
             return None;
         }
-        let first = self.words.load(base, Ordering::Relaxed);
         self.head += 1;
         if self.head == self.entries {
             self.head = 0;
             self.phase = !self.phase;
         }
-        Some(Completion::from_words([first, last]))
+        Some(last)
     }
 
     /// The value for the head doorbell, if the controller does not know it.

@@ -56,19 +56,25 @@ impl Words {
 
     /// Changes consecutive words; an ordered store of something else hands
     /// them over.
+    #[inline]
     pub(crate) fn store_all<const N: usize>(&self, first: usize, values: &[u64; N]) {
         assert!(first.checked_add(N).is_some_and(|end| end <= self.count));
+        let first: *const AtomicU64 = self.at(first);
         for (index, value) in values.iter().enumerate() {
-            self.at(first + index).store(value.to_le(), Ordering::Relaxed);
+            // SAFETY: all `N` words lie within the memory, as was just checked; else as in
+            // `at`, which would ask the memory for its place each time.
+            unsafe { &*first.add(index) }.store(value.to_le(), Ordering::Relaxed);
         }
     }
 
+    #[inline]
     fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.count);
         self.at(index)
     }
 
     /// A word that the caller has checked to exist.
+    #[inline]
     fn at(&self, index: usize) -> &AtomicU64 {
         debug_assert!(index < self.count);
         // SAFETY: the three callers, all of this type, have checked the index.

@@ -50,6 +50,9 @@ pub(crate) enum Ending {
 }
 
 impl Ending {
+    /// As most commands end.
+    pub(crate) const DONE: Self = Self::Completed(Status::SUCCESS);
+
     /// The outcome for whoever asked for blocks.
     pub(crate) const fn outcome(self) -> Result<(), BlockError> {
         match self {
@@ -89,15 +92,31 @@ struct Place {
     buffer: Option<Buffer>,
     /// Of who wants the outcome. While the command is under way, none means nobody.
     waker: Option<Waker>,
+    /// While it is free: the free place after it.
+    next: u16,
 }
 
 /// The places, and for each a page for its PRP list or range.
 pub(crate) struct Table {
     places: Vec<Place>,
-    free: Vec<u16>,
+    /// The first free place, if there is one, and how many there are.
+    first: u16,
+    free: usize,
     busy: usize,
     lists: DmaMemory,
     list_words: Words,
+}
+
+impl Place {
+    /// The command is under way, and who asks for it will be woken.
+    #[cold]
+    fn wait(&mut self, waker: &Waker) {
+        assert!(self.stage == Stage::Busy, "a place has one owner until it fetched the outcome");
+        match &mut self.waker {
+            Some(old) => old.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
 }
 
 /// A completion for a command that is not under way.
@@ -113,14 +132,22 @@ impl Table {
 
     pub(crate) fn new(depth: u16, lists: DmaMemory) -> Self {
         assert!(depth <= MAX_DEPTH && lists.memory().len() >= Self::dma_bytes(depth));
-        let free = |id| Place { stage: Stage::Free, id, round: 0, buffer: None, waker: None };
-        let places = (0..depth).map(free).collect();
+        let empty = |id| Place {
+            stage: Stage::Free,
+            id,
+            round: 0,
+            buffer: None,
+            waker: None,
+            next: id + 1,
+        };
+        let places: Vec<Place> = (0..depth).map(empty).collect();
         let list_words = Words::all(&lists);
-        Self { places, free: (0..depth).rev().collect(), busy: 0, lists, list_words }
+        Self { free: places.len(), places, first: 0, busy: 0, lists, list_words }
     }
 
+    #[inline]
     pub(crate) fn free(&self) -> usize {
-        self.free.len()
+        self.free
     }
 
     pub(crate) fn busy(&self) -> usize {
@@ -129,6 +156,7 @@ impl Table {
 
     /// Takes a free place for a command: its identifier, which names the place too
     /// ([`Table::place_of`]), and its two data pointers.
+    #[inline]
     pub(crate) fn occupy(
         &mut self,
         data: Data,
@@ -136,9 +164,10 @@ impl Table {
         waker: Waker,
         round: u32,
     ) -> (u16, (u64, u64)) {
-        let index = self.free.pop().expect("the caller has seen a free place");
-        let pointers = self.point(index, data, buffer.as_ref());
+        assert!(self.free > 0, "the caller has seen a free place");
+        let index = self.first;
         let place = &mut self.places[usize::from(index)];
+        (self.first, self.free) = (place.next, self.free - 1);
         // The count of uses is in the upper bits, and leaves them at the top.
         place.id = place.id.wrapping_add(1 << PLACE_BITS);
         place.round = round;
@@ -146,7 +175,8 @@ impl Table {
         place.buffer = buffer;
         place.waker = Some(waker);
         self.busy += 1;
-        (place.id, pointers)
+        let id = place.id;
+        (id, self.point(index, data))
     }
 
     /// Where the command with this identifier is.
@@ -156,6 +186,7 @@ impl Table {
 
     /// Ends the command with this identifier, if it is under way. Gives back
     /// who waits for it, or `None` when the place is free again.
+    #[inline]
     pub(crate) fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
         let index = Self::place_of(id);
         let place = self.places.get_mut(usize::from(index)).ok_or(NotUnderWay)?;
@@ -177,7 +208,8 @@ impl Table {
         let place = &mut self.places[usize::from(index)];
         place.stage = Stage::Free;
         place.buffer = None;
-        self.free.push(index);
+        place.next = self.first;
+        (self.first, self.free) = (index, self.free + 1);
     }
 
     /// The identifier of some command under way.
@@ -200,21 +232,16 @@ impl Table {
     }
 
     /// Fetches the outcome from a place and frees it, or leaves the waker.
+    #[inline]
     pub(crate) fn fetch(&mut self, index: u16, waker: &Waker) -> Option<(Option<Buffer>, Ending)> {
         let place = &mut self.places[usize::from(index)];
         let Stage::Ended(ending) = place.stage else {
-            assert!(
-                place.stage == Stage::Busy,
-                "a place has one owner until it fetched the outcome"
-            );
-            match &mut place.waker {
-                Some(old) => old.clone_from(waker),
-                none => *none = Some(waker.clone()),
-            }
+            place.wait(waker);
             return None;
         };
         place.stage = Stage::Free;
-        self.free.push(index);
+        place.next = self.first;
+        (self.first, self.free) = (index, self.free + 1);
         Some((place.buffer.take(), ending))
     }
 
@@ -230,8 +257,28 @@ impl Table {
         is_over
     }
 
+    /// Keeps all memory that a controller was told of mapped for ever.
+    pub(crate) fn leak(&mut self) {
+        std::mem::forget(self.lists.clone());
+        self.places.iter_mut().for_each(|place| std::mem::forget(place.buffer.take()));
+    }
+
     /// PRP1 and PRP2 for the data (Base 2.0, section 4.1.1).
-    fn point(&self, index: u16, data: Data, buffer: Option<&Buffer>) -> (u64, u64) {
+    #[inline]
+    fn point(&self, index: u16, data: Data) -> (u64, u64) {
+        let buffer = self.places[usize::from(index)].buffer.as_ref();
+        if let (Data::Blocks { offset, bytes }, Some(buffer)) = (data, buffer) {
+            let first = buffer.iova() + offset as u64;
+            if first as usize % PAGE + bytes <= PAGE {
+                return (first, 0);
+            }
+        }
+        self.point_further(index, data, buffer)
+    }
+
+    /// The same, of what is not in one page.
+    #[inline(never)]
+    fn point_further(&self, index: u16, data: Data, buffer: Option<&Buffer>) -> (u64, u64) {
         let list = usize::from(index) * LIST_ENTRIES;
         let list_iova = self.lists.iova() + (usize::from(index) * PAGE) as u64;
         match data {

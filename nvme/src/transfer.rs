@@ -8,33 +8,44 @@ use std::task::{Context, Poll};
 use block_core::unit::BLOCK_SIZE;
 use block_core::{BlockCount, BlockError, Buffer, Extent, Pba};
 
-use crate::command::{Command, FORCE_UNIT_ACCESS, io};
+use crate::command::{FORCE_UNIT_ACCESS, Order, io};
 use crate::namespace::{Namespace, TRIES};
-use crate::queue_pair::Submission;
-use crate::table::Data;
+use crate::queue_pair::{Ask, Submission};
+use crate::table::{Data, Ending};
 
 /// What is done with the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Read,
-    Write,
-    /// Answered when it is durable.
-    WriteThrough,
+pub(crate) struct Kind {
+    opcode: u8,
+    /// Of dword 12.
+    flags: u32,
 }
 
 impl Kind {
-    const fn opcode(self) -> u8 {
-        match self {
-            Self::Read => io::READ,
-            Self::Write | Self::WriteThrough => io::WRITE,
-        }
-    }
+    pub(crate) const READ: Self = Self { opcode: io::READ, flags: 0 };
+    pub(crate) const WRITE: Self = Self { opcode: io::WRITE, flags: 0 };
+    /// Answered when it is durable.
+    pub(crate) const WRITE_THROUGH: Self = Self { opcode: io::WRITE, flags: FORCE_UNIT_ACCESS };
+}
 
-    const fn flags(self) -> u32 {
-        match self {
-            Self::Read | Self::Write => 0,
-            Self::WriteThrough => FORCE_UNIT_ACCESS,
-        }
+/// One command's share of a request.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    namespace: &'a Namespace,
+    kind: Kind,
+    /// Where it begins on the device, and which blocks of the buffer it is about.
+    at: Pba,
+    first: usize,
+    count: usize,
+}
+
+impl Ask for Part<'_> {
+    #[inline]
+    fn order(&self) -> (Order, Data) {
+        let Self { namespace, kind, at, first, count } = *self;
+        let command = namespace.blocks_command(kind.opcode, at.0, count as u64, kind.flags);
+        let data = Data::Blocks { offset: first * BLOCK_SIZE, bytes: count * BLOCK_SIZE };
+        (Order::of(&command), data)
     }
 }
 
@@ -42,15 +53,18 @@ impl Kind {
 /// such functions: each of these is a state of its own, which is looked at and moved for
 /// every request.
 pub(crate) struct Transfer<'a> {
-    namespace: &'a Namespace,
-    kind: Kind,
-    /// What the request itself is refused for: said when it is polled.
-    refused: Option<BlockError>,
-    has_begun: bool,
-    part: Submission<'a>,
-    /// What follows that part, on the device and in the buffer.
-    next: Pba,
-    rest: Range<usize>,
+    part: Submission<'a, Part<'a>>,
+    /// Blocks that follow that part.
+    rest: usize,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    New,
+    /// The request itself is; it is said when it is polled.
+    Refused(BlockError),
+    UnderWay,
 }
 
 impl Namespace {
@@ -64,42 +78,50 @@ impl Namespace {
         buffer: Buffer,
         blocks: Range<usize>,
     ) -> Transfer<'_> {
-        let count = blocks.end.saturating_sub(blocks.start);
-        let extent = Extent { start: at, count: BlockCount(count as u64) };
-        let is_inside = count > 0 && blocks.end <= buffer.len() / BLOCK_SIZE;
-        let refused =
-            if is_inside { self.check(extent).err() } else { Some(BlockError::Malformed) };
-        let (mut next, mut rest) = (at, blocks);
-        let part = match refused {
-            None => self.part(kind, buffer, &mut next, &mut rest),
-            Some(_) => self.queue().submit(Command::new(0, 0), Data::Nothing, Some(buffer), 0),
+        let all = blocks.end.saturating_sub(blocks.start);
+        let is_inside = all > 0 && blocks.end <= buffer.len() / BLOCK_SIZE;
+        let extent = Extent { start: at, count: BlockCount(all as u64) };
+        let stage = match if is_inside { self.check(extent) } else { Err(BlockError::Malformed) } {
+            Ok(()) => Stage::New,
+            Err(error) => Stage::Refused(error),
         };
-        Transfer { namespace: self, kind, refused, has_begun: false, part, next, rest }
-    }
-
-    /// The next command: as much of the rest as one may have.
-    #[inline]
-    fn part(
-        &self,
-        kind: Kind,
-        buffer: Buffer,
-        next: &mut Pba,
-        rest: &mut Range<usize>,
-    ) -> Submission<'_> {
-        let count = rest.len().min(self.transfer_blocks);
-        let command = self.blocks_command(kind.opcode(), next.0, count as u64, kind.flags());
-        let data = Data::Blocks { offset: rest.start * BLOCK_SIZE, bytes: count * BLOCK_SIZE };
-        next.0 += count as u64;
-        rest.start += count;
-        self.queue().submit(command, data, Some(buffer), TRIES)
+        let count = all.min(self.transfer_blocks);
+        let part = Part { namespace: self, kind, at, first: blocks.start, count };
+        Transfer { part: self.queue().ask(part, Some(buffer), TRIES), rest: all - count, stage }
     }
 }
 
+const RETURNED: &str = "a command gives back the buffer that it was given";
+
 impl Transfer<'_> {
+    /// Refuses what cannot be done, with its buffer.
+    #[inline]
+    fn begin(&mut self) -> Option<(Buffer, BlockError)> {
+        let outcome = match self.stage {
+            Stage::Refused(error) => Err(error),
+            Stage::New | Stage::UnderWay => self.judge(Ok(())),
+        };
+        self.stage = Stage::UnderWay;
+        let error = outcome.err()?;
+        Some((self.part.withdraw().expect(RETURNED), error))
+    }
+
     /// What an outcome is worth: a write's is nothing when the device may have lost others.
     #[inline]
     fn judge(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
-        if self.kind == Kind::Read { outcome } else { self.namespace.unless_lost(outcome) }
+        let Part { namespace, kind, .. } = self.part.asked();
+        if kind.opcode == io::READ { outcome } else { namespace.unless_lost(outcome) }
+    }
+
+    /// The next part of a long one, with the buffer of the last.
+    #[cold]
+    fn go_on(&mut self, buffer: Buffer) {
+        let last = *self.part.asked();
+        let count = self.rest.min(last.namespace.transfer_blocks);
+        let at = Pba(last.at.0 + last.count as u64);
+        let part = Part { at, first: last.first + last.count, count, ..last };
+        self.rest -= count;
+        self.part = last.namespace.queue().ask(part, Some(buffer), TRIES);
     }
 }
 
@@ -108,24 +130,23 @@ impl Future for Transfer<'_> {
 
     #[inline]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        const RETURNED: &str = "a command gives back the buffer that it was given";
         let this = self.get_mut();
-        if !this.has_begun {
-            if let Err(error) = this.judge(this.refused.map_or(Ok(()), Err)) {
-                return Poll::Ready((this.part.withdraw().expect(RETURNED), Err(error)));
-            }
-            this.has_begun = true;
+        if this.stage != Stage::UnderWay
+            && let Some((buffer, error)) = this.begin()
+        {
+            return Poll::Ready((buffer, Err(error)));
         }
         loop {
             let Poll::Ready((buffer, ending)) = Pin::new(&mut this.part).poll(context) else {
                 return Poll::Pending;
             };
             let buffer = buffer.expect(RETURNED);
-            let outcome = this.judge(ending.outcome());
-            if outcome.is_err() || this.rest.is_empty() {
+            let outcome = if ending == Ending::DONE { Ok(()) } else { ending.outcome() };
+            let outcome = this.judge(outcome);
+            if outcome.is_err() || this.rest == 0 {
                 return Poll::Ready((buffer, outcome));
             }
-            this.part = this.namespace.part(this.kind, buffer, &mut this.next, &mut this.rest);
+            this.go_on(buffer);
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::controller::{Core, StartError};
 use crate::ring::{CompletionRing, SubmissionRing};
 use crate::table::{Ending, MAX_DEPTH, NotUnderWay, Table};
 use creation::{RingsPlace, create_queues, delete_queues};
-pub(crate) use submission::Submission;
+pub(crate) use submission::{Ask, Submission};
 
 /// Most completions that one call of [`QueuePair::reap`] takes.
 const REAP_BURST: usize = 64;
@@ -44,7 +44,7 @@ pub struct Counters {
 /// in the controller; if that fails, its memory and buffers are leaked.
 pub struct QueuePair {
     core: Arc<Core>,
-    state: RefCell<Option<State>>,
+    state: RefCell<State>,
     /// Whom a reaped burst wakes: empty between two bursts, and room is kept for one.
     woken: Cell<Vec<Waker>>,
 }
@@ -117,7 +117,7 @@ impl QueuePair {
             counters: Counters::default(),
         };
         let woken = Cell::new(Vec::with_capacity(REAP_BURST));
-        Ok(Self { core, state: RefCell::new(Some(state)), woken })
+        Ok(Self { core, state: RefCell::new(state), woken })
     }
 
     /// The queues' number in the controller.
@@ -267,7 +267,7 @@ impl QueuePair {
         let (mut count, ending) = (0, self.core.ending());
         while let Some(waker) = self.with(|state| {
             let id = state.table.any_busy()?;
-            Some(state.end(id, ending).unwrap_or_default())
+            Some(state.end_unseen(id, ending))
         }) {
             waker.into_iter().for_each(Waker::wake);
             count += 1;
@@ -282,8 +282,7 @@ impl QueuePair {
 
     #[inline]
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.state.borrow_mut();
-        act(state.as_mut().expect("the state leaves only when the queue pair is dropped"))
+        act(&mut self.state.borrow_mut())
     }
 }
 
@@ -297,34 +296,43 @@ impl Rings {
 
 impl State {
     /// Takes a burst of completions; who learns of them.
+    #[inline]
     fn reap(&mut self, woken: &mut Vec<Waker>) -> usize {
         for count in 0..REAP_BURST {
-            let Some(entry) = self.completion.pop() else { return count };
+            let Some(last) = self.completion.pop_last() else { return count };
+            let entry = Completion::from_words([0, last]);
             // It is believed if it is one of ours.
-            let ending = Ending::Completed(entry.status);
-            if entry.submission_queue == self.id
-                && let Ok(waker) = self.end(entry.command_id, ending)
-            {
-                woken.extend(waker);
-            } else {
-                self.note_unexpected(entry);
+            let is_here = entry.submission_queue == self.id;
+            let ended =
+                is_here.then(|| self.end(entry.command_id, Ending::Completed(entry.status)));
+            match ended {
+                Some(Ok(Some(waker))) => woken.push(waker),
+                Some(Ok(None)) => {}
+                Some(Err(NotUnderWay)) | None => self.note_unexpected(last),
             }
         }
         REAP_BURST
     }
 
     /// Ends a command: its task, or, when it was abandoned, the next in line.
+    #[inline]
     fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
         let waker = self.table.end(id, ending)?;
         self.counters.ended += 1;
         if !ending.is_success() {
             self.note_failure(ending);
         }
-        Ok(waker.or_else(|| self.entitled()))
+        Ok(if waker.is_some() { waker } else { self.entitled() })
     }
 
     #[cold]
-    fn note_unexpected(&mut self, entry: Completion) {
+    fn end_unseen(&mut self, id: u16, ending: Ending) -> Option<Waker> {
+        self.end(id, ending).unwrap_or_default()
+    }
+
+    #[cold]
+    fn note_unexpected(&mut self, last: u64) {
+        let entry = Completion::from_words([0, last]);
         self.counters.unexpected += 1;
         let count = self.counters.unexpected;
         if count.is_power_of_two() {
@@ -362,6 +370,15 @@ impl State {
         self.line.get(position).map(|waiter| waiter.waker.clone())
     }
 
+    /// The controller may go on using what it was given: that stays mapped for ever.
+    #[cold]
+    fn leak(&mut self) {
+        for rings in [&self.memory.submission, &self.memory.completion] {
+            std::mem::forget(rings.clone());
+        }
+        self.table.leak();
+    }
+
     /// Where in the line a waiter is. Numbers rise along the line, and whoever
     /// may go is near its front.
     fn position(&self, number: u64) -> usize {
@@ -373,16 +390,16 @@ impl State {
 impl Drop for QueuePair {
     fn drop(&mut self) {
         let forgotten = self.is_stale() || self.core.is_stopped();
-        let Some(state) = self.state.borrow_mut().take() else { return };
         if forgotten {
             return; // The controller forgot the queues when it was stopped.
         }
+        let state = self.state.get_mut();
         if let Err(error) = delete_queues(&self.core, state.id) {
             tracing::error!(
                 queue = state.id,
                 "a queue was not deleted, its memory is lost: {error}"
             );
-            std::mem::forget(state);
+            state.leak();
         }
     }
 }

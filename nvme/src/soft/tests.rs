@@ -77,7 +77,7 @@ impl Host {
 
     fn run(&mut self, queue: usize, command: Command) -> Completion {
         let (submission, completion) = &mut self.queues[queue];
-        submission.push(&command.with_id(77));
+        submission.push(command.with_id(77).words());
         let tail = submission.news().expect("a new tail");
         self.bus.write32(DOORBELLS + 8 * queue as u32, tail);
         self.soft.work();
@@ -294,7 +294,7 @@ fn features_log_pages_and_event_requests_answer() {
     host.expect(0, Command::abort(1, 5), Status::SUCCESS);
     for _ in 0..super::admin::MAX_EVENTS {
         let (submission, _) = &mut host.queues[0];
-        submission.push(&Command::new(admin::ASYNC_EVENT_REQUEST, 0).with_id(1));
+        submission.push(Command::new(admin::ASYNC_EVENT_REQUEST, 0).with_id(1).words());
     }
     // The four stay open, the fifth is one too many.
     host.expect(0, Command::new(admin::ASYNC_EVENT_REQUEST, 0), Status::ASYNC_EVENT_LIMIT);
@@ -359,7 +359,7 @@ fn commands_without_data_are_work_too() {
     let deallocate = Command::deallocate(1).with_data(host.page(0), 0);
     for command in [zeroes, deallocate] {
         for id in 0..7 {
-            host.queues[1].0.push(&command.with_id(id));
+            host.queues[1].0.push(command.with_id(id).words());
         }
         let tail = host.queues[1].0.news().expect("a new tail");
         host.bus.write32(DOORBELLS + 8, tail);
@@ -382,7 +382,7 @@ fn a_full_completion_queue_is_not_overrun() {
     let mut seen = Vec::new();
     for burst in 0..4 {
         for id in burst * 12..burst * 12 + 12 {
-            host.queues[1].0.push(&flush.with_id(id));
+            host.queues[1].0.push(flush.with_id(id).words());
             let tail = host.queues[1].0.news().expect("a new tail");
             host.bus.write32(DOORBELLS + 8, tail);
             host.soft.work();

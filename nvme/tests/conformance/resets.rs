@@ -13,9 +13,8 @@ use crate::{Case, Verdict};
 
 const BLOCK: usize = 4096;
 
-/// Resets of each controller, unless VRIO_RESETS says how many; together more than a
-/// thousand.
-const ROUNDS: usize = 300;
+/// Resets of each controller, unless VRIO_RESETS says how many.
+const ROUNDS: usize = 1000;
 
 pub(crate) const BY_BUS: &str = "brought back by its bus";
 
