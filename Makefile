@@ -6,7 +6,7 @@ CARGO ?= cargo
 # nextest reports better; plain cargo test does as well.
 RUN_TESTS := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run --no-fail-fast || echo test --no-fail-fast)
 
-.PHONY: help demo iohost test lint doc guest bench compare
+.PHONY: help demo iohost test lint doc guest bench compare compare-wires compare-idle
 
 help:
 	@echo "make demo     a guest in QEMU works a disk that is served over the link"
@@ -14,7 +14,9 @@ help:
 	@echo "make test     all tests, with a guest among them"
 	@echo "make lint     rustfmt, clippy and rustdoc, without warnings"
 	@echo "make bench    instructions, system calls and copies of a request on its way"
-	@echo "make compare  IOPS and latency beside QEMU's own servers"
+	@echo "make compare  IOPS and latency beside QEMU's own servers and the bare skeleton of the path;"
+	@echo "              make compare-wires: seals, pools, wires, real frames; make compare-idle:"
+	@echo "              sleeping beside spinning. COMPARE=--quick tries it in less than a minute"
 
 demo:
 	demo/run
@@ -37,6 +39,8 @@ lint:
 bench:
 	$(CARGO) run --release --quiet -p benches --bin path
 
-compare:
-	$(CARGO) build --release -p vrio -p benches
-	$(CARGO) run --release --quiet -p benches --bin compare
+# Minutes each; COMPARE is what else `compare` is told.
+compare compare-wires compare-idle:
+	$(CARGO) build --release -p vrio -p benches --bins
+	$(CARGO) run --release --quiet -p benches --bin compare -- \
+		$(patsubst compare-%,%,$(filter compare-%,$@)) $(COMPARE)

@@ -16,7 +16,17 @@ use tempfile::TempDir;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn vrio() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_vrio"))
+    Command::new(binary())
+}
+
+/// The binary that is tested: of these tests' profile, or, for figures that mean
+/// something, what `VRIO_BINARY` names, from the repository's folder.
+pub(crate) fn binary() -> PathBuf {
+    let Some(file) = std::env::var_os("VRIO_BINARY") else {
+        return env!("CARGO_BIN_EXE_vrio").into();
+    };
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(&file).canonicalize();
+    found.unwrap_or_else(|error| panic!("VRIO_BINARY names {file:?}: {error}"))
 }
 
 /// A folder with a server and its fronts; all end with it.
@@ -183,7 +193,7 @@ impl Stand {
     fn vrio_in(&self, place: usize) -> Command {
         let Some(namespace) = &self.namespaces[place] else { return vrio() };
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_vrio")]);
+        command.args(["netns", "exec", namespace]).arg(binary());
         command
     }
 

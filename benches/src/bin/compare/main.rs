@@ -3,7 +3,11 @@
 //! Run as `make compare`. One core polls as a guest would, the other has all of
 //! the service; see `--help` for the method.
 
+mod asleep;
+mod cable;
 mod cpu;
+mod floor;
+mod goals;
 mod interrupt;
 mod options;
 mod ours;
@@ -27,19 +31,22 @@ use clap::Parser;
 use tempfile::TempDir;
 
 use crate::interrupt::Interrupt;
-use crate::options::Options;
+use crate::options::{Options, Question};
 use crate::report::Report;
 use crate::round::{Policy, Taken};
 use crate::service::Service;
 use crate::subject::{Site, Subject};
 use crate::table::Table;
-use crate::workload::{Cell, Client};
-
-/// Larger than the caches, small enough for a few of them in memory.
-const DISK_BYTES: u64 = 1 << 30;
+use crate::workload::{Cell, Client, Content};
 
 /// A subject that was frozen finds its caches, and its pace, in this time.
 const WARM_UP: Duration = Duration::from_millis(250);
+
+/// What disks are filled from; rounds have lower seeds.
+const FIRST_SEED: u64 = 1 << 32;
+
+/// Seeds of a workload; half of them are for warming up.
+const SEEDS: u64 = 1 << 16;
 
 /// Cores that others may use in a measurement that counts.
 const QUIET: f64 = 0.3;
@@ -65,30 +72,41 @@ fn compare(options: &Options) -> anyhow::Result<()> {
     let vrio = options.vrio_binary()?;
     let interrupt = Interrupt::listen()?;
     let (subjects, skipped) = runnable(&options.distinct_subjects())?;
-    check_room(&options.dir, subjects.len() as u64)?;
+    let room: u64 = subjects.iter().map(|subject| subject.room()).sum();
+    check_room(&options.dir, room * options.disk_bytes())?;
     let stage = stage(&options.dir)?;
+    let skeleton = options.skeleton_binary()?;
     let client = Client {
         vrio: &vrio,
+        skeleton: &skeleton,
         cpu: options.client_cpu,
-        disk_bytes: DISK_BYTES,
+        disk_bytes: options.disk_bytes(),
         interrupt: &interrupt,
     };
     let mut services = set_up(&subjects, stage.path(), options.subject_cpu, &client)?;
 
-    let mut report = Report::new(options, DISK_BYTES, skipped);
-    let policy = Policy { wanted: options.rounds, keep_disturbed: options.keep_disturbed };
-    for cell in options.cells() {
+    let mut report = Report::new(options, skipped);
+    let policy = Policy { wanted: options.rounds(), keep_disturbed: options.keep_disturbed() };
+    for (number, cell) in (0_u64..).zip(options.cells()) {
         eprintln!("{}", cell.title());
-        let rounds = policy.run(subjects.len(), |place, seed| {
-            if !options.keep_disturbed {
+        let rounds = policy.run(subjects.len(), |place, round| {
+            if !options.keep_disturbed() {
                 await_quiet(&interrupt)?;
             }
-            let taken = shoot(&client, &mut services[place], cell, seed, options.seconds)
+            let differs = subjects[place].stores_once();
+            let content = Content { seed: SEEDS * number + round, differs };
+            let taken = shoot(&client, &mut services[place], cell, content, options.seconds())
                 .with_context(|| format!("{}: {}", subjects[place].name(), cell.title()))?;
-            tell(subjects[place], seed, &taken);
+            tell(subjects[place], round, &taken);
             Ok(taken)
         })?;
-        report.add(cell, &subjects, rounds);
+        report.add(cell, &subjects, options.baselines(), rounds);
+    }
+    if options.question == Question::Idle {
+        for (subject, service) in subjects.iter().zip(&mut services) {
+            let cell = options.cells()[0];
+            report.asleep.extend(asleep::watch(*subject, service, &client, cell)?);
+        }
     }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report).context("cannot write JSON")?);
@@ -99,7 +117,7 @@ fn compare(options: &Options) -> anyhow::Result<()> {
         bail!(
             "the machine was too busy for {} rounds of each workload; run this again when it is \
              quiet, or take what there is with --keep-disturbed",
-            options.rounds
+            options.rounds()
         );
     }
     Ok(())
@@ -109,13 +127,11 @@ fn compare(options: &Options) -> anyhow::Result<()> {
 fn runnable(asked: &[Subject]) -> anyhow::Result<(Vec<Subject>, Vec<String>)> {
     let (mut subjects, mut skipped) = (Vec::new(), Vec::new());
     for &subject in asked {
-        let missing = subject.missing_tools();
-        if missing.is_empty() {
+        let Some(obstacle) = subject.obstacle() else {
             subjects.push(subject);
             continue;
-        }
-        let tools: Vec<String> = missing.iter().map(ToString::to_string).collect();
-        let sentence = format!("{}: there is no {}", subject.name(), tools.join(", no "));
+        };
+        let sentence = format!("{}: {obstacle}", subject.name());
         eprintln!("SKIPPED {sentence}");
         skipped.push(sentence);
     }
@@ -125,13 +141,13 @@ fn runnable(asked: &[Subject]) -> anyhow::Result<(Vec<Subject>, Vec<String>)> {
     Ok((subjects, skipped))
 }
 
-fn check_room(dir: &Path, subjects: u64) -> anyhow::Result<()> {
+fn check_room(dir: &Path, needed: u64) -> anyhow::Result<()> {
     let room =
         rustix::fs::statvfs(dir).with_context(|| format!("cannot look at {}", dir.display()))?;
-    let (free, needed) = (room.f_bavail * room.f_frsize, subjects * DISK_BYTES);
+    let free = room.f_bavail * room.f_frsize;
     if free < needed {
         bail!(
-            "{} has {} MiB free, and {subjects} disks need {}; name another folder with --dir, or \
+            "{} has {} MiB free, and the disks need {}; name another folder with --dir, or \
              fewer subjects with --subjects",
             dir.display(),
             free >> 20,
@@ -159,9 +175,11 @@ fn set_up(
         eprintln!("starting {}", subject.name());
         let folder = stage.join(format!("{subject:?}"));
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let site = Site { vrio: client.vrio.to_owned(), folder, cpu, disk_bytes: DISK_BYTES };
+        let (vrio, skeleton) = (client.vrio.to_owned(), client.skeleton.to_owned());
+        let site = Site { vrio, skeleton, folder, cpu, disk_bytes: client.disk_bytes };
         let mut service = subject.start(&site, client.interrupt).context(subject.name())?;
-        let filled = client.fill(&service);
+        let content = Content { seed: FIRST_SEED, differs: subject.stores_once() };
+        let filled = client.fill(&service, content);
         // Its last words say more than the client's complaint.
         service.check_alive().and(filled).context(subject.name())?;
         service.freeze();
@@ -189,13 +207,15 @@ fn shoot(
     client: &Client<'_>,
     service: &mut Service,
     cell: Cell,
-    seed: u64,
+    content: Content,
     seconds: f64,
 ) -> anyhow::Result<Taken> {
     service.thaw();
-    client.measure(service, cell, seed, WARM_UP)?;
+    // Other blocks: what is written twice a pool stores once.
+    let warm = Content { seed: content.seed + SEEDS / 2, ..content };
+    client.measure(service, cell, warm, WARM_UP)?;
     let before = cpu::Sample::take(service.pids())?;
-    let measured = client.measure(service, cell, seed, Duration::from_secs_f64(seconds));
+    let measured = client.measure(service, cell, content, Duration::from_secs_f64(seconds));
     let others = cpu::Sample::take(service.pids())?.others_since(&before);
     let (shot, doubts) = service.check_alive().and(measured)?;
     service.freeze();

@@ -7,6 +7,24 @@ use anyhow::{Context, bail};
 use crate::subject::Subject;
 use crate::workload::{Cell, DEPTHS, Direction};
 
+/// A low rate: a tenth of what the slowest of ours can do, and a hundred times what
+/// a clock's tick would hide.
+const IDLE_RATE: u32 = 10_000;
+
+/// Requests that may be under way then: enough that none waits for another.
+const IDLE_DEPTH: u16 = 8;
+
+/// Questions that have subjects and workloads of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Question {
+    /// vRIO beside the bare skeleton of its path and beside QEMU's own servers
+    Peers,
+    /// Wires, seals and pools beside each other; networks with real frames
+    Wires,
+    /// Sleeping beside spinning at a low rate, and how soon sleep comes
+    Idle,
+}
+
 /// Compare remote block services as a guest sees them, on two cores.
 ///
 /// A polling vhost-user-blk client has one core, everything of the service it
@@ -16,17 +34,26 @@ use crate::workload::{Cell, DEPTHS, Direction};
 #[derive(clap::Parser, Debug)]
 #[command(name = "compare", version)]
 pub(crate) struct Options {
-    /// Rounds that count, for each workload
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) rounds: u32,
+    /// What to find out
+    #[arg(value_enum, default_value_t = Question::Peers)]
+    pub(crate) question: Question,
 
-    /// Length of one measurement
-    #[arg(long, value_name = "SECONDS", default_value_t = 3.0)]
-    pub(crate) seconds: f64,
+    /// Rounds that count, for each workload [default: 5, or 1 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
 
-    /// What to measure, in this order
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Subject::DEFAULT)]
-    pub(crate) subjects: Vec<Subject>,
+    /// Length of one measurement [default: 3, of wires 2, with --quick 0.3]
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
+
+    /// Other subjects than the question's, in this order
+    #[arg(long, value_enum, value_delimiter = ',')]
+    subjects: Vec<Subject>,
+
+    /// Try everything in less than a minute: disks of 128 MiB, one short round, on a
+    /// busy machine too
+    #[arg(long)]
+    quick: bool,
 
     /// Measure at this depth alone, not at 1 and 32
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=341))]
@@ -51,7 +78,7 @@ pub(crate) struct Options {
 
     /// Count disturbed rounds too: figures of a busy machine, for a first look
     #[arg(long)]
-    pub(crate) keep_disturbed: bool,
+    keep_disturbed: bool,
 
     /// Print the report as JSON, with every round
     #[arg(long)]
@@ -61,8 +88,9 @@ pub(crate) struct Options {
 impl Options {
     /// Refuses what would be found out only minutes later.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        if !(self.seconds >= 0.1 && self.seconds <= 3600.0) {
-            bail!("--seconds {} is not between 0.1 and 3600", self.seconds);
+        let seconds = self.seconds();
+        if !(0.1..=3600.0).contains(&seconds) {
+            bail!("--seconds {seconds} is not between 0.1 and 3600");
         }
         if self.client_cpu == self.subject_cpu {
             bail!(
@@ -81,22 +109,77 @@ impl Options {
         Ok(())
     }
 
+    pub(crate) fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.quick { 1 } else { 5 })
+    }
+
+    pub(crate) fn seconds(&self) -> f64 {
+        // Wires are many, and an answer is wanted within ten minutes.
+        let usual = if self.question == Question::Wires { 2.0 } else { 3.0 };
+        self.seconds.unwrap_or(if self.quick { 0.3 } else { usual })
+    }
+
+    pub(crate) fn keep_disturbed(&self) -> bool {
+        self.keep_disturbed || self.quick
+    }
+
+    /// Larger than the caches, small enough for a few of them in memory.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        if self.quick { 128 << 20 } else { 1 << 30 }
+    }
+
     /// The workloads to measure, in the order of the report.
     pub(crate) fn cells(&self) -> Vec<Cell> {
-        let depths = self.only_depth.map_or(DEPTHS.to_vec(), |depth| vec![depth]);
-        let at = |depth| Direction::BOTH.map(|direction| Cell { direction, depth });
+        let (usual, rate) = match self.question {
+            Question::Idle => (vec![IDLE_DEPTH], Some(IDLE_RATE)),
+            Question::Peers | Question::Wires => (DEPTHS.to_vec(), None),
+        };
+        let depths = self.only_depth.map_or(usual, |depth| vec![depth]);
+        let at = |depth| Direction::BOTH.map(|direction| Cell { direction, depth, rate });
         depths.into_iter().flat_map(at).collect()
     }
 
-    /// The subjects asked for, each once.
+    /// The subjects to measure, each once.
     pub(crate) fn distinct_subjects(&self) -> Vec<Subject> {
+        use Subject::*;
+        let usual: &[Subject] = match self.question {
+            Question::Peers => &[Skeleton, Local, Qsd, SkeletonUdp, Vrio, Nbdkit],
+            Question::Wires => {
+                &[Vrio, Sealed, Pool, Memory, Ethernet, Frames, SkeletonFrames, NbdkitFrames]
+            }
+            Question::Idle => &[Local, LocalAdaptive, Vrio, VrioAdaptive],
+        };
+        let asked = if self.subjects.is_empty() { usual } else { &self.subjects };
         let mut distinct = Vec::new();
-        for &subject in &self.subjects {
+        for &subject in asked {
             if !distinct.contains(&subject) {
                 distinct.push(subject);
             }
         }
         distinct
+    }
+
+    /// The subjects that all are set in relation to.
+    pub(crate) fn baselines(&self) -> &'static [Subject] {
+        use Subject::*;
+        match self.question {
+            Question::Peers => &[Skeleton, Qsd, SkeletonUdp, Nbdkit],
+            Question::Wires => &[Vrio, Frames, SkeletonFrames, NbdkitFrames],
+            Question::Idle => &[Local, Vrio],
+        }
+    }
+
+    /// The floor's binary.
+    pub(crate) fn skeleton_binary(&self) -> anyhow::Result<PathBuf> {
+        let own = std::env::current_exe().context("cannot tell where this program is")?;
+        let binary = own.with_file_name("skeleton");
+        if !binary.is_file() {
+            bail!(
+                "there is no {}: build it with `cargo build --release -p benches`",
+                binary.display()
+            );
+        }
+        Ok(binary)
     }
 
     /// The binary that holds the client, and our own subjects.
@@ -134,7 +217,7 @@ mod tests {
     #[test]
     fn without_options_the_method_is_five_rounds_of_three_seconds_at_both_depths() {
         let options = parse(&[]);
-        assert_eq!((options.rounds, options.seconds), (5, 3.0));
+        assert_eq!((options.rounds(), options.seconds()), (5, 3.0));
         let cells: Vec<String> = options.cells().iter().map(Cell::title).collect();
         assert_eq!(
             cells,
@@ -145,6 +228,18 @@ mod tests {
                 "4 KiB random write, depth 32",
             ]
         );
+    }
+
+    #[test]
+    fn a_question_has_its_subjects_and_workloads() {
+        let idle = parse(&["idle"]);
+        let cells: Vec<String> = idle.cells().iter().map(Cell::title).collect();
+        assert_eq!(cells[0], "4 KiB random read, depth 8, 10000 a second");
+        assert!(idle.distinct_subjects().contains(&Subject::LocalAdaptive));
+        let quick = parse(&["wires", "--quick"]);
+        assert_eq!((quick.rounds(), quick.seconds(), quick.keep_disturbed()), (1, 0.3, true));
+        assert!(quick.distinct_subjects().contains(&Subject::Ethernet));
+        assert_eq!(parse(&["wires", "--seconds", "5"]).seconds(), 5.0);
     }
 
     #[test]

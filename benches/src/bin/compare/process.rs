@@ -31,22 +31,37 @@ pub(crate) fn tied(program: &OsStr) -> Command {
     command
 }
 
+/// Where a process runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Place<'a> {
+    /// The one core that it has.
+    pub(crate) cpu: usize,
+    /// Its folder, where its log is.
+    pub(crate) folder: &'a Path,
+    /// Its network namespace, if it has one of its own.
+    pub(crate) namespace: Option<String>,
+}
+
 impl Process {
-    /// Starts `program` on `cpu`, with everything it says in a log in `folder`.
+    /// Starts `program`, with everything it says in a log in its folder.
     pub(crate) fn start<A: AsRef<OsStr>>(
         program: &Path,
         arguments: &[A],
-        cpu: usize,
-        folder: &Path,
+        place: &Place<'_>,
     ) -> anyhow::Result<Self> {
+        let Place { cpu, folder, namespace } = place;
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = folder.join(format!("{name}.log"));
         // Two processes of one program share a log.
         let out = File::options().create(true).append(true).open(&log);
         let out = out.with_context(|| format!("cannot write {}", log.display()))?;
         let err = out.try_clone().context("cannot duplicate a file descriptor")?;
-        let child = tied(OsStr::new("taskset"))
-            .args(["-c", &cpu.to_string()])
+        let mut command = tied(OsStr::new("taskset"));
+        command.args(["-c", &cpu.to_string()]);
+        if let Some(namespace) = namespace {
+            command.args(["ip", "netns", "exec", namespace]);
+        }
+        let child = command
             .arg(program)
             .args(arguments)
             .current_dir(folder)
@@ -61,7 +76,7 @@ impl Process {
         &self.program
     }
 
-    /// The program's own process id: setpriv and taskset turn into it.
+    /// The program's own process id: setpriv, taskset and ip turn into it.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -135,7 +150,8 @@ mod tests {
     use super::*;
 
     fn sleeper(folder: &Path, script: &str) -> Process {
-        let process = Process::start(Path::new("/bin/sh"), &["-c", script], 0, folder);
+        let place = Place { cpu: 0, folder, namespace: None };
+        let process = Process::start(Path::new("/bin/sh"), &["-c", script], &place);
         process.expect("setpriv, taskset and a shell")
     }
 

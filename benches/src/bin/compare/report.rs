@@ -4,6 +4,7 @@ use std::fs;
 
 use serde::Serialize;
 
+use crate::asleep::Asleep;
 use crate::options::Options;
 use crate::round::Rounds;
 use crate::statistics::{median, median_ratio};
@@ -22,6 +23,8 @@ pub(crate) struct Report {
     /// Subjects that could not run, in sentences.
     pub(crate) skipped: Vec<String>,
     pub(crate) cells: Vec<CellReport>,
+    /// How soon it sleeps, where that was asked.
+    pub(crate) asleep: Vec<Asleep>,
 }
 
 /// Where it was measured.
@@ -54,31 +57,40 @@ pub(crate) struct Row {
     pub(crate) rounds: Vec<Shot>,
 }
 
-/// IOPS in relation to those of another subject, the median of the rounds' ratios.
+/// Figures in relation to those of another subject, the medians of the rounds' ratios.
 #[derive(Debug, Serialize)]
 pub(crate) struct Ratio {
     pub(crate) to: &'static str,
     pub(crate) iops: Option<f64>,
+    pub(crate) p50: Option<f64>,
 }
 
 impl Report {
-    pub(crate) fn new(options: &Options, disk_bytes: u64, skipped: Vec<String>) -> Self {
+    pub(crate) fn new(options: &Options, skipped: Vec<String>) -> Self {
         Self {
             machine: Machine::this(),
-            seconds: options.seconds,
-            rounds_wanted: options.rounds,
-            disk_bytes,
+            seconds: options.seconds(),
+            rounds_wanted: options.rounds(),
+            disk_bytes: options.disk_bytes(),
             client_cpu: options.client_cpu,
             subject_cpu: options.subject_cpu,
             skipped,
             cells: Vec::new(),
+            asleep: Vec::new(),
         }
     }
 
     /// Adds a workload's rounds, whose shots are in the order of `subjects`.
-    pub(crate) fn add(&mut self, cell: Cell, subjects: &[Subject], rounds: Rounds) {
-        let row =
-            |(place, subject): (usize, &Subject)| Row::new(*subject, place, subjects, &rounds);
+    pub(crate) fn add(
+        &mut self,
+        cell: Cell,
+        subjects: &[Subject],
+        baselines: &[Subject],
+        rounds: Rounds,
+    ) {
+        let row = |(place, subject): (usize, &Subject)| {
+            Row::new(*subject, place, subjects, baselines, &rounds)
+        };
         self.cells.push(CellReport {
             cell,
             rounds_kept: rounds.kept.len(),
@@ -95,17 +107,27 @@ impl Report {
 }
 
 impl Row {
-    fn new(subject: Subject, place: usize, subjects: &[Subject], rounds: &Rounds) -> Self {
+    fn new(
+        subject: Subject,
+        place: usize,
+        subjects: &[Subject],
+        baselines: &[Subject],
+        rounds: &Rounds,
+    ) -> Self {
         let shots: Vec<Shot> = rounds.kept.iter().map(|round| round[place]).collect();
         let ratio = |base: Subject| {
             let base_place = subjects.iter().position(|&other| other == base)?;
-            let pairs = rounds.kept.iter().map(|round| (round[place].iops, round[base_place].iops));
-            Some(Ratio { to: base.name(), iops: median_ratio(pairs) })
+            let of = |figure: fn(&Shot) -> f64| {
+                let pair = |round: &Vec<Shot>| (figure(&round[place]), figure(&round[base_place]));
+                median_ratio(rounds.kept.iter().map(pair))
+            };
+            let (iops, p50) = (of(|shot| shot.iops), of(|shot| shot.p50_us));
+            Some(Ratio { to: base.name(), iops, p50 })
         };
         Self {
             subject: subject.name(),
             median: median_shot(&shots),
-            ratios: Subject::BASELINES.into_iter().filter_map(ratio).collect(),
+            ratios: baselines.iter().copied().filter_map(ratio).collect(),
             rounds: shots,
         }
     }
@@ -164,8 +186,11 @@ mod tests {
             subject_cpu: 1,
             skipped: Vec::new(),
             cells: Vec::new(),
+            asleep: Vec::new(),
         };
-        report.add(Cell { direction: Direction::Read, depth: 1 }, &subjects, rounds);
+        let baselines = [Subject::Qsd, Subject::Nbdkit];
+        let cell = Cell { direction: Direction::Read, depth: 1, rate: None };
+        report.add(cell, &subjects, &baselines, rounds);
         let [chain, local] = &report.cells[0].rows[..] else { panic!("two rows") };
         assert_eq!(chain.median.map(|shot| shot.iops), Some(50.0));
         assert_eq!(local.median.map(|shot| shot.iops), Some(120.0));
@@ -173,8 +198,10 @@ mod tests {
         // nbdkit did not run: there is no column for it.
         let [ratio] = &chain.ratios[..] else { panic!("one ratio") };
         assert_eq!((ratio.to, ratio.iops), ("qsd", Some(0.3)));
+        assert_eq!(ratio.p50.map(|times| (times * 100.0).round()), Some(333.0));
 
-        report.add(Cell { direction: Direction::Write, depth: 1 }, &subjects, Rounds::default());
+        let cell = Cell { direction: Direction::Write, ..cell };
+        report.add(cell, &subjects, &baselines, Rounds::default());
         assert!(!report.is_complete());
         assert_eq!(report.cells[1].rows[0].median, None);
     }

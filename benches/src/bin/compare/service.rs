@@ -5,23 +5,40 @@ use std::time::Duration;
 
 use anyhow::bail;
 
+use crate::cable::Cable;
 use crate::interrupt::Interrupt;
 use crate::process::Process;
 
 /// A service that is not ready after so long will not be.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
+/// Where a client comes in.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    /// A vhost-user socket.
+    Socket(PathBuf),
+    /// The ring of a floor, which has a client of its own.
+    Ring(PathBuf),
+}
+
 /// The processes of one subject, first to last from the disk to the client.
 #[derive(Debug)]
 pub(crate) struct Service {
     processes: Vec<Process>,
-    socket: PathBuf,
+    door: Door,
+    /// The network between them; it goes after them.
+    cable: Option<Cable>,
 }
 
 impl Service {
-    /// A service without processes yet, whose disk will be at `socket`.
-    pub(crate) fn at(socket: PathBuf) -> Self {
-        Self { processes: Vec::new(), socket }
+    /// A service without processes yet, whose disk will be behind `door`.
+    pub(crate) fn at(door: Door, cable: Option<Cable>) -> Self {
+        Self { processes: Vec::new(), door, cable }
+    }
+
+    /// The network namespace of the server (0) or of the front (1), if they have any.
+    pub(crate) fn namespace(&self, end: usize) -> Option<String> {
+        self.cable.as_ref().map(|cable| cable.end(end).to_owned())
     }
 
     /// Adds a process and waits until it has made the file `sign`.
@@ -49,9 +66,8 @@ impl Service {
         )
     }
 
-    /// The vhost-user socket of the disk.
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+    pub(crate) fn door(&self) -> &Door {
+        &self.door
     }
 
     pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {

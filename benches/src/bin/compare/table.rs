@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Display};
 
+use crate::goals;
 use crate::report::{CellReport, Report, Row};
+use crate::workload::Cell;
 
 /// Prints as a table for each workload.
 pub(crate) struct Table<'a>(pub(crate) &'a Report);
@@ -14,11 +16,14 @@ impl Display for Table<'_> {
         writeln!(
             out,
             "{} MiB disks; client polls core {client_cpu}, all else on core {subject_cpu}; \
-             medians over rounds of {seconds} s, \"x\" is the median of the rounds' IOPS ratios",
+             medians over rounds of {seconds} s, \"x\" is the median of the rounds' ratios, \
+             of IOPS, and at a given rate of p50",
             disk_bytes >> 20
         )?;
         self.0.skipped.iter().try_for_each(|sentence| writeln!(out, "SKIPPED {sentence}"))?;
-        self.0.cells.iter().try_for_each(|cell| write_cell(out, cell))
+        self.0.cells.iter().try_for_each(|cell| write_cell(out, cell))?;
+        self.0.asleep.iter().try_for_each(|one| writeln!(out, "\n{one}"))?;
+        goals::judge(self.0).iter().try_for_each(|line| writeln!(out, "{line}"))
     }
 }
 
@@ -41,20 +46,21 @@ fn write_cell(out: &mut fmt::Formatter<'_>, cell: &CellReport) -> fmt::Result {
         write!(out, "  x {}", ratio.to)?;
     }
     writeln!(out)?;
-    rows.iter().try_for_each(|row| write_row(out, row, cell.cell.saturates()))
+    rows.iter().try_for_each(|row| write_row(out, row, &cell.cell))
 }
 
-fn write_row(out: &mut fmt::Formatter<'_>, row: &Row, saturated: bool) -> fmt::Result {
+fn write_row(out: &mut fmt::Formatter<'_>, row: &Row, cell: &Cell) -> fmt::Result {
     write!(out, "  {:<18}", row.subject)?;
     let Some(median) = row.median else { return writeln!(out, " no round counts") };
     write!(out, " {:>9.0} {:>8.1} {:>8.1}", median.iops, median.p50_us, median.p99_us)?;
-    if saturated {
+    if cell.saturates() {
         let both = format!("{:.1}+{:.1}", median.client_cpu_us, median.service_cpu_us);
         write!(out, " {both:>19}")?;
     }
     for ratio in &row.ratios {
         let width = ratio.to.len() + 4;
-        match ratio.iops {
+        // Whoever keeps up with a rate has that rate.
+        match if cell.rate.is_some() { ratio.p50 } else { ratio.iops } {
             Some(times) => write!(out, "{times:>width$.2}")?,
             None => write!(out, "{:>width$}", "-")?,
         }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::interrupt::Interrupt;
 use crate::process::tied;
-use crate::service::Service;
+use crate::service::{Door, Service};
 
 /// The depths compared: a guest that waits for every answer, and a busy one.
 pub(crate) const DEPTHS: [u16; 2] = [1, 32];
@@ -29,6 +29,9 @@ const CLIENT_SLACK: Duration = Duration::from_secs(60);
 pub(crate) struct Cell {
     pub(crate) direction: Direction,
     pub(crate) depth: u16,
+    /// Requests that are offered each second; as many as are taken, if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rate: Option<u32>,
 }
 
 /// Which way the data goes.
@@ -53,6 +56,8 @@ pub(crate) struct Shot {
 #[derive(Debug)]
 pub(crate) struct Client<'a> {
     pub(crate) vrio: &'a Path,
+    /// The floor's.
+    pub(crate) skeleton: &'a Path,
     pub(crate) cpu: usize,
     /// Bytes of the disk that are used, from its beginning.
     pub(crate) disk_bytes: u64,
@@ -61,18 +66,20 @@ pub(crate) struct Client<'a> {
 
 impl Cell {
     pub(crate) fn title(&self) -> String {
-        format!("4 KiB random {}, depth {}", self.direction.name(), self.depth)
+        let Self { direction, depth, rate } = self;
+        let rate = rate.map_or(String::new(), |rate| format!(", {rate} a second"));
+        format!("4 KiB random {}, depth {depth}{rate}", direction.name())
     }
 
     pub(crate) fn saturates(&self) -> bool {
-        self.depth >= SATURATING_DEPTH
+        self.depth >= SATURATING_DEPTH && self.rate.is_none()
     }
 }
 
 impl Direction {
     pub(crate) const BOTH: [Self; 2] = [Self::Read, Self::Write];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write => "write",
@@ -80,13 +87,26 @@ impl Direction {
     }
 }
 
+/// Of all that is asked for: which blocks follows from it, and what is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Content {
+    pub(crate) seed: u64,
+    /// Every block that is written is another one.
+    pub(crate) differs: bool,
+}
+
 impl Client<'_> {
     /// Writes the whole disk once, so that no subject reads holes, allocates
     /// memory or meets a page for the first time while it is measured.
-    pub(crate) fn fill(&self, service: &Service) -> anyhow::Result<()> {
+    pub(crate) fn fill(&self, service: &Service, content: Content) -> anyhow::Result<()> {
+        let Door::Socket(socket) = service.door() else {
+            // A floor has touched all of its memory by itself.
+            return Ok(());
+        };
         let bytes = self.disk_bytes.to_string();
-        let order = ["--rw=write", "--bs=256k", "--depth=4", "--bytes", &bytes];
-        self.bench(service, &order, Duration::from_secs(60)).map(drop)
+        let mut command = self.vrio_bench(socket, service, content);
+        command.args(["--rw=write", "--bs=256k", "--depth=4", "--bytes", &bytes]);
+        self.run(command, Duration::from_secs(60)).map(drop)
     }
 
     /// Runs `cell` on the service for so long. Equal seeds give equal offsets.
@@ -95,22 +115,56 @@ impl Client<'_> {
         &self,
         service: &Service,
         cell: Cell,
-        seed: u64,
+        content: Content,
         length: Duration,
     ) -> anyhow::Result<(Shot, Option<String>)> {
-        let rw = format!("--rw=rand{}", cell.direction.name());
-        let depth = format!("--depth={}", cell.depth);
-        let seed = format!("--seed={seed}");
-        let seconds = format!("--seconds={}", length.as_secs_f64());
-        let said = self.bench(service, &[&rw, "--bs=4k", &depth, &seed, &seconds], length)?;
-        said.into_shot()
+        self.run(self.command(service, cell, content, length), length)?.into_shot()
     }
 
-    fn bench(&self, service: &Service, order: &[&str], length: Duration) -> anyhow::Result<Said> {
+    /// The client that does so.
+    pub(crate) fn command(
+        &self,
+        service: &Service,
+        cell: Cell,
+        content: Content,
+        length: Duration,
+    ) -> Command {
+        let seconds = format!("--seconds={}", length.as_secs_f64());
+        let depth = format!("--depth={}", cell.depth);
+        let mut command = match service.door() {
+            Door::Socket(socket) => {
+                let writes = cell.direction == Direction::Write;
+                let content = Content { differs: content.differs && writes, ..content };
+                let mut command = self.vrio_bench(socket, service, content);
+                command.arg(format!("--rw=rand{}", cell.direction.name())).arg("--bs=4k");
+                command.args(cell.rate.map(|rate| format!("--rate={rate}")));
+                command
+            }
+            Door::Ring(ring) => {
+                let mut command = tied(self.skeleton.as_os_str());
+                command.arg("bench").arg(ring).arg(format!("--blocks={}", self.disk_bytes / 4096));
+                command.args((cell.direction == Direction::Write).then_some("--write"));
+                command.arg(format!("--seed={}", content.seed));
+                command.arg(format!("--pin={}", self.cpu));
+                command.args(service.pids().map(|pid| format!("--pid={pid}")));
+                command
+            }
+        };
+        command.args([depth, seconds]);
+        command
+    }
+
+    fn vrio_bench(&self, socket: &Path, service: &Service, content: Content) -> Command {
         let mut command = tied(self.vrio.as_os_str());
-        command.arg("bench").arg(service.socket()).args(["--json", "--overwrite", "--wait=poll"]);
+        command.arg("bench").arg(socket).args(["--json", "--overwrite", "--wait=poll"]);
         command.arg(format!("--pin={}", self.cpu)).arg(format!("--size={}", self.disk_bytes));
-        command.args(service.pids().map(|pid| format!("--pid=service={pid}"))).args(order);
+        command.arg(format!("--seed={}", content.seed));
+        command.args(content.differs.then_some("--verify"));
+        command.args(service.pids().map(|pid| format!("--pid=service={pid}")));
+        command
+    }
+
+    fn run(&self, mut command: Command, length: Duration) -> anyhow::Result<Said> {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -126,7 +180,7 @@ impl Client<'_> {
         }
         let status = child.wait().context("cannot wait for the client")?;
         if !waited? {
-            bail!("`vrio bench` did not end in time: the service hangs");
+            bail!("the client did not end in time: the service hangs");
         }
         let (mut out, mut complaint) = (String::new(), String::new());
         if let (Some(stdout), Some(stderr)) = (&mut child.stdout, &mut child.stderr) {
@@ -134,7 +188,7 @@ impl Client<'_> {
             stderr.read_to_string(&mut complaint).context("cannot read the client's report")?;
         }
         if !status.success() {
-            bail!("`vrio bench` failed: {}", complaint.trim());
+            bail!("the client failed: {}", complaint.trim());
         }
         serde_json::from_str(&out).context("`vrio bench` of another version? Its report is strange")
     }
