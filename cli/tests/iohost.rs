@@ -4,21 +4,19 @@
 use std::path::Path;
 use std::process::Command;
 
-/// The server runs in a guest, on two NVMe devices behind an IOMMU, which the kernel gave
-/// up only when nobody used them; fronts are here. Every block is verified. An idle server
-/// with VFIO devices sleeps. When one device is pulled out under load its disk fails and
-/// says why, the other disk does not notice, and the server ends in order.
-#[test]
-fn a_server_drives_pci_devices_in_a_guest() {
+/// What `demo/iohost` says, or nothing when there is no guest to be the IOhost.
+fn shown(test: &str, options: &[&str]) -> Option<String> {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     if !repository.join("target/guest/qemu").exists() {
-        let missing = "SKIPPED a_server_drives_pci_devices_in_a_guest: there is no guest; make one \
-                       with demo/guest-image (`make test` does)";
+        let missing = format!(
+            "SKIPPED {test}: there is no guest; make one with demo/guest-image (`make test` does)"
+        );
         println!("{missing}");
         eprintln!("{missing}");
-        return;
+        return None;
     }
     let output = Command::new(repository.join("demo/iohost"))
+        .args(options)
         .args(["--vrio", env!("CARGO_BIN_EXE_vrio")])
         .output()
         .expect("demo/iohost runs");
@@ -26,9 +24,39 @@ fn a_server_drives_pci_devices_in_a_guest() {
     let complained = String::from_utf8_lossy(&output.stderr).into_owned();
     println!("{said}{complained}");
     assert!(output.status.success(), "it failed");
+    Some(said)
+}
+
+/// The server runs in a guest, on two NVMe devices behind an IOMMU, which the kernel gave
+/// up only when nobody used them; fronts are here. Every block is verified. An idle server
+/// with VFIO devices sleeps. When one device is pulled out under load its disk fails and
+/// says why, the other disk does not notice, and the server ends in order.
+#[test]
+fn a_server_drives_pci_devices_in_a_guest() {
+    let Some(said) = shown("a_server_drives_pci_devices_in_a_guest", &[]) else { return };
     for part in ["step bind ok", "step idle ok", "step give-back ok", "dmesg clean"] {
         assert!(said.contains(part), "{part} is missing");
     }
     assert_eq!(said.matches("all as written").count(), 2, "both disks are verified");
     assert!(said.contains("the device is given up") && said.contains("device=two"), "no cause");
+}
+
+/// Two devices that the IOMMU cannot tell apart: one alone is refused, naming the other and
+/// its driver, and so are two workers; one worker has both.
+#[test]
+fn a_server_drives_the_devices_of_an_iommu_group() {
+    let test = "a_server_drives_the_devices_of_an_iommu_group";
+    if std::env::var_os("VRIO_IOHOST_GROUP").is_none() {
+        let skipped = format!("SKIPPED {test}: it boots one more guest; set VRIO_IOHOST_GROUP=1");
+        println!("{skipped}");
+        eprintln!("{skipped}");
+        return;
+    }
+    let Some(said) = shown(test, &["--group"]) else { return };
+    let steps = ["half", "workers", "group"];
+    for part in steps.map(|step| format!("step {step} ok")).iter().map(String::as_str) {
+        assert!(said.contains(part), "{part} is missing");
+    }
+    assert!(said.contains("dmesg clean"), "the guest's kernel complains");
+    assert_eq!(said.matches("all as written").count(), 2, "both disks are verified");
 }
