@@ -76,55 +76,56 @@ pub trait Blocks {
     fn flush(&self) -> impl Future<Output = Result<(), BlockError>>;
 }
 
-/// A volume that several serve.
+/// A volume that several serve. The futures are those of the volume: one of
+/// its own would be one more to poll and to drop for each request.
 impl<B: Blocks> Blocks for Rc<B> {
     fn blocks(&self) -> BlockCount {
         (**self).blocks()
     }
 
-    async fn read(
+    fn read(
         &self,
         range: LbaRange,
         buffer: Buffer,
         place: usize,
-    ) -> (Buffer, Result<(), BlockError>) {
-        (**self).read(range, buffer, place).await
+    ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
+        (**self).read(range, buffer, place)
     }
 
-    async fn write(
+    fn write(
         &self,
         range: LbaRange,
         buffer: Buffer,
         place: usize,
         durability: Durability,
-    ) -> (Buffer, Result<(), BlockError>) {
-        (**self).write(range, buffer, place, durability).await
+    ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
+        (**self).write(range, buffer, place, durability)
     }
 
     fn version(&self) -> u64 {
         (**self).version()
     }
 
-    async fn write_completed(
+    fn write_completed(
         &self,
         version: u64,
         range: LbaRange,
         buffer: Buffer,
         place: usize,
         durability: Durability,
-    ) -> (Buffer, Result<Completed, BlockError>) {
-        (**self).write_completed(version, range, buffer, place, durability).await
+    ) -> impl Future<Output = (Buffer, Result<Completed, BlockError>)> {
+        (**self).write_completed(version, range, buffer, place, durability)
     }
 
-    async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {
-        (**self).zero(range, unmap).await
+    fn zero(&self, range: LbaRange, unmap: bool) -> impl Future<Output = Result<(), BlockError>> {
+        (**self).zero(range, unmap)
     }
 
-    async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
-        (**self).discard(range).await
+    fn discard(&self, range: LbaRange) -> impl Future<Output = Result<(), BlockError>> {
+        (**self).discard(range)
     }
 
-    async fn flush(&self) -> Result<(), BlockError> {
-        (**self).flush().await
+    fn flush(&self) -> impl Future<Output = Result<(), BlockError>> {
+        (**self).flush()
     }
 }

@@ -61,9 +61,12 @@ impl RangeLock {
     /// Waits until no earlier change overlaps `range`. The place in the queue
     /// is taken when the future is first polled.
     pub async fn enter(&self, range: LbaRange) -> Turn<'_> {
-        let arrival = self.inner.borrow_mut().arrive(range);
+        let (arrival, ahead) = self.inner.borrow_mut().arrive(range);
         // Made before the wait: a wait that is given up leaves the queue too.
         let turn = Turn { lock: self, arrival };
+        if ahead == 0 {
+            return turn;
+        }
         poll_fn(|context| {
             let mut inner = self.inner.borrow_mut();
             let change = inner.find(arrival);
@@ -88,13 +91,14 @@ impl RangeLock {
 }
 
 impl Inner {
-    fn arrive(&mut self, range: LbaRange) -> u64 {
+    /// The number of a change that has come, and how many it waits for.
+    fn arrive(&mut self, range: LbaRange) -> (u64, usize) {
         let ahead = self.changes.iter().filter(|change| change.range.overlaps(range)).count();
         let arrival = self.arrived;
         self.arrived += 1;
         self.waiting += usize::from(ahead > 0);
         self.changes.push(Change { range, arrival, ahead, waker: None });
-        arrival
+        (arrival, ahead)
     }
 
     fn find(&mut self, arrival: u64) -> &mut Change {

@@ -11,6 +11,9 @@ fn sectors_of_first(range: SectorRange) -> u32 {
 
 /// How many parts a request is cut into.
 pub(crate) fn parts_of(range: SectorRange) -> u32 {
+    if range.count() <= sectors_of_first(range) {
+        return 1;
+    }
     let rest = range.count().saturating_sub(sectors_of_first(range));
     1 + rest.div_ceil(block_core::unit::MAX_REQUEST_SECTORS)
 }
@@ -19,6 +22,9 @@ pub(crate) fn parts_of(range: SectorRange) -> u32 {
 pub(crate) fn part_of(range: SectorRange, part: u32) -> (SectorRange, u64) {
     const WHOLE: u32 = block_core::unit::MAX_REQUEST_SECTORS;
     let first = sectors_of_first(range);
+    if part == 0 && range.count() <= first {
+        return (range, 0);
+    }
     let (before, most) = match part {
         0 => (0, first),
         _ => (first + (part - 1) * WHOLE, WHOLE),

@@ -4,8 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::device::Durability;
-use block_core::{BlockCount, BlockError, Blocks, Buffer, Completed, LbaRange};
+use block_core::{BlockCount, Blocks};
 
 /// Blocks, while there are some. Nothing is taken away or put in its place
 /// while a request runs.
@@ -31,7 +30,7 @@ impl<B: Blocks> Bound<B> {
 
     /// Lets go of the blocks: their device is reset.
     pub fn release(&self) {
-        self.blocks.set(self.blocks());
+        self.blocks.set(self.size());
         *self.now.borrow_mut() = None;
     }
 
@@ -39,74 +38,16 @@ impl<B: Blocks> Bound<B> {
     pub fn bind(&self, blocks: Rc<B>) {
         *self.now.borrow_mut() = Some(blocks);
     }
-}
 
-impl<B: Blocks> Blocks for Bound<B> {
-    fn blocks(&self) -> BlockCount {
+    /// The size, also while there are no blocks.
+    #[must_use]
+    pub fn size(&self) -> BlockCount {
         self.now.borrow().as_ref().map_or(self.blocks.get(), |blocks| blocks.blocks())
     }
 
-    async fn read(
-        &self,
-        range: LbaRange,
-        buffer: Buffer,
-        place: usize,
-    ) -> (Buffer, Result<(), BlockError>) {
-        match self.get() {
-            Some(blocks) => blocks.read(range, buffer, place).await,
-            None => (buffer, Err(BlockError::Lost)),
-        }
-    }
-
-    async fn write(
-        &self,
-        range: LbaRange,
-        buffer: Buffer,
-        place: usize,
-        durability: Durability,
-    ) -> (Buffer, Result<(), BlockError>) {
-        match self.get() {
-            Some(blocks) => blocks.write(range, buffer, place, durability).await,
-            None => (buffer, Err(BlockError::Lost)),
-        }
-    }
-
-    fn version(&self) -> u64 {
+    /// [`Blocks::version`], zero while there are no blocks.
+    #[must_use]
+    pub fn version(&self) -> u64 {
         self.now.borrow().as_ref().map_or(0, |blocks| blocks.version())
-    }
-
-    async fn write_completed(
-        &self,
-        version: u64,
-        range: LbaRange,
-        buffer: Buffer,
-        place: usize,
-        durability: Durability,
-    ) -> (Buffer, Result<Completed, BlockError>) {
-        match self.get() {
-            Some(blocks) => blocks.write_completed(version, range, buffer, place, durability).await,
-            None => (buffer, Err(BlockError::Lost)),
-        }
-    }
-
-    async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {
-        match self.get() {
-            Some(blocks) => blocks.zero(range, unmap).await,
-            None => Err(BlockError::Lost),
-        }
-    }
-
-    async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
-        match self.get() {
-            Some(blocks) => blocks.discard(range).await,
-            None => Err(BlockError::Lost),
-        }
-    }
-
-    async fn flush(&self) -> Result<(), BlockError> {
-        match self.get() {
-            Some(blocks) => blocks.flush().await,
-            None => Err(BlockError::Lost),
-        }
     }
 }

@@ -29,8 +29,8 @@ pub struct Hold {
 
 /// One running request of a hold.
 #[derive(Debug)]
-pub struct Running {
-    hold: Rc<Hold>,
+pub struct Running<'a> {
+    hold: &'a Hold,
 }
 
 impl Hold {
@@ -89,10 +89,10 @@ impl Hold {
     /// # Errors
     /// [`BlockError::Lost`] when the front has to attach the volume anew, else
     /// [`BlockError::NotAttached`].
-    pub fn begin(self: &Rc<Self>) -> Result<Running, BlockError> {
+    pub fn begin(&self) -> Result<Running<'_>, BlockError> {
         self.check()?;
         self.running.set(self.running.get() + 1);
-        Ok(Running { hold: Rc::clone(self) })
+        Ok(Running { hold: self })
     }
 
     /// Whether requests may still run, as [`Hold::begin`] says.
@@ -147,7 +147,7 @@ impl Hold {
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         let running = self.hold.running.get() - 1;
         self.hold.running.set(running);

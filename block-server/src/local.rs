@@ -60,7 +60,7 @@ impl<E: Engine> LocalPath<E> {
     /// Gets a volume, and turns the worker until the answer is there.
     pub fn attach(&mut self, request: AttachRequest) -> AttachReply {
         let reply = self.ask(Work::Attach(request));
-        reply.attach.expect("an attach is answered with an attach answer")
+        *reply.attach.expect("an attach is answered with an attach answer")
     }
 
     /// Gets a volume whatever may be missing of what this front had answered

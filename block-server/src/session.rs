@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use block_core::{BlockCount, BlockError, Device, Op, Request, Served};
-use interpose::hooks::RequestFacts;
+use interpose::hooks::{RequestFacts, Ticket};
 use link::{
     Access, AttachReply, AttachRequest, Attached, Caller, Refused, Reply, SlotRef, VolumeHandle,
     Work,
@@ -57,7 +57,7 @@ pub struct Session<D> {
     caller: Caller,
     incarnation: u64,
     slots: u16,
-    handles: RefCell<Vec<Option<Handle<D>>>>,
+    handles: RefCell<Vec<Option<Rc<Handle<D>>>>>,
     /// One attach or detach at a time: a repeated attach must find what the
     /// first one got.
     changing: tokio::sync::Mutex<()>,
@@ -72,31 +72,10 @@ struct Handle<D> {
     told: BlockCount,
 }
 
-impl<D> Clone for Handle<D> {
-    fn clone(&self) -> Self {
-        let (volume, hold) = (Rc::clone(&self.volume), Rc::clone(&self.hold));
-        Self { volume, hold, told: self.told }
-    }
-}
-
 impl<D: Device + 'static> Handle<D> {
     /// A request that waited to be admitted did not run: meanwhile the volume
     /// may have been taken away, or resized.
-    async fn serve(&self, request: Request) -> Reply {
-        match self.begin(request.op) {
-            Ok(running) => {
-                let Served { outcome, word, buffer } = self.volume.requests.serve(request).await;
-                drop(running);
-                // An answer from before a reset may be of what is lost.
-                let outcome = if self.hold.is_outdated() { Err(BlockError::Lost) } else { outcome };
-                let news = self.volume.requests.blocks() != self.told;
-                Reply { outcome, word, buffer, attach: None, news }
-            }
-            Err(error) => Reply { buffer: request.buffer, ..Reply::plain(Err(error), 0) },
-        }
-    }
-
-    fn begin(&self, op: Op) -> Result<Running, BlockError> {
+    fn begin(&self, op: Op) -> Result<Running<'_>, BlockError> {
         let running = self.hold.begin()?;
         if self.volume.has_failed() {
             return Err(BlockError::Medium);
@@ -106,6 +85,29 @@ impl<D: Device + 'static> Handle<D> {
         }
         Ok(running)
     }
+
+    /// Waits until the hooks let the request pass.
+    async fn wait(&self, facts: RequestFacts, room: &Room<D>) -> Result<Ticket, BlockError> {
+        tokio::select! {
+            biased;
+            ticket = self.volume.hooks.admit(facts, room.clock()) => Ok(ticket),
+            // What waits has had no effect: neither the front's next session
+            // nor whoever takes the volume away waits for it.
+            why = self.hold.over() => Err(why),
+        }
+    }
+
+    fn answer(&self, served: Served) -> Reply {
+        let Served { outcome, word, buffer } = served;
+        // An answer from before a reset may be of what is lost.
+        let outcome = if self.hold.is_outdated() { Err(BlockError::Lost) } else { outcome };
+        let news = self.volume.requests.blocks() != self.told;
+        Reply { outcome, word, buffer, attach: None, news }
+    }
+}
+
+fn not_run(request: Request, why: BlockError) -> Reply {
+    Reply { buffer: request.buffer, ..Reply::plain(Err(why), 0) }
 }
 
 impl<D: Device + 'static> Session<D> {
@@ -125,27 +127,33 @@ impl<D: Device + 'static> Session<D> {
         }
     }
 
+    /// One await where nothing is in the request's way.
     async fn serve(&self, room: &Room<D>, handle: VolumeHandle, request: Request) -> Reply {
         let Some(handle) = self.handle(handle) else {
-            let outcome = Err(BlockError::NotAttached);
-            return Reply { buffer: request.buffer, ..Reply::plain(outcome, 0) };
+            return not_run(request, BlockError::NotAttached);
         };
         let hooks = &handle.volume.hooks;
-        let ticket = tokio::select! {
-            biased;
-            ticket = hooks.admit(RequestFacts::from(&request), room.clock()) => ticket,
-            // What waits has had no effect: neither the front's next session
-            // nor whoever takes the volume away waits for it.
-            why = handle.hold.over() => {
-                return Reply { buffer: request.buffer, ..Reply::plain(Err(why), 0) };
-            }
+        let facts = RequestFacts::from(&request);
+        let ticket = match hooks.try_admit(facts, room.clock()) {
+            Some(ticket) => ticket,
+            None => match handle.wait(facts, room).await {
+                Ok(ticket) => ticket,
+                Err(why) => return not_run(request, why),
+            },
         };
-        let reply = handle.serve(request).await;
+        let reply = match handle.begin(request.op) {
+            Ok(running) => {
+                let served = handle.volume.requests.serve(request).await;
+                drop(running);
+                handle.answer(served)
+            }
+            Err(why) => not_run(request, why),
+        };
         hooks.done(ticket, reply.outcome, room.now());
         reply
     }
 
-    fn handle(&self, handle: VolumeHandle) -> Option<Handle<D>> {
+    fn handle(&self, handle: VolumeHandle) -> Option<Rc<Handle<D>>> {
         self.handles.borrow().get(usize::from(handle.0))?.clone()
     }
 
@@ -169,7 +177,7 @@ impl<D: Device + 'static> Session<D> {
         else {
             return AttachReply::Refused(Refused::Full);
         };
-        let own = own.map(|(_, handle)| handle.hold);
+        let own = own.map(|(_, handle)| Rc::clone(&handle.hold));
         let AttachRequest { access, settled, had, .. } = request;
         let (front, incarnation) = (self.caller.front, self.incarnation);
         let claim = Claim { front, incarnation, access, settled, had };
@@ -212,17 +220,17 @@ impl<D: Device + 'static> Session<D> {
         if place == handles.len() {
             handles.push(None);
         }
-        handles[place] = Some(Handle { volume, hold, told: record.blocks });
+        handles[place] = Some(Rc::new(Handle { volume, hold, told: record.blocks }));
         reply
     }
 
-    fn handle_of(&self, volume: &Rc<Volume<D>>) -> Option<(usize, Handle<D>)> {
+    fn handle_of(&self, volume: &Rc<Volume<D>>) -> Option<(usize, Rc<Handle<D>>)> {
         let handles = self.handles.borrow();
         let mut numbered = handles.iter().enumerate();
         numbered.find_map(|(place, handle)| {
             let handle = handle.as_ref()?;
             let here = Rc::ptr_eq(&handle.volume, volume) && !handle.hold.is_revoked();
-            here.then(|| (place, handle.clone()))
+            here.then(|| (place, Rc::clone(handle)))
         })
     }
 
@@ -239,9 +247,9 @@ impl<D: Device + 'static> Session<D> {
         let Some(entry) = entry else {
             return Reply::plain(Err(BlockError::NotAttached), 0);
         };
-        if let Some(Handle { volume, hold, .. }) = entry
-            && let Some(store) = room.store_of(&volume)
-            && let Err(error) = store.detach(&volume, &hold).await
+        if let Some(Handle { volume, hold, .. }) = entry.as_deref()
+            && let Some(store) = room.store_of(volume)
+            && let Err(error) = store.detach(volume, hold).await
         {
             // The handle stays, so that the front can ask again.
             warn!("a detach could not be stored: {error}");
@@ -268,7 +276,7 @@ pub async fn serve_slot<D: Device + 'static>(
             Work::Block { volume, request } => session.serve(&room, volume, request).await,
             Work::Attach(request) => {
                 let reply = session.attach(&room, request).await;
-                Reply { attach: Some(reply), ..Reply::plain(Ok(()), 0) }
+                Reply { attach: Some(Box::new(reply)), ..Reply::plain(Ok(()), 0) }
             }
             Work::Detach(handle) => session.detach(&room, handle).await,
         };

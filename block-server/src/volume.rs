@@ -242,11 +242,28 @@ impl<D> Volume<D> {
     }
 }
 
+/// Does something with the blocks that a backing has, or that which is done
+/// while their device is reset.
+macro_rules! with_blocks {
+    ($backing:expr, |$blocks:ident| $there:expr, $gone:expr) => {
+        match $backing {
+            Backing::Raw { blocks, .. } => match blocks.get() {
+                Some($blocks) => $there,
+                None => $gone,
+            },
+            Backing::Pool(blocks) => match blocks.get() {
+                Some($blocks) => $there,
+                None => $gone,
+            },
+        }
+    };
+}
+
 impl<D: Device + 'static> Blocks for Backing<D> {
     fn blocks(&self) -> BlockCount {
         match self {
-            Self::Raw { blocks, .. } => blocks.blocks(),
-            Self::Pool(blocks) => blocks.blocks(),
+            Self::Raw { blocks, .. } => blocks.size(),
+            Self::Pool(blocks) => blocks.size(),
         }
     }
 
@@ -256,10 +273,8 @@ impl<D: Device + 'static> Blocks for Backing<D> {
         buffer: Buffer,
         place: usize,
     ) -> (Buffer, Result<(), BlockError>) {
-        match self {
-            Self::Raw { blocks, .. } => blocks.read(range, buffer, place).await,
-            Self::Pool(blocks) => blocks.read(range, buffer, place).await,
-        }
+        let lost = Err(BlockError::Lost);
+        with_blocks!(self, |blocks| blocks.read(range, buffer, place).await, (buffer, lost))
     }
 
     async fn write(
@@ -269,10 +284,12 @@ impl<D: Device + 'static> Blocks for Backing<D> {
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<(), BlockError>) {
-        match self {
-            Self::Raw { blocks, .. } => blocks.write(range, buffer, place, durability).await,
-            Self::Pool(blocks) => blocks.write(range, buffer, place, durability).await,
-        }
+        let lost = Err(BlockError::Lost);
+        with_blocks!(
+            self,
+            |blocks| blocks.write(range, buffer, place, durability).await,
+            (buffer, lost)
+        )
     }
 
     fn version(&self) -> u64 {
@@ -290,34 +307,23 @@ impl<D: Device + 'static> Blocks for Backing<D> {
         place: usize,
         durability: Durability,
     ) -> (Buffer, Result<Completed, BlockError>) {
-        match self {
-            Self::Raw { blocks, .. } => {
-                blocks.write_completed(version, range, buffer, place, durability).await
-            }
-            Self::Pool(blocks) => {
-                blocks.write_completed(version, range, buffer, place, durability).await
-            }
-        }
+        let lost = Err(BlockError::Lost);
+        with_blocks!(
+            self,
+            |blocks| blocks.write_completed(version, range, buffer, place, durability).await,
+            (buffer, lost)
+        )
     }
 
     async fn zero(&self, range: LbaRange, unmap: bool) -> Result<(), BlockError> {
-        match self {
-            Self::Raw { blocks, .. } => blocks.zero(range, unmap).await,
-            Self::Pool(blocks) => blocks.zero(range, unmap).await,
-        }
+        with_blocks!(self, |blocks| blocks.zero(range, unmap).await, Err(BlockError::Lost))
     }
 
     async fn discard(&self, range: LbaRange) -> Result<(), BlockError> {
-        match self {
-            Self::Raw { blocks, .. } => blocks.discard(range).await,
-            Self::Pool(blocks) => blocks.discard(range).await,
-        }
+        with_blocks!(self, |blocks| blocks.discard(range).await, Err(BlockError::Lost))
     }
 
     async fn flush(&self) -> Result<(), BlockError> {
-        match self {
-            Self::Raw { blocks, .. } => blocks.flush().await,
-            Self::Pool(blocks) => blocks.flush().await,
-        }
+        with_blocks!(self, |blocks| blocks.flush().await, Err(BlockError::Lost))
     }
 }

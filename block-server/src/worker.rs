@@ -505,7 +505,7 @@ fn refuse(work: Work) -> Reply {
             ..Reply::plain(Err(block_core::BlockError::NotAttached), 0)
         },
         Work::Attach(_) => Reply {
-            attach: Some(link::AttachReply::Refused(link::Refused::Full)),
+            attach: Some(Box::new(link::AttachReply::Refused(link::Refused::Full))),
             ..Reply::plain(Ok(()), 0)
         },
         Work::Detach(_) => Reply::plain(Ok(()), 0),

@@ -209,6 +209,7 @@ impl Header {
         bytes
     }
 
+    #[inline]
     fn parse(head: &[u8; HEADER_BYTES]) -> Self {
         Self {
             session: u32_at(head, 4),
@@ -250,6 +251,7 @@ pub(crate) struct SealedFrame<'a> {
 
 impl<'a> Arrived<'a> {
     /// The frame in `bytes`, as they came from the wire.
+    #[inline]
     pub(crate) fn parse(bytes: &'a mut [u8]) -> Result<Self, FrameError> {
         if bytes.get(39).is_some_and(|flags| flags & IN_THE_CLEAR != 0) {
             return Frame::parse(bytes).map(Self::Clear);
@@ -307,6 +309,7 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// [`FrameError`]; a frame of another version is told apart from noise, so
     /// that a front can say why it gets no session.
+    #[inline]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         let (head, payload) =
             bytes.split_first_chunk::<HEADER_BYTES>().ok_or(FrameError::Foreign)?;
@@ -318,7 +321,7 @@ impl<'a> Frame<'a> {
         }
         let crc = u32::from_le_bytes([head[48], head[49], head[50], head[51]]);
         if head[39] & !NEWS != IN_THE_CLEAR
-            || head[TAG + CRC_BYTES..].iter().any(|&byte| byte != 0)
+            || head[TAG + CRC_BYTES..] != [0; HEADER_BYTES - TAG - CRC_BYTES]
             || crc != crc32c(&[&head[..TAG], payload])
         {
             return Err(FrameError::Checksum);

@@ -47,8 +47,9 @@ pub struct Reply {
     pub word: u64,
     /// The request's buffer; for a read it holds the data.
     pub buffer: Option<Buffer>,
-    /// The answer to an attach, else `None`.
-    pub attach: Option<AttachReply>,
+    /// The answer to an attach, else `None`; apart, since all other answers
+    /// would carry its size along.
+    pub attach: Option<Box<AttachReply>>,
     /// Whether the volume is not what it was when this session attached it (it
     /// has another size): the front attaches it again to learn what it is.
     pub news: bool,

@@ -51,9 +51,19 @@ impl Segmentation {
         BLOCK_SIZE.div_ceil(self.size)
     }
 
+    /// Whether `bytes` of data are one segment, as most requests are: then
+    /// nothing need be divided.
+    const fn is_one(self, bytes: usize) -> bool {
+        bytes != 0 && bytes <= self.size && bytes <= BLOCK_SIZE
+    }
+
     /// All segments of `bytes` of data, at most [`MAX_REQUEST_BYTES`].
     #[must_use]
+    #[inline]
     pub fn all(self, bytes: usize) -> SegmentSet {
+        if self.is_one(bytes) {
+            return SegmentSet(1);
+        }
         SegmentSet::first(self.count(bytes))
     }
 
@@ -74,7 +84,11 @@ impl Segmentation {
 
     /// The bytes of segment `index` in data of `bytes`; empty past its end.
     #[must_use]
+    #[inline]
     pub fn range(self, index: usize, bytes: usize) -> Range<usize> {
+        if index == 0 && self.is_one(bytes) {
+            return 0..bytes;
+        }
         let (start, limit) = if self.size >= BLOCK_SIZE {
             (index * self.size, bytes)
         } else {
@@ -87,7 +101,11 @@ impl Segmentation {
     /// Which segment of `bytes` of data a payload of `len` bytes at `offset`
     /// is, if it is exactly one.
     #[must_use]
+    #[inline]
     pub fn index(self, offset: usize, len: usize, bytes: usize) -> Option<usize> {
+        if self.is_one(bytes) {
+            return (offset == 0 && len == bytes).then_some(0);
+        }
         if offset >= bytes {
             return None;
         }

@@ -59,7 +59,7 @@ impl Host for Instant {
         let mut reply = Reply::plain(Ok(()), 1);
         match work {
             Work::Attach(_) => {
-                reply.attach = Some(AttachReply::Attached(Attached {
+                reply.attach = Some(Box::new(AttachReply::Attached(Attached {
                     handle: VolumeHandle(0),
                     volume_id: [0; 16],
                     generation: 0,
@@ -67,7 +67,7 @@ impl Host for Instant {
                     stored_verifier: 1,
                     sectors: 1 << 20,
                     read_only: false,
-                }));
+                })));
             }
             Work::Block { request, .. } => reply.buffer = request.buffer,
             Work::Detach(_) => {}

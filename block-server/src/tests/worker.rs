@@ -156,7 +156,7 @@ impl Rig {
 }
 
 fn attached(reply: Reply) -> Result<Attached, Refused> {
-    match reply.attach.expect("an attach answer") {
+    match *reply.attach.expect("an attach answer") {
         AttachReply::Attached(attached) => Ok(attached),
         AttachReply::Refused(refused) => Err(refused),
         AttachReply::Elsewhere { .. } => panic!("there is one worker"),

@@ -86,6 +86,14 @@ impl Hook {
         }
     }
 
+    /// Whether the request may pass now; if so it has.
+    fn try_admit(&self, facts: RequestFacts, clock: &TurnClock) -> bool {
+        match self {
+            Self::Meter(_) | Self::Record(_) => true,
+            Self::Throttle(throttle) => throttle.try_admit(facts, clock),
+        }
+    }
+
     async fn admit(&self, facts: RequestFacts, clock: &TurnClock) {
         match self {
             Self::Meter(_) | Self::Record(_) => {}
@@ -121,10 +129,22 @@ impl Hooks {
         hooks
     }
 
+    /// Lets a request pass that has to wait for nothing, the usual one. Only one
+    /// hook makes requests wait, the innermost: none has let this one pass if
+    /// another does not.
+    pub fn try_admit(&self, facts: RequestFacts, clock: &TurnClock) -> Option<Ticket> {
+        let passes = self.array.borrow().iter().all(|hook| hook.try_admit(facts, clock));
+        passes.then(|| self.arrive(facts, clock))
+    }
+
+    fn arrive(&self, facts: RequestFacts, clock: &TurnClock) -> Ticket {
+        Ticket { facts, arrived: clock.now(), _running: self.meter.arrive() }
+    }
+
     /// Lets a request pass, which may take until its turn has come. One that
     /// goes away before, because the future is dropped, was none.
     pub async fn admit(&self, facts: RequestFacts, clock: &TurnClock) -> Ticket {
-        let ticket = Ticket { facts, arrived: clock.now(), _running: self.meter.arrive() };
+        let ticket = self.arrive(facts, clock);
         let mut last = None;
         // The array may change while a hook waits.
         while let Some(hook) = self.inside(last) {

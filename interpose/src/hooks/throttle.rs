@@ -174,6 +174,11 @@ impl Throttle {
         self.look.notify_one();
     }
 
+    /// Lets the request pass if none waits and it need not either.
+    pub(super) fn try_admit(&self, facts: RequestFacts, clock: &TurnClock) -> bool {
+        self.door.try_lock().is_ok() && self.take(facts.bytes(), clock.now()).is_none()
+    }
+
     /// Waits until all that came before have passed, and the request may.
     pub(super) async fn admit(&self, facts: RequestFacts, clock: &TurnClock) {
         let bytes = facts.bytes();

@@ -148,6 +148,16 @@ impl Slot {
         self.lack = Lack::NONE;
     }
 
+    /// Ends what the slot is used for: nothing of it is sent or waited for. The
+    /// rest is forgotten when the slot is used again.
+    pub(super) fn leave(&mut self) {
+        self.number = 0;
+        self.request_due = false;
+        self.probe_due = false;
+        self.deadline = None;
+        self.unscheduled = false;
+    }
+
     /// The bytes that the request carries.
     pub(super) fn carried(&self) -> Option<&[u8]> {
         self.body.as_ref().map(|body| &body[..]).or(self.data.as_deref())
@@ -155,11 +165,6 @@ impl Slot {
 
     pub(super) fn is_read(&self) -> bool {
         matches!(self.purpose, Use::Part(Part { op: Op::Read, .. }))
-    }
-
-    /// Of a read: whether some but not all of it has come.
-    pub(super) fn is_partly_read(&self, cut: Segmentation) -> bool {
-        self.is_read() && !self.received.is_empty() && self.received != cut.all(self.bytes)
     }
 
     /// Asks for what is missing of a read once more. A block of which only

@@ -37,11 +37,11 @@ pub(super) struct Asked {
 }
 
 /// What the request came to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) code: u8,
     pub(super) word: u64,
-    pub(super) attach: Option<AttachReply>,
+    pub(super) attach: Option<Box<AttachReply>>,
     pub(super) news: bool,
 }
 
@@ -80,14 +80,9 @@ impl Slot {
             number: 0,
             attempt: 0,
             phase: Phase::Idle,
-            asked: Asked {
-                op: WireOp::Block(Op::Flush),
-                volume: VolumeHandle(0),
-                range: None,
-                bytes: 0,
-            },
+            asked: Asked::NOTHING,
             wanted: 0,
-            outcome: Outcome { code: 0, word: 0, attach: None, news: false },
+            outcome: Outcome::NONE,
             since: Time::ZERO,
             held_micros: 0,
             last_counter: 0,
@@ -96,12 +91,34 @@ impl Slot {
         }
     }
 
+    /// Forgets what was here: from now on this is the slot's request.
+    pub(super) fn begin(&mut self, now: Time, header: &Header, asked: Asked) {
+        self.number = header.number;
+        self.attempt = header.attempt;
+        self.phase = Phase::Idle;
+        self.asked = asked;
+        self.since = now;
+        self.wanted = header.offset;
+        self.outcome = Outcome::NONE;
+        self.held_micros = 0;
+        self.last_counter = 0;
+        self.due = Due::default();
+    }
+
     pub(super) fn is_read(&self) -> bool {
         self.asked.op == WireOp::Block(Op::Read)
     }
 }
 
+impl Outcome {
+    const NONE: Self = Self { code: 0, word: 0, attach: None, news: false };
+}
+
 impl Asked {
+    /// What a slot holds that was asked for nothing, or for nonsense.
+    pub(super) const NOTHING: Self =
+        Self { op: WireOp::Block(Op::Flush), volume: VolumeHandle(0), range: None, bytes: 0 };
+
     /// What a request's header asks for, or `None` when it contradicts itself.
     pub(super) fn parse(header: &Header) -> Option<Self> {
         let op = WireOp::from_code(header.op)?;

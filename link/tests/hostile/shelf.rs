@@ -76,7 +76,7 @@ impl Shelf {
                 read_only: false,
             })
         });
-        Reply { attach: Some(reply), ..Reply::plain(Ok(()), 0) }
+        Reply { attach: Some(Box::new(reply)), ..Reply::plain(Ok(()), 0) }
     }
 
     fn run(

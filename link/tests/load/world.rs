@@ -79,7 +79,7 @@ impl Device {
                     sectors: 1 << 20,
                     read_only: false,
                 };
-                let attach = Some(AttachReply::Attached(attached));
+                let attach = Some(Box::new(AttachReply::Attached(attached)));
                 Reply { attach, ..Reply::plain(Ok(()), 0) }
             }
             Work::Detach(_) => Reply::plain(Ok(()), 0),

@@ -114,7 +114,7 @@ impl Disk {
             sectors: SECTORS,
             read_only: false,
         };
-        let attach = Some(AttachReply::Attached(attached));
+        let attach = Some(Box::new(AttachReply::Attached(attached)));
         Reply { attach, ..Reply::plain(Ok(()), 0) }
     }
 

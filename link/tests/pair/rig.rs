@@ -84,7 +84,7 @@ impl Host for Sevens {
             Work::Attach(AttachRequest { name, had, .. }) => {
                 self.had = had;
                 self.holds = self.refuses.is_none();
-                reply.attach = Some(if name.as_str() == "missing" {
+                let attach = if name.as_str() == "missing" {
                     AttachReply::Refused(Refused::Unknown)
                 } else if let Some(refused) = self.refuses {
                     refused
@@ -98,7 +98,8 @@ impl Host for Sevens {
                         sectors: self.sectors,
                         read_only: false,
                     })
-                });
+                };
+                reply.attach = Some(Box::new(attach));
             }
             Work::Block { mut request, .. } => {
                 reply.news = self.news;

@@ -56,10 +56,9 @@ impl<P: Peer> Session<P> {
             self.trip.sample((now - sent).saturating_sub(held));
         }
         if outcome.is_ok() && slot.is_read() {
-            self.place(index, frame, guest);
+            let is_whole = self.place(index, frame, guest);
             self.read_gaps_again(now, header.counter);
-            let slot = &self.slots[index];
-            if slot.received != self.cut.all(slot.bytes) {
+            if !is_whole {
                 return;
             }
         }
@@ -67,24 +66,24 @@ impl<P: Peer> Session<P> {
         self.ask_for_overtaken(now);
     }
 
-    /// Puts one verified segment of a read where it belongs.
-    pub(super) fn place(&mut self, index: usize, frame: &Frame<'_>, guest: &mut impl Guest) {
+    /// Puts one verified segment of a read where it belongs; whether all of them
+    /// have come.
+    fn place(&mut self, index: usize, frame: &Frame<'_>, guest: &mut impl Guest) -> bool {
         let slot = &mut self.slots[index];
         let (offset, len) = (frame.header.offset as usize, frame.payload.len());
-        let Use::Part(part) = slot.purpose else { return };
-        let Some(segment) = self.cut.index(offset, len, slot.bytes) else { return };
+        let Use::Part(part) = slot.purpose else { return false };
+        let Some(segment) = self.cut.index(offset, len, slot.bytes) else { return false };
         if slot.received.contains(segment) {
-            return;
+            return false;
         }
         guest.place(part.token, offset, frame.payload);
         slot.received.insert(segment);
         slot.last_counter = frame.header.counter;
         slot.doublings = 0;
-        if slot.is_partly_read(self.cut) {
-            self.partly_read |= 1 << index;
-        } else {
-            self.partly_read &= !(1 << index);
-        }
+        let is_whole = slot.received == self.cut.all(slot.bytes);
+        self.partly_read &= !(1 << index);
+        self.partly_read |= u128::from(!is_whole) << index;
+        is_whole
     }
 
     /// Reads again what a gap shows to be lost: frames sent well after it have
@@ -295,7 +294,7 @@ impl<P: Peer> Session<P> {
         slot.purpose = Use::Free;
         slot.data = None;
         slot.body = None;
-        slot.begin(0);
+        slot.leave();
     }
 
     pub(super) fn handle_missing(&mut self, now: Time, frame: &Frame<'_>) {

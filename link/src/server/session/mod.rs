@@ -15,7 +15,7 @@ use crate::seal::Guard;
 use crate::security::Caller;
 use crate::segment::{SegmentSet, Segmentation};
 use crate::server::door::Offer;
-use crate::server::slot::{Asked, Due, Outcome, Phase, Slot};
+use crate::server::slot::{Asked, Due, Phase, Slot};
 
 #[derive(Debug)]
 pub(in crate::server) struct Session<P> {
@@ -228,20 +228,15 @@ impl<P: Copy + Eq> Session<P> {
         queues: &mut Queues<'_>,
         host: &mut impl Host,
     ) {
-        let queued = self.slots[index].queued;
+        let asked = Asked::parse(header);
         let waited = matches!(self.slots[index].phase, Phase::Waiting);
         self.receiving &= !(1 << index);
-        let slot = &mut self.slots[index];
-        *slot = Slot { number: header.number, attempt: header.attempt, queued, ..Slot::idle() };
-        slot.wanted = header.offset;
+        self.slots[index].begin(now, header, asked.unwrap_or(Asked::NOTHING));
         if waited {
             self.waiting.retain(|waiting| usize::from(*waiting) != index);
         }
-        match Asked::parse(header) {
-            Some(asked) => {
-                self.slots[index].asked = asked;
-                self.find_buffer(now, index, queues, host);
-            }
+        match asked {
+            Some(_) => self.find_buffer(now, index, queues, host),
             None => self.end(now, index, Err(BlockError::Malformed), queues.send),
         }
     }
@@ -429,21 +424,22 @@ impl<P: Copy + Eq> Session<P> {
             self.slots[index].phase = Phase::Idle;
             return;
         }
-        self.end(now, index, reply.outcome, send);
+        let Reply { outcome, word, buffer, attach, news } = reply;
         let slot = &mut self.slots[index];
-        slot.outcome.word = reply.word;
-        slot.outcome.attach = reply.attach;
-        slot.outcome.news = reply.news;
-        if slot.is_read()
-            && reply.outcome.is_ok()
-            && let Some(buffer) = reply.buffer
-        {
-            let unsent = self.cut.of_blocks(slot.wanted, slot.asked.bytes);
-            slot.phase = Phase::Sending { buffer, unsent };
-        }
+        slot.outcome.word = word;
+        slot.outcome.attach = attach;
+        slot.outcome.news = news;
+        slot.phase = match buffer {
+            Some(buffer) if slot.is_read() && outcome.is_ok() => {
+                let unsent = self.cut.of_blocks(slot.wanted, slot.asked.bytes);
+                Phase::Sending { buffer, unsent }
+            }
+            _ => Phase::Done,
+        };
+        self.answer(now, index, outcome, send);
     }
 
-    /// Keeps the outcome and lets the answer go.
+    /// Ends what the worker was not given.
     fn end(
         &mut self,
         now: Time,
@@ -451,15 +447,21 @@ impl<P: Copy + Eq> Session<P> {
         outcome: Result<(), BlockError>,
         send: &mut VecDeque<SlotRef>,
     ) {
+        self.slots[index].phase = Phase::Done;
+        self.answer(now, index, outcome, send);
+    }
+
+    /// Keeps the outcome and lets the answer go.
+    fn answer(
+        &mut self,
+        now: Time,
+        index: usize,
+        outcome: Result<(), BlockError>,
+        send: &mut VecDeque<SlotRef>,
+    ) {
         let slot = &mut self.slots[index];
-        slot.phase = Phase::Done;
         slot.held_micros = u32::try_from((now - slot.since).as_micros()).unwrap_or(u32::MAX);
-        slot.outcome = Outcome {
-            code: block_core::error::outcome_code(outcome),
-            word: 0,
-            attach: None,
-            news: false,
-        };
+        slot.outcome.code = block_core::error::outcome_code(outcome);
         slot.due.answer = true;
         self.enqueue(index, send);
     }
