@@ -441,6 +441,8 @@ impl World {
     /// a raw device what was in its cache, if a reset costs it that.
     fn device_down(&mut self, worker: usize) {
         self.tell(|| format!("worker {worker}'s device is reset"));
+        // Fronts send again what they keep, also what did run.
+        self.unbroken = false;
         if self.scenario.workers[worker].pooled || self.lossy[worker] {
             self.lost(|disk| disk.worker == worker);
         }
