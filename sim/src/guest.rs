@@ -135,7 +135,7 @@ pub struct Guest {
     may_miss: bool,
     /// The generation of its volume, as it was served last.
     generation: u64,
-    /// The server has lost what its front has kept. That was sent again when a
+    /// The server may have lost what its front has kept. That was sent again when a
     /// request ends that is later than this one.
     owed: Option<Token>,
     last: Token,
@@ -351,10 +351,11 @@ impl Guest {
         }
     }
 
-    /// The server has lost what was not durable. A front that serves has kept
-    /// it; what one that is gone had answered is lost with it, and the next one
-    /// must be told.
-    pub fn server_lost(&mut self) {
+    /// The server may have lost what was not durable, or not: it says the same. A
+    /// front that serves has kept it and sends it again, the oldest first; one that is
+    /// gone in the middle of that leaves earlier writes over later ones. What one that
+    /// is gone had answered may be lost with it, and the next one must be told.
+    pub fn server_forgot(&mut self) {
         if self.served {
             self.owed = Some(self.last);
         } else {

@@ -74,8 +74,6 @@ pub struct World {
     plan: Vec<(Time, Fault)>,
     later: Vec<(Time, Later)>,
     stalls: Vec<Time>,
-    /// Whether a reset costs a worker's device its cache.
-    lossy: Vec<bool>,
     intruder: Option<Intruder>,
     /// No session has ended: no change may have run twice.
     unbroken: bool,
@@ -124,7 +122,6 @@ impl World {
             now,
             plan: scenario.plan.iter().rev().map(|(at, fault)| (now + *at, *fault)).collect(),
             stalls: vec![Time::ZERO; kinds.len()],
-            lossy: vec![false; kinds.len()],
             nodes: nodes.map(|node| (node, Some(now))).collect(),
             later: Vec::new(),
             intruder: None,
@@ -362,13 +359,12 @@ impl World {
         match fault {
             Fault::KillServer(pause) if self.iohost.is_up() => {
                 self.iohost.kill();
-                let workers = self.scenario.workers.clone();
-                self.lost(|disk| workers[disk.worker].pooled);
+                self.forgot(|_| true);
                 self.later.push((now + pause, Later::StartServer));
             }
             Fault::LosePower(pause) if self.iohost.is_up() => {
                 self.iohost.lose_power();
-                self.lost(|_| true);
+                self.forgot(|_| true);
                 self.later.push((now + pause, Later::StartServer));
             }
             Fault::KillFront(front, pause) if self.hosts[front].is_up() => {
@@ -422,10 +418,7 @@ impl World {
             }
             // Without a driver it has no commands, and starts anew.
             Fault::Trouble(..) => {}
-            Fault::LoseCaches(worker) => {
-                self.lossy[worker] = true;
-                self.iohost.lose_caches(worker);
-            }
+            Fault::LoseCaches(worker) => self.iohost.lose_caches(worker),
             // There is nothing yet that it could take.
             Fault::Intrude(_) => {}
             Fault::Frames(faults) => self.fabric.faults = faults,
@@ -437,23 +430,20 @@ impl World {
         Ok(())
     }
 
-    /// A worker's device is being reset. A pool forgets what it had in memory,
-    /// a raw device what was in its cache, if a reset costs it that.
+    /// A worker's device is being reset.
     fn device_down(&mut self, worker: usize) {
         self.tell(|| format!("worker {worker}'s device is reset"));
         // Fronts send again what they keep, also what did run.
         self.unbroken = false;
-        if self.scenario.workers[worker].pooled || self.lossy[worker] {
-            self.lost(|disk| disk.worker == worker);
-        }
+        self.forgot(|disk| disk.worker == worker);
     }
 
-    /// What was not flushed of some disks is lost. Fronts that serve have kept
-    /// it and send it again.
-    fn lost(&mut self, loses: impl Fn(&DiskKind) -> bool) {
+    /// The server says from now on that what was not flushed of some disks may be
+    /// missing. Fronts that serve have kept it and send it again.
+    fn forgot(&mut self, whose: impl Fn(&DiskKind) -> bool) {
         for (host, disks) in self.hosts.iter_mut().zip(&self.scenario.hosts) {
-            for (guest, _) in host.guests.iter_mut().zip(disks).filter(|(_, disk)| loses(disk)) {
-                guest.server_lost();
+            for (guest, _) in host.guests.iter_mut().zip(disks).filter(|(_, disk)| whose(disk)) {
+                guest.server_forgot();
             }
         }
     }

@@ -96,3 +96,20 @@ fn a_front_that_ends_before_it_serves_leaves_word_of_what_is_missing() {
         runs(seed, on_a_pool(vec![vec![disk(30)]], plan));
     }
 }
+
+/// A VMhost was thought dead, and went on while somebody took its volume away by force.
+/// The server had been killed just before, so its front sent again what it had kept, the
+/// oldest first, and was cut off in the middle: of two writes to a sector the earlier had
+/// run again, and the later not yet. That is what a cache loses, and the next front is
+/// told; the oracle held the device to what it had had before.
+#[test]
+fn a_front_that_loses_its_volume_while_it_sends_again_may_leave_an_earlier_write() {
+    for seed in 0..40 {
+        let killed = Duration::from_micros(9000 + 20 * seed);
+        let plan = vec![
+            (millis(5), Fault::Move(0, Duration::from_micros(500))),
+            (killed, Fault::KillServer(Duration::from_micros(100))),
+        ];
+        runs(seed, on_a_raw_device(vec![disk(60)], plan));
+    }
+}

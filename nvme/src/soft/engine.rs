@@ -8,7 +8,7 @@ use super::log::Served;
 use super::namespace::SoftNamespace;
 use super::prp::Piece;
 use super::queue::{CompletionQueue, SubmissionQueue};
-use super::registers::Registers;
+use super::registers::{Configuration, Registers};
 use super::shadow::Shadow;
 use super::windows::{Registry, Windows};
 use crate::PAGE;
@@ -73,6 +73,8 @@ pub(super) struct Engine {
     pub(super) served: Served,
     pub(super) shadow: Option<Shadow>,
     power: Power,
+    /// Resets that were asked for until now.
+    resets: u32,
     switches: Switches,
     chance: Chance,
     budget: usize,
@@ -102,6 +104,7 @@ impl Engine {
             served: Served::default(),
             shadow: None,
             power: Power::Off,
+            resets: 0,
             switches: Switches::default(),
             chance: Chance::new(options.disorder.map_or(0, |disorder| disorder.seed)),
             budget: 0,
@@ -179,7 +182,8 @@ impl Engine {
 
     /// Does what CC asks for (Base 2.0, section 3.1.3.5).
     fn follow(&mut self, registers: &Registers, registry: &Registry) -> usize {
-        let configuration = registers.configuration();
+        let Configuration { value: configuration, resets } = registers.configuration();
+        let is_reset = std::mem::replace(&mut self.resets, resets) != resets;
         // After the register: the driver may have made the memory that it names
         // while this thread was on its way here. The same holds for doorbells.
         self.windows.refresh(registry);
@@ -189,7 +193,7 @@ impl Engine {
                 self.start(configuration, registers);
                 1
             }
-            Power::Running | Power::Failed if !enabled => {
+            Power::Running | Power::Failed if is_reset || !enabled => {
                 self.stop(registers);
                 if let Some(chance) = &mut self.reset_loses {
                     self.namespaces.iter_mut().for_each(|namespace| namespace.power_cut(chance));

@@ -1,9 +1,9 @@
 //! The registers and doorbells as the bus sees them: words that both sides
 //! store and load, nothing else. What they mean happens in the engine.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::registers::{ACQ, AQA, ASQ, CAP, CC, CSTS, DOORBELLS, GONE, PAGE_BITS, VS};
+use crate::registers::{ACQ, AQA, ASQ, CAP, CC, CC_ENABLE, CSTS, DOORBELLS, GONE, PAGE_BITS, VS};
 use crate::sys::HalfWords;
 
 /// Bytes of registers that mean something.
@@ -19,9 +19,21 @@ const READY_TIMEOUT: u64 = 20 << 24;
 /// CAP.CSS bit 0: the NVM command set.
 const NVM_COMMANDS: u64 = 1 << 37;
 
+/// CC as the engine finds it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Configuration {
+    /// The register.
+    pub(super) value: u32,
+    /// How often EN was cleared, modulo 2^32.
+    pub(super) resets: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Registers {
     words: [AtomicU32; REGISTER_BYTES as usize / 4],
+    /// CC, and above it how often its EN was cleared. A driver may set EN again before
+    /// the engine has looked, and a reset is the clearing (Base 2.0, section 3.7.2).
+    configuration: AtomicU64,
     doorbells: Doorbells,
     /// Tail doorbells that were written, by queue.
     rung: Box<[AtomicBool]>,
@@ -72,7 +84,8 @@ impl Registers {
         let doorbells = shared.map_or_else(own, Doorbells::Shared);
         let rung = (0..=queues).map(|_| AtomicBool::new(false)).collect();
         let gone = AtomicBool::new(false);
-        let registers = Self { words: Default::default(), doorbells, rung, gone };
+        let (words, configuration) = Default::default();
+        let registers = Self { words, configuration, doorbells, rung, gone };
         let cap = u64::from(entries - 1) | CONTIGUOUS_QUEUES | READY_TIMEOUT | NVM_COMMANDS;
         registers.word(CAP).store(cap as u32, Ordering::Relaxed);
         registers.word(CAP + 4).store((cap >> 32) as u32, Ordering::Relaxed);
@@ -85,8 +98,12 @@ impl Registers {
         if self.gone.load(Ordering::Relaxed) {
             return GONE;
         }
-        // Acquire: with CSTS comes what the controller did before it.
-        if offset < REGISTER_BYTES { self.word(offset).load(Ordering::Acquire) } else { 0 }
+        match offset {
+            _ if offset & !3 == CC => self.configuration().value,
+            // Acquire: with CSTS comes what the controller did before it.
+            0..REGISTER_BYTES => self.word(offset).load(Ordering::Acquire),
+            _ => 0,
+        }
     }
 
     /// The driver writes. Release: with a doorbell go the ring's entries, with
@@ -98,7 +115,9 @@ impl Registers {
             if let (0, Some(rung)) = (index % 2, self.rung.get(index / 2)) {
                 rung.store(true, Ordering::Release);
             }
-        } else if matches!(offset & !3, CC | AQA) || (ASQ..ACQ + 8).contains(&offset) {
+        } else if offset & !3 == CC {
+            self.configure(value);
+        } else if offset & !3 == AQA || (ASQ..ACQ + 8).contains(&offset) {
             self.word(offset).store(value, Ordering::Release);
         }
     }
@@ -128,12 +147,26 @@ impl Registers {
         self.doorbells.store(2 * usize::from(queue) + 1, 0);
     }
 
-    pub(super) fn configuration(&self) -> u32 {
-        self.word(CC).load(Ordering::Acquire)
+    /// The driver writes CC.
+    fn configure(&self, value: u32) {
+        let after = |before: u64| {
+            let clears = before as u32 & CC_ENABLE != 0 && value & CC_ENABLE == 0;
+            let resets = (before >> 32) as u32;
+            let resets = resets.wrapping_add(u32::from(clears));
+            Some(u64::from(resets) << 32 | u64::from(value))
+        };
+        // Release: with CC go the addresses of the admin queues.
+        let _ = self.configuration.fetch_update(Ordering::Release, Ordering::Relaxed, after);
     }
 
+    pub(super) fn configuration(&self) -> Configuration {
+        let word = self.configuration.load(Ordering::Acquire);
+        Configuration { value: word as u32, resets: (word >> 32) as u32 }
+    }
+
+    /// CC is as after power on.
     pub(super) fn clear_configuration(&self) {
-        self.word(CC).store(0, Ordering::Relaxed);
+        self.configure(0);
     }
 
     pub(super) fn admin_attributes(&self) -> u32 {

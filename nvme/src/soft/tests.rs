@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use block_core::DmaMemory;
 
+use super::fault::Fault;
 use super::{SoftController, SoftNamespace, SoftOptions};
 use crate::PAGE;
 use crate::bus::Bus;
@@ -322,6 +323,22 @@ fn an_impossible_start_ends_in_a_fatal_status_and_a_reset_helps() {
     assert_eq!(host.bus.read32(CSTS), CSTS_FATAL);
     off();
     host.enable(submission, completion);
+    assert_eq!(host.bus.read32(CSTS), CSTS_READY);
+}
+
+/// A driver that resets a controller which has failed need not wait for it: RDY is 0
+/// already. It cleared EN and set it again, and the controller, which looked only then,
+/// saw nothing change: it stayed as failed as it was through every reset.
+#[test]
+fn a_reset_is_seen_though_the_controller_is_enabled_again_before_it_looks() {
+    let host = Host::new();
+    host.soft.inject(Fault::Fatal);
+    host.soft.work();
+    assert_ne!(host.bus.read32(CSTS) & CSTS_FATAL, 0);
+    host.bus.write32(CC, CC_ENTRY_SIZES);
+    host.bus.write32(CC, CC_ENTRY_SIZES | CC_ENABLE);
+    host.soft.work();
+    host.soft.work();
     assert_eq!(host.bus.read32(CSTS), CSTS_READY);
 }
 
