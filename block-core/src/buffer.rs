@@ -153,6 +153,7 @@ impl DerefMut for Buffer {
 }
 
 impl Drop for Buffer {
+    #[inline(never)]
     fn drop(&mut self) {
         self.pool.free.borrow_mut().push(self.index);
     }

@@ -1,8 +1,8 @@
 //! How much driver and soft controller cost together: random reads and writes
 //! of 4 KiB, 32 at a time, in one thread. Run it with `--release`.
 //!
-//! `rate count` has valgrind count the driver's instructions for a request, the soft
-//! controller's left out: they are the same in every run.
+//! `rate count` has valgrind count the instructions of a request, the soft controller's
+//! left out: they are the same in every run. "loop" is this program's own share of them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -21,6 +21,7 @@ const DEPTH: usize = 32;
 const REQUESTS: u64 = 2_000_000;
 const ROUNDS: usize = 5;
 const KINDS: [&str; 2] = ["read", "write"];
+const LOOP: &str = "loop";
 /// Requests of which the instructions are counted.
 const COUNTED: u64 = 20_000;
 /// 32 MiB, and 1 GiB: with and without the help of caches.
@@ -29,7 +30,7 @@ const SIZES: [u64; 2] = [32 << 20, 1 << 30];
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["count"] => return KINDS.into_iter().for_each(count),
+        ["count"] => return KINDS.into_iter().chain([LOOP]).for_each(count),
         ["serve", kind] => return serve(kind),
         _ => {}
     }
@@ -132,12 +133,30 @@ fn measure(namespace: SoftNamespace, kind: &str, requests: u64) -> f64 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         Pba((random >> 33) % blocks)
     };
-    let begin = |buffer| namespace.read(next(), buffer, 0..1);
+    if kind == LOOP {
+        let begin = |buffer| Nothing(Some(buffer), Some(next()));
+        return drive(&soft, &queue, &pool, requests, begin);
+    }
     if kind == "read" {
+        let begin = |buffer| namespace.read(next(), buffer, 0..1);
         return drive(&soft, &queue, &pool, requests, begin);
     }
     let begin = |buffer| namespace.write(next(), buffer, 0..1, Durability::Cached);
     drive(&soft, &queue, &pool, requests, begin)
+}
+
+/// A request that nobody serves: under way when it is polled first, and then done.
+struct Nothing(Option<Buffer>, Option<Pba>);
+
+impl Future for Nothing {
+    type Output = (Buffer, Result<(), BlockError>);
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.1.take() {
+            Some(_) => Poll::Pending,
+            None => Poll::Ready((self.0.take().expect("polled until it is done"), Ok(()))),
+        }
+    }
 }
 
 fn drive<R: Future<Output = (Buffer, Result<(), BlockError>)>>(

@@ -136,6 +136,16 @@ impl Status {
         Self(kind << 8 | code)
     }
 
+    /// The status in these 15 bits of a completion.
+    pub(crate) const fn of_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// The 15 bits.
+    pub(crate) const fn bits(self) -> u16 {
+        self.0
+    }
+
     /// Whether the command succeeded.
     #[must_use]
     pub const fn is_success(self) -> bool {

@@ -441,7 +441,7 @@ impl Core {
 
     /// How commands end that an earlier run of the controller had.
     pub(crate) fn ending(&self) -> Ending {
-        if self.cut_off.load(Ordering::Relaxed) { Ending::GivenUp } else { Ending::Reset }
+        if self.cut_off.load(Ordering::Relaxed) { Ending::GIVEN_UP } else { Ending::RESET }
     }
 
     /// The controller touches no memory that it was given until now.

@@ -1,6 +1,7 @@
 //! A namespace as a device of blocks.
 
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -35,7 +36,7 @@ pub struct Namespace {
     blocks: BlockCount,
     cached: bool,
     /// Most blocks of one read or write.
-    pub(crate) transfer_blocks: usize,
+    pub(crate) transfer_blocks: NonZeroUsize,
     /// Most blocks of one Write Zeroes; `None` when there is no such command.
     zero_blocks: Option<u64>,
     /// Most blocks of one deallocation; `None` when there is no such command.
@@ -53,13 +54,15 @@ impl Namespace {
         let zeroes = core.limits().write_zeroes.unwrap_or(u64::MAX) / BLOCK_SIZE as u64;
         let zeroes = zeroes.max(1).min(in_blocks(MAX_COMMAND_LBAS));
         let discard = u64::from(core.limits().range_blocks) / lbas_per_block;
+        let transfer = transfer.min(in_blocks(MAX_COMMAND_LBAS)) as usize;
+        let transfer_blocks = NonZeroUsize::new(transfer).unwrap_or(NonZeroUsize::MIN);
         Self {
             id: info.id,
             epoch: core.epoch(),
             lbas_per_block,
             blocks: info.blocks(),
             cached: core.info().has_volatile_cache,
-            transfer_blocks: transfer.max(1).min(in_blocks(MAX_COMMAND_LBAS)) as usize,
+            transfer_blocks,
             zero_blocks: core.info().has_write_zeroes.then_some(zeroes),
             discard_blocks: (core.info().has_dataset_management && discard > 0).then_some(discard),
             queue,
@@ -86,7 +89,7 @@ impl Namespace {
 
     /// Runs a command that carries no buffer to its end.
     async fn run(&self, command: Command, data: Data) -> Result<(), BlockError> {
-        self.queue.submit(command, data, None, TRIES).await.1.outcome()
+        self.queue.submit(command, data, None, TRIES).await.outcome()
     }
 
     #[inline]
@@ -165,7 +168,7 @@ impl Device for Namespace {
                 start += part;
                 self.run(command, Data::Nothing).await
             } else {
-                let part = (self.transfer_blocks as u64).min(end - start);
+                let part = (self.transfer_blocks.get() as u64).min(end - start);
                 let zeroes = Data::Zeroes { bytes: part as usize * BLOCK_SIZE };
                 let command = self.blocks_command(io::WRITE, start, part, 0);
                 start += part;

@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::health::HealthLog;
 use crate::namespace::Namespace;
 use crate::queue_pair::QueuePair;
-use crate::table::{Data, Ending, MAX_TRANSFER_BYTES};
+use crate::table::{Data, Ending, MAX_TRANSFER_BYTES, Meaning};
 
 /// Bytes of a range of Dataset Management (NVM Command Set 1.0, figure 41).
 const RANGE_BYTES: usize = 16;
@@ -38,7 +38,7 @@ impl QueuePair {
     /// Runs an I/O command without data, whatever it says; its data pointers are
     /// zero.
     pub async fn execute(&self, command: Command) -> Outcome {
-        outcome(self.submit(command.with_data(0, 0), Data::Nothing, None, 1).await.1)
+        outcome(self.submit(command.with_data(0, 0), Data::Nothing, None, 1).await)
     }
 }
 
@@ -107,9 +107,11 @@ impl Namespace {
         offset: usize,
         bytes: usize,
     ) -> (Buffer, Outcome) {
-        let data = Data::Blocks { offset, bytes };
-        let (buffer, ending) = self.queue().submit(command, data, Some(buffer), 1).await;
-        (buffer.expect("a command gives back the buffer that it was given"), outcome(ending))
+        let data = Data::Blocks { iova: buffer.iova() + offset as u64, bytes };
+        let mut submission = self.queue().submit(command, data, Some(buffer), 1);
+        let ending = (&mut submission).await;
+        let buffer = submission.take_buffer();
+        (buffer.expect("a command has its buffer until it has ended"), outcome(ending))
     }
 }
 
@@ -166,8 +168,10 @@ impl Controller {
 }
 
 fn outcome(ending: Ending) -> Outcome {
-    match ending {
-        Ending::Completed(status) => Ok(status),
-        Ending::Reset | Ending::GivenUp => Err(ending.outcome().err().unwrap_or(BlockError::Lost)),
+    match ending.meaning() {
+        Meaning::Completed(status) => Ok(status),
+        Meaning::Reset | Meaning::GivenUp | Meaning::Refused(_) => {
+            Err(ending.outcome().err().unwrap_or(BlockError::Lost))
+        }
     }
 }

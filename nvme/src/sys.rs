@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -17,24 +18,36 @@ const WORD: usize = 8;
 /// the same time.
 #[derive(Debug)]
 pub(crate) struct Words {
-    memory: Arc<Memory>,
-    start: usize,
+    /// The first of them: to ask the memory for its place each time takes time.
+    first: NonNull<AtomicU64>,
     count: usize,
+    _memory: Arc<Memory>,
 }
+
+// SAFETY: the words lie in memory that any thread may reach and that stays mapped as long
+// as this lives; they are only loaded and stored, atomically.
+unsafe impl Send for Words {}
+// SAFETY: the same.
+unsafe impl Sync for Words {}
 
 impl Words {
     /// `count` words from byte `start` of `memory`, or `None` when they are
     /// not aligned or not all inside.
     pub(crate) fn new(memory: Arc<Memory>, start: usize, count: usize) -> Option<Self> {
         let end = count.checked_mul(WORD)?.checked_add(start)?;
-        (start.is_multiple_of(WORD) && end <= memory.len()).then_some(Self { memory, start, count })
+        if !start.is_multiple_of(WORD) || end > memory.len() {
+            return None;
+        }
+        // SAFETY: `start` lies within the memory or at its end, as was just checked.
+        let first = unsafe { NonNull::new(memory.as_ptr().add(start))? };
+        Some(Self { first: first.cast(), count, _memory: memory })
     }
 
     /// All words of a piece of DMA memory.
     pub(crate) fn all(dma: &DmaMemory) -> Self {
         let memory = Arc::clone(dma.memory());
         let count = memory.len() / WORD;
-        Self { memory, start: 0, count }
+        Self::new(memory, 0, count).expect("the words of a memory lie within it")
     }
 
     /// The word's value.
@@ -59,11 +72,8 @@ impl Words {
     #[inline]
     pub(crate) fn store_all<const N: usize>(&self, first: usize, values: &[u64; N]) {
         assert!(first.checked_add(N).is_some_and(|end| end <= self.count));
-        let first: *const AtomicU64 = self.at(first);
         for (index, value) in values.iter().enumerate() {
-            // SAFETY: all `N` words lie within the memory, as was just checked; else as in
-            // `at`, which would ask the memory for its place each time.
-            unsafe { &*first.add(index) }.store(value.to_le(), Ordering::Relaxed);
+            self.at(first + index).store(value.to_le(), Ordering::Relaxed);
         }
     }
 
@@ -77,12 +87,12 @@ impl Words {
     #[inline]
     fn at(&self, index: usize) -> &AtomicU64 {
         debug_assert!(index < self.count);
-        // SAFETY: the three callers, all of this type, have checked the index.
-        // `new` and `all` have checked that the words lie within the memory,
-        // which `self` keeps mapped, and are aligned (mappings begin at a
-        // page). Threads of this process touch rings, lists and answers
-        // at the same time only through this function, that is, atomically.
-        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(self.start + index * WORD).cast()) }
+        // SAFETY: the three callers, all of this type, have checked the index. `new` has
+        // checked that the words lie within the memory, which `self` keeps mapped at its
+        // place, and are aligned (mappings begin at a page). Threads of this process touch
+        // rings, lists and answers at the same time only through this function, that is,
+        // atomically.
+        unsafe { self.first.add(index).as_ref() }
     }
 }
 

@@ -1,6 +1,7 @@
-//! The command table: a fixed place for each outstanding command, which owns
-//! the command's buffer until the controller has let go of it.
+//! The command table: a fixed place for each outstanding command. The buffer of one that
+//! nobody waits for any more stays here until the controller has let go of it.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
@@ -30,46 +31,87 @@ pub(crate) const MAX_DEPTH: u16 = (1 << PLACE_BITS) - 1;
 pub(crate) enum Data {
     /// Nothing.
     Nothing,
-    /// `bytes` of the command's buffer from `offset`, a multiple of 4.
-    Blocks { offset: usize, bytes: usize },
+    /// `bytes` from `iova`, a multiple of 4, of a buffer that goes with the command.
+    Blocks { iova: u64, bytes: usize },
     /// `bytes` of zeroes to be written.
     Zeroes { bytes: usize },
     /// One range of Dataset Management, in logical blocks.
     Range { start: u64, count: u32 },
 }
 
-/// How a command ended.
+/// How a command ended: one number, since each is stored, fetched and compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending(u16);
+
+/// What an [`Ending`] means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// With the controller's status.
+pub(crate) enum Meaning {
+    /// It was completed with the controller's status.
     Completed(Status),
     /// The controller was stopped first: what it did, nobody knows.
     Reset,
     /// The controller was given up: what it did, nobody knows.
     GivenUp,
+    /// The controller never got it.
+    Refused(BlockError),
 }
 
 impl Ending {
     /// As most commands end.
-    pub(crate) const DONE: Self = Self::Completed(Status::SUCCESS);
+    pub(crate) const DONE: Self = Self::completed(Status::SUCCESS);
+    /// See [`Meaning::Reset`]. A status has 15 bits.
+    pub(crate) const RESET: Self = Self(1 << 15);
+    /// See [`Meaning::GivenUp`].
+    pub(crate) const GIVEN_UP: Self = Self(1 << 15 | 1);
+    /// See [`Meaning::Refused`]; the error's code follows.
+    const REFUSED: u16 = 3 << 14;
 
-    /// The outcome for whoever asked for blocks.
-    pub(crate) const fn outcome(self) -> Result<(), BlockError> {
+    /// See [`Meaning::Completed`].
+    pub(crate) const fn completed(status: Status) -> Self {
+        Self(status.bits())
+    }
+
+    /// See [`Meaning::Refused`].
+    pub(crate) const fn refused(error: BlockError) -> Self {
+        Self(Self::REFUSED | error.code() as u16)
+    }
+
+    pub(crate) const fn is_success(self) -> bool {
+        self.0 < Self::RESET.0 && Status::of_bits(self.0).is_success()
+    }
+
+    pub(crate) fn meaning(self) -> Meaning {
         match self {
-            Self::Completed(status) => status.outcome(),
-            Self::Reset => Err(BlockError::Lost),
-            Self::GivenUp => Err(BlockError::Medium),
+            Self::RESET => Meaning::Reset,
+            Self::GIVEN_UP => Meaning::GivenUp,
+            Self(bits) if bits < Self::RESET.0 => Meaning::Completed(Status::of_bits(bits)),
+            Self(bits) => {
+                let error = BlockError::from_code(bits as u8).err();
+                Meaning::Refused(error.unwrap_or(BlockError::Malformed))
+            }
         }
     }
 
-    pub(crate) fn is_success(self) -> bool {
-        matches!(self, Self::Completed(status) if status.is_success())
+    /// The outcome for whoever asked for blocks.
+    pub(crate) fn outcome(self) -> Result<(), BlockError> {
+        match self.meaning() {
+            Meaning::Completed(status) => status.outcome(),
+            Meaning::Reset => Err(BlockError::Lost),
+            Meaning::GivenUp => Err(BlockError::Medium),
+            Meaning::Refused(error) => Err(error),
+        }
     }
 
     /// Whether the controller gave the command up, and does not say that it
     /// would again.
     pub(crate) fn is_abort(self) -> bool {
-        self == Self::Completed(Status::ABORT_REQUESTED)
+        self == Self::completed(Status::ABORT_REQUESTED)
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.meaning().fmt(f)
     }
 }
 
@@ -82,13 +124,15 @@ enum Stage {
     Ended(Ending),
 }
 
+/// A cache line of its own.
+#[repr(align(64))]
 struct Place {
     stage: Stage,
     /// Of the command that is here, or was here last.
     id: u16,
-    /// In which round of the queue pair's watch the command was issued.
-    round: u32,
-    /// Until the outcome has been fetched.
+    /// Rounds of the queue pair's watch that ended since the command was issued.
+    age: u32,
+    /// Of a command that was abandoned, while it is under way.
     buffer: Option<Buffer>,
     /// Of who wants the outcome. While the command is under way, none means nobody.
     waker: Option<Waker>,
@@ -102,21 +146,10 @@ pub(crate) struct Table {
     /// The first free place, if there is one, and how many there are.
     first: u16,
     free: usize,
-    busy: usize,
+    submitted: u64,
+    ended: u64,
     lists: DmaMemory,
     list_words: Words,
-}
-
-impl Place {
-    /// The command is under way, and who asks for it will be woken.
-    #[cold]
-    fn wait(&mut self, waker: &Waker) {
-        assert!(self.stage == Stage::Busy, "a place has one owner until it fetched the outcome");
-        match &mut self.waker {
-            Some(old) => old.clone_from(waker),
-            none => *none = Some(waker.clone()),
-        }
-    }
 }
 
 /// A completion for a command that is not under way.
@@ -132,51 +165,42 @@ impl Table {
 
     pub(crate) fn new(depth: u16, lists: DmaMemory) -> Self {
         assert!(depth <= MAX_DEPTH && lists.memory().len() >= Self::dma_bytes(depth));
-        let empty = |id| Place {
-            stage: Stage::Free,
-            id,
-            round: 0,
-            buffer: None,
-            waker: None,
-            next: id + 1,
-        };
+        let empty =
+            |id| Place { stage: Stage::Free, id, age: 0, buffer: None, waker: None, next: id + 1 };
         let places: Vec<Place> = (0..depth).map(empty).collect();
         let list_words = Words::all(&lists);
-        Self { free: places.len(), places, first: 0, busy: 0, lists, list_words }
+        Self { free: places.len(), places, first: 0, submitted: 0, ended: 0, lists, list_words }
     }
 
-    #[inline]
     pub(crate) fn free(&self) -> usize {
         self.free
     }
 
     pub(crate) fn busy(&self) -> usize {
-        self.busy
+        (self.submitted - self.ended) as usize
     }
 
-    /// Takes a free place for a command: its identifier, which names the place too
-    /// ([`Table::place_of`]), and its two data pointers.
+    /// Commands that there have been, and how many of them have ended.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.submitted, self.ended)
+    }
+
+    /// Takes a free place for a command, if there is one: its identifier, which names the
+    /// place too ([`Table::place_of`]).
     #[inline]
-    pub(crate) fn occupy(
-        &mut self,
-        data: Data,
-        buffer: Option<Buffer>,
-        waker: Waker,
-        round: u32,
-    ) -> (u16, (u64, u64)) {
-        assert!(self.free > 0, "the caller has seen a free place");
-        let index = self.first;
-        let place = &mut self.places[usize::from(index)];
-        (self.first, self.free) = (place.next, self.free - 1);
+    pub(crate) fn occupy(&mut self, waker: &Waker) -> Option<u16> {
+        // After the last free place comes one that there is not.
+        let place = self.places.get_mut(usize::from(self.first))?;
+        self.first = place.next;
+        self.free -= 1;
+        self.submitted += 1;
         // The count of uses is in the upper bits, and leaves them at the top.
         place.id = place.id.wrapping_add(1 << PLACE_BITS);
-        place.round = round;
+        place.age = 0;
         place.stage = Stage::Busy;
-        place.buffer = buffer;
-        place.waker = Some(waker);
-        self.busy += 1;
-        let id = place.id;
-        (id, self.point(index, data))
+        // A free place has none, so there is nothing to drop.
+        std::mem::forget(place.waker.replace(waker.clone()));
+        Some(place.id)
     }
 
     /// Where the command with this identifier is.
@@ -193,9 +217,9 @@ impl Table {
         if place.id != id || place.stage != Stage::Busy {
             return Err(NotUnderWay);
         }
-        self.busy -= 1;
-        let waker = place.waker.take();
+        self.ended += 1;
         place.stage = Stage::Ended(ending);
+        let waker = place.waker.take();
         if waker.is_none() {
             self.release(index);
         }
@@ -217,12 +241,15 @@ impl Table {
         self.places.iter().find(|place| place.stage == Stage::Busy).map(|place| place.id)
     }
 
-    /// The identifiers of commands that have been under way since at least
-    /// `rounds` rounds before `now`.
-    pub(crate) fn late(&self, now: u32, rounds: u32) -> Vec<u16> {
-        let late =
-            |place: &&Place| place.stage == Stage::Busy && now.wrapping_sub(place.round) >= rounds;
-        self.places.iter().filter(late).map(|place| place.id).collect()
+    /// A round of the watch has ended: the identifiers of commands that have been under
+    /// way for at least `rounds` of them.
+    pub(crate) fn end_round(&mut self, rounds: u32) -> Vec<u16> {
+        let busy = self.places.iter_mut().filter(|place| place.stage == Stage::Busy);
+        let late = busy.filter_map(|place| {
+            place.age = place.age.saturating_add(1);
+            (place.age >= rounds).then_some(place.id)
+        });
+        late.collect()
     }
 
     /// Whether the command with this identifier is under way.
@@ -231,28 +258,49 @@ impl Table {
         place.is_some_and(|place| place.stage == Stage::Busy && place.id == id)
     }
 
-    /// Fetches the outcome from a place and frees it, or leaves the waker.
+    /// Fetches the outcome from a place and frees it, if it is there and as usual.
     #[inline]
-    pub(crate) fn fetch(&mut self, index: u16, waker: &Waker) -> Option<(Option<Buffer>, Ending)> {
+    pub(crate) fn fetch_done(&mut self, index: u16) -> bool {
         let place = &mut self.places[usize::from(index)];
-        let Stage::Ended(ending) = place.stage else {
-            place.wait(waker);
-            return None;
-        };
+        if place.stage != Stage::Ended(Ending::DONE) {
+            return false;
+        }
         place.stage = Stage::Free;
         place.next = self.first;
         (self.first, self.free) = (index, self.free + 1);
-        Some((place.buffer.take(), ending))
+        true
+    }
+
+    /// Fetches the outcome from a place and frees it, if it is there.
+    pub(crate) fn fetch(&mut self, index: u16) -> Option<Ending> {
+        let place = &mut self.places[usize::from(index)];
+        let Stage::Ended(ending) = place.stage else { return None };
+        place.stage = Stage::Free;
+        place.next = self.first;
+        (self.first, self.free) = (index, self.free + 1);
+        Some(ending)
+    }
+
+    /// The command there is under way, and who asks for it will be woken.
+    pub(crate) fn wait(&mut self, index: u16, waker: &Waker) {
+        let place = &mut self.places[usize::from(index)];
+        assert!(place.stage == Stage::Busy, "a place has one owner until it fetched the outcome");
+        match &mut place.waker {
+            Some(old) => old.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
     }
 
     /// Nobody wants the outcome any more. True when that freed the place; else
     /// the buffer stays until the controller has let go of it.
-    pub(crate) fn abandon(&mut self, index: u16) -> bool {
+    pub(crate) fn abandon(&mut self, index: u16, buffer: Option<Buffer>) -> bool {
         let place = &mut self.places[usize::from(index)];
         place.waker = None;
         let is_over = matches!(place.stage, Stage::Ended(_));
         if is_over {
             self.release(index);
+        } else {
+            place.buffer = buffer;
         }
         is_over
     }
@@ -263,55 +311,37 @@ impl Table {
         self.places.iter_mut().for_each(|place| std::mem::forget(place.buffer.take()));
     }
 
-    /// PRP1 and PRP2 for the data (Base 2.0, section 4.1.1).
+    /// PRP1 and PRP2 for the data of the command in a place (Base 2.0, section 4.1.1).
     #[inline]
-    fn point(&self, index: u16, data: Data) -> (u64, u64) {
-        let buffer = self.places[usize::from(index)].buffer.as_ref();
-        if let (Data::Blocks { offset, bytes }, Some(buffer)) = (data, buffer) {
-            let first = buffer.iova() + offset as u64;
-            if first as usize % PAGE + bytes <= PAGE {
-                return (first, 0);
-            }
-        }
-        self.point_further(index, data, buffer)
-    }
-
-    /// The same, of what is not in one page.
-    #[inline(never)]
-    fn point_further(&self, index: u16, data: Data, buffer: Option<&Buffer>) -> (u64, u64) {
-        let list = usize::from(index) * LIST_ENTRIES;
-        let list_iova = self.lists.iova() + (usize::from(index) * PAGE) as u64;
+    pub(crate) fn point(&self, index: u16, data: Data) -> (u64, u64) {
         match data {
-            Data::Nothing => (0, 0),
-            Data::Range { start, count } => {
-                // Context attributes (none), length, start (NVM Command Set
-                // 1.0, figure 41).
-                self.list_words.store(list, u64::from(count) << 32, Ordering::Relaxed);
-                self.list_words.store(list + 1, start, Ordering::Relaxed);
-                (list_iova, 0)
-            }
-            Data::Blocks { offset, bytes } => {
-                let buffer = buffer.expect("a command on blocks of a buffer has one");
-                self.pages(list, list_iova, buffer.iova() + offset as u64, PAGE as u64, bytes)
-            }
+            Data::Blocks { iova, bytes } if iova as usize % PAGE + bytes <= PAGE => (iova, 0),
+            Data::Blocks { iova, bytes } => self.point_at_pages(index, iova, PAGE, bytes),
             Data::Zeroes { bytes } => {
                 let zero = self.lists.iova() + (self.places.len() * PAGE) as u64;
-                self.pages(list, list_iova, zero, 0, bytes)
+                self.point_at_pages(index, zero, 0, bytes)
             }
+            Data::Range { start, count } => self.point_at_range(index, start, count),
+            Data::Nothing => (0, 0),
         }
+    }
+
+    /// A pointer to one range of Dataset Management.
+    #[inline(never)]
+    fn point_at_range(&self, index: u16, start: u64, count: u32) -> (u64, u64) {
+        let (list, iova) = self.list(index);
+        // Context attributes (none), length, start (NVM Command Set 1.0, figure 41).
+        self.list_words.store(list, u64::from(count) << 32, Ordering::Relaxed);
+        self.list_words.store(list + 1, start, Ordering::Relaxed);
+        (iova, 0)
     }
 
     /// Pointers to `bytes` from `first`; each further page begins `step` bytes
     /// after the page before it.
-    fn pages(
-        &self,
-        list: usize,
-        list_iova: u64,
-        first: u64,
-        step: u64,
-        bytes: usize,
-    ) -> (u64, u64) {
-        let in_page = first % PAGE as u64;
+    #[inline(never)]
+    fn point_at_pages(&self, index: u16, first: u64, step: usize, bytes: usize) -> (u64, u64) {
+        let (list, list_iova) = self.list(index);
+        let (step, in_page) = (step as u64, first % PAGE as u64);
         let mut at = first - in_page;
         match (in_page as usize + bytes).div_ceil(PAGE) {
             0 | 1 => (first, 0),
@@ -325,6 +355,12 @@ impl Table {
             }
         }
     }
+
+    /// The page for the list of a place: its first word, and where a device finds it.
+    fn list(&self, index: u16) -> (usize, u64) {
+        let index = usize::from(index);
+        (index * LIST_ENTRIES, self.lists.iova() + (index * PAGE) as u64)
+    }
 }
 
 #[cfg(test)]
@@ -336,41 +372,39 @@ mod tests {
         Table::new(depth, DmaMemory::private(Table::dma_bytes(depth)).expect("memory"))
     }
 
-    /// A read of one block into a buffer, as a command: its identifier.
-    fn read(table: &mut Table, pool: &Pool) -> u16 {
-        let data = Data::Blocks { offset: 0, bytes: PAGE };
-        table.occupy(data, pool.take(), Waker::noop().clone(), 0).0
+    /// A command: its identifier.
+    fn command(table: &mut Table) -> u16 {
+        table.occupy(Waker::noop()).expect("a free place")
     }
 
-    /// A controller repeats a completion after the place has a new command:
-    /// the buffer of that command must stay.
+    /// A controller repeats a completion after the place has a new command: that one goes
+    /// on.
     #[test]
     fn a_repeated_completion_does_not_end_the_next_command() {
         let mut table = table(1);
-        let pool = Pool::private(2, PAGE).expect("memory");
-        let first = read(&mut table, &pool);
-        assert!(table.end(first, Ending::Reset).is_ok());
-        assert!(table.fetch(Table::place_of(first), Waker::noop()).is_some());
-        let second = read(&mut table, &pool);
-        assert_eq!(table.end(first, Ending::Reset).err(), Some(NotUnderWay));
-        assert_eq!((table.busy(), pool.available()), (1, 1));
-        assert!(table.end(second, Ending::Reset).is_ok());
+        let first = command(&mut table);
+        assert!(table.occupy(Waker::noop()).is_none(), "there is one place");
+        assert!(table.end(first, Ending::RESET).is_ok());
+        assert_eq!(table.fetch(Table::place_of(first)), Some(Ending::RESET));
+        let second = command(&mut table);
+        assert_eq!(table.end(first, Ending::RESET).err(), Some(NotUnderWay));
+        assert_eq!((table.busy(), table.fetch(Table::place_of(second))), (1, None));
+        assert!(table.end(second, Ending::RESET).is_ok());
     }
 
     #[test]
     fn an_abandoned_buffer_returns_to_its_pool_only_with_the_completion() {
         let mut table = table(4);
         let pool = Pool::private(1, PAGE).expect("memory");
-        let id = read(&mut table, &pool);
-        assert!(!table.abandon(Table::place_of(id)));
+        let id = command(&mut table);
+        assert!(!table.abandon(Table::place_of(id), pool.take()));
         assert_eq!((pool.available(), table.free()), (0, 3));
-        assert!(table.end(id, Ending::Reset).expect("it was under way").is_none());
+        assert!(table.end(id, Ending::RESET).expect("it was under way").is_none());
         assert_eq!((pool.available(), table.free()), (1, 4));
         // Nor does it matter which comes first.
-        let id = read(&mut table, &pool);
-        assert!(table.end(id, Ending::Reset).expect("it was under way").is_some());
-        assert_eq!((pool.available(), table.free()), (0, 3));
-        assert!(table.abandon(Table::place_of(id)));
+        let id = command(&mut table);
+        assert!(table.end(id, Ending::RESET).expect("it was under way").is_some());
+        assert!(table.abandon(Table::place_of(id), pool.take()));
         assert_eq!((pool.available(), table.free()), (1, 4));
     }
 
@@ -378,13 +412,11 @@ mod tests {
     fn no_identifier_is_the_one_that_means_no_command() {
         let mut table = table(MAX_DEPTH);
         for _ in 0..64 {
-            let ids: Vec<u16> = (0..MAX_DEPTH)
-                .map(|_| table.occupy(Data::Nothing, None, Waker::noop().clone(), 0).0)
-                .collect();
+            let ids: Vec<u16> = (0..MAX_DEPTH).map(|_| command(&mut table)).collect();
             for id in ids {
                 assert_ne!(id, u16::MAX);
-                assert!(table.end(id, Ending::Reset).is_ok());
-                assert!(table.abandon(Table::place_of(id)));
+                assert!(table.end(id, Ending::RESET).is_ok());
+                assert!(table.abandon(Table::place_of(id), None));
             }
         }
     }

@@ -10,7 +10,7 @@ use block_core::{BlockCount, BlockError, Buffer, Extent, Pba};
 
 use crate::command::{FORCE_UNIT_ACCESS, Order, io};
 use crate::namespace::{Namespace, TRIES};
-use crate::queue_pair::{Ask, Submission};
+use crate::queue_pair::{Ask, QueuePair, Submission};
 use crate::table::{Data, Ending};
 
 /// What is done with the blocks.
@@ -29,23 +29,49 @@ impl Kind {
 }
 
 /// One command's share of a request.
-#[derive(Clone, Copy)]
 struct Part<'a> {
     namespace: &'a Namespace,
     kind: Kind,
-    /// Where it begins on the device, and which blocks of the buffer it is about.
+    /// Where it begins on the device, and in the buffer as the device finds it.
     at: Pba,
-    first: usize,
+    iova: u64,
+    /// Blocks.
     count: usize,
+    buffer: Option<Buffer>,
+    /// The request is, as a whole.
+    refused: Option<BlockError>,
 }
 
-impl Ask for Part<'_> {
+impl<'a> Ask<'a> for Part<'a> {
+    #[inline]
+    fn queue(&self) -> &'a QueuePair {
+        self.namespace.queue()
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), BlockError> {
+        self.refused.map_or(Ok(()), Err)?;
+        self.judge(Ok(()))
+    }
+
     #[inline]
     fn order(&self) -> (Order, Data) {
-        let Self { namespace, kind, at, first, count } = *self;
+        let Self { namespace, kind, at, iova, count, .. } = *self;
         let command = namespace.blocks_command(kind.opcode, at.0, count as u64, kind.flags);
-        let data = Data::Blocks { offset: first * BLOCK_SIZE, bytes: count * BLOCK_SIZE };
-        (Order::of(&command), data)
+        (Order::of(&command), Data::Blocks { iova, bytes: count * BLOCK_SIZE })
+    }
+
+    fn take_buffer(&mut self) -> Option<Buffer> {
+        self.buffer.take()
+    }
+}
+
+impl Part<'_> {
+    /// What an outcome is worth: a write's is nothing when the device may have lost others.
+    #[inline]
+    fn judge(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
+        let is_read = self.kind.opcode == io::READ;
+        if is_read { outcome } else { self.namespace.unless_lost(outcome) }
     }
 }
 
@@ -54,17 +80,8 @@ impl Ask for Part<'_> {
 /// every request.
 pub(crate) struct Transfer<'a> {
     part: Submission<'a, Part<'a>>,
-    /// Blocks that follow that part.
-    rest: usize,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    New,
-    /// The request itself is; it is said when it is polled.
-    Refused(BlockError),
-    UnderWay,
+    /// Blocks of that part and those that follow it.
+    left: usize,
 }
 
 impl Namespace {
@@ -81,72 +98,67 @@ impl Namespace {
         let all = blocks.end.saturating_sub(blocks.start);
         let is_inside = all > 0 && blocks.end <= buffer.len() / BLOCK_SIZE;
         let extent = Extent { start: at, count: BlockCount(all as u64) };
-        let stage = match if is_inside { self.check(extent) } else { Err(BlockError::Malformed) } {
-            Ok(()) => Stage::New,
-            Err(error) => Stage::Refused(error),
-        };
-        let count = all.min(self.transfer_blocks);
-        let part = Part { namespace: self, kind, at, first: blocks.start, count };
-        Transfer { part: self.queue().ask(part, Some(buffer), TRIES), rest: all - count, stage }
+        let checked = if is_inside { self.check(extent) } else { Err(BlockError::Malformed) };
+        let count = all.min(self.transfer_blocks.get());
+        let iova = after(buffer.iova(), blocks.start);
+        let (buffer, refused) = (Some(buffer), checked.err());
+        let part = Part { namespace: self, kind, at, iova, count, buffer, refused };
+        Transfer { part: Submission::new(part, TRIES), left: all }
     }
 }
 
-const RETURNED: &str = "a command gives back the buffer that it was given";
+/// So many blocks after an address; of a request that is refused it may be anything.
+const fn after(iova: u64, blocks: usize) -> u64 {
+    iova.wrapping_add((blocks as u64).wrapping_mul(BLOCK_SIZE as u64))
+}
+
+const RETURNED: &str = "a request has its buffer until it has ended";
 
 impl Transfer<'_> {
-    /// Refuses what cannot be done, with its buffer.
+    /// The last part has ended.
     #[inline]
-    fn begin(&mut self) -> Option<(Buffer, BlockError)> {
-        let outcome = match self.stage {
-            Stage::Refused(error) => Err(error),
-            Stage::New | Stage::UnderWay => self.judge(Ok(())),
-        };
-        self.stage = Stage::UnderWay;
-        let error = outcome.err()?;
-        Some((self.part.withdraw().expect(RETURNED), error))
+    fn end(&mut self, outcome: Result<(), BlockError>) -> Poll<<Self as Future>::Output> {
+        Poll::Ready((self.part.take_buffer().expect(RETURNED), outcome))
     }
 
-    /// What an outcome is worth: a write's is nothing when the device may have lost others.
-    #[inline]
-    fn judge(&self, outcome: Result<(), BlockError>) -> Result<(), BlockError> {
-        let Part { namespace, kind, .. } = self.part.asked();
-        if kind.opcode == io::READ { outcome } else { namespace.unless_lost(outcome) }
-    }
-
-    /// The next part of a long one, with the buffer of the last.
+    /// A part has failed, or another one follows.
     #[cold]
-    fn go_on(&mut self, buffer: Buffer) {
-        let last = *self.part.asked();
-        let count = self.rest.min(last.namespace.transfer_blocks);
-        let at = Pba(last.at.0 + last.count as u64);
-        let part = Part { at, first: last.first + last.count, count, ..last };
-        self.rest -= count;
-        self.part = last.namespace.queue().ask(part, Some(buffer), TRIES);
+    fn go_on(
+        &mut self,
+        ending: Ending,
+        context: &mut Context<'_>,
+    ) -> Poll<<Self as Future>::Output> {
+        let outcome = self.part.asked().judge(ending.outcome());
+        if outcome.is_err() || self.left == self.part.asked().count {
+            return self.end(outcome);
+        }
+        let buffer = self.part.take_buffer();
+        let Part { namespace, kind, at, iova, count, .. } = *self.part.asked();
+        let (at, iova) = (Pba(at.0 + count as u64), after(iova, count));
+        self.left -= count;
+        let count = self.left.min(namespace.transfer_blocks.get());
+        let part = Part { namespace, kind, at, iova, count, buffer, refused: None };
+        self.part = Submission::new(part, TRIES);
+        Pin::new(self).poll(context)
     }
 }
 
 impl Future for Transfer<'_> {
     type Output = (Buffer, Result<(), BlockError>);
 
-    #[inline]
+    // Always: a call of its own is a fifth of what a request takes.
+    #[inline(always)]
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if this.stage != Stage::UnderWay
-            && let Some((buffer, error)) = this.begin()
+        if this.left == this.part.asked().count
+            && this.part.asked().judge(Ok(())).is_ok()
+            && this.part.is_done()
         {
-            return Poll::Ready((buffer, Err(error)));
+            return this.end(Ok(()));
         }
-        loop {
-            let Poll::Ready((buffer, ending)) = Pin::new(&mut this.part).poll(context) else {
-                return Poll::Pending;
-            };
-            let buffer = buffer.expect(RETURNED);
-            let outcome = if ending == Ending::DONE { Ok(()) } else { ending.outcome() };
-            let outcome = this.judge(outcome);
-            if outcome.is_err() || this.rest == 0 {
-                return Poll::Ready((buffer, outcome));
-            }
-            this.go_on(buffer);
+        match Pin::new(&mut this.part).poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(ending) => this.go_on(ending, context),
         }
     }
 }

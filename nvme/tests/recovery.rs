@@ -63,6 +63,25 @@ fn a_status_becomes_the_error_that_fits() {
     assert_eq!(rig.queue.counters().failed, 4);
 }
 
+/// A write is asked for, and polled only when the controller has been reset and its queue
+/// made again. Whoever asked for it does not know what the reset has cost, so the device
+/// does not get it.
+#[test]
+fn a_write_from_before_a_reset_is_not_given_to_the_device_after_it() {
+    let rig = Rig::small();
+    let pool = rig.pool(2, BLOCK);
+    let namespace = rig.namespace(1);
+    let write = namespace.write(Pba(0), filled(&pool, 1), 0..1, Durability::Cached);
+    let read = namespace.read(Pba(0), filled(&pool, 9), 0..1);
+    rig.controller.reset().expect("a reset");
+    rig.queue.restart().expect("queues");
+    let submitted = rig.queue.counters().submitted;
+    assert_eq!(rig.run(write).1, Err(BlockError::Lost));
+    assert_eq!((rig.queue.counters().submitted, pool.available()), (submitted, 1));
+    let (buffer, outcome) = rig.run(read);
+    assert_eq!((outcome, buffer[0]), (Ok(()), 0), "a read may come late");
+}
+
 /// Dropping a future gives up the command, not the memory: the buffer is back
 /// in its pool only after the controller has written to it.
 #[test]

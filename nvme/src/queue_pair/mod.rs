@@ -6,7 +6,7 @@
 mod creation;
 mod submission;
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
@@ -45,8 +45,6 @@ pub struct Counters {
 pub struct QueuePair {
     core: Arc<Core>,
     state: RefCell<State>,
-    /// Whom a reaped burst wakes: empty between two bursts, and room is kept for one.
-    woken: Cell<Vec<Waker>>,
 }
 
 struct State {
@@ -58,8 +56,6 @@ struct State {
     table: Table,
     line: VecDeque<Waiter>,
     next_number: u64,
-    /// Rises when the watch looks: the age of commands is counted in it.
-    round: u32,
     /// The controller is being reset: it is told nothing.
     is_held: bool,
     counters: Counters,
@@ -112,12 +108,10 @@ impl QueuePair {
             table,
             line: VecDeque::with_capacity(usize::from(depth)),
             next_number: 0,
-            round: 0,
             is_held: false,
             counters: Counters::default(),
         };
-        let woken = Cell::new(Vec::with_capacity(REAP_BURST));
-        Ok(Self { core, state: RefCell::new(state), woken })
+        Ok(Self { core, state: RefCell::new(state) })
     }
 
     /// The queues' number in the controller.
@@ -141,7 +135,10 @@ impl QueuePair {
     /// What has been seen since the queue pair was made.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.with(|state| state.counters)
+        self.with(|state| {
+            let (submitted, ended) = state.table.counts();
+            Counters { submitted, ended, ..state.counters }
+        })
     }
 
     /// Whether completions ring the bus's bells, so that a thread that has nothing
@@ -169,13 +166,18 @@ impl QueuePair {
     /// Takes a bounded burst of completions, frees or hands out what they end
     /// and wakes who waits. Returns how many there were.
     pub fn reap(&self) -> usize {
-        let epoch = self.core.epoch();
-        let mut woken = self.woken.take();
-        let count = self.with(|state| (state.epoch == epoch).then(|| state.reap(&mut woken)));
-        // The wakers run after the borrow: they are foreign code.
-        woken.drain(..).for_each(Waker::wake);
-        self.woken.set(woken);
-        count.unwrap_or_else(|| self.fail_all())
+        if self.is_stale() {
+            return self.fail_all();
+        }
+        for count in 0..REAP_BURST {
+            let mut state = self.state.borrow_mut();
+            let Some(last) = state.completion.pop_last() else { return count };
+            let waker = state.end_by(last);
+            // Wakers are foreign code: nothing is borrowed when they run.
+            drop(state);
+            waker.into_iter().for_each(Waker::wake);
+        }
+        REAP_BURST
     }
 
     /// Tells the controller what was submitted and reaped since the last call:
@@ -246,10 +248,7 @@ impl QueuePair {
     /// A round of the watch ends: commands that were issued at least so many
     /// rounds ago.
     pub(crate) fn end_round(&self, rounds: u32) -> Vec<u16> {
-        self.with(|state| {
-            state.round = state.round.wrapping_add(1);
-            state.table.late(state.round, rounds)
-        })
+        self.with(|state| state.table.end_round(rounds))
     }
 
     /// Whether the controller has the command with this identifier.
@@ -295,34 +294,29 @@ impl Rings {
 }
 
 impl State {
-    /// Takes a burst of completions; who learns of them.
+    /// Ends the command that the last word of a completion names, and who learns of it. It
+    /// is believed if it is one of ours.
     #[inline]
-    fn reap(&mut self, woken: &mut Vec<Waker>) -> usize {
-        for count in 0..REAP_BURST {
-            let Some(last) = self.completion.pop_last() else { return count };
-            let entry = Completion::from_words([0, last]);
-            // It is believed if it is one of ours.
-            let is_here = entry.submission_queue == self.id;
-            let ended =
-                is_here.then(|| self.end(entry.command_id, Ending::Completed(entry.status)));
-            match ended {
-                Some(Ok(Some(waker))) => woken.push(waker),
-                Some(Ok(None)) => {}
-                Some(Err(NotUnderWay)) | None => self.note_unexpected(last),
-            }
+    fn end_by(&mut self, last: u64) -> Option<Waker> {
+        let entry = Completion::from_words([0, last]);
+        if entry.submission_queue == self.id
+            && let Ok(waker) = self.end(entry.command_id, Ending::completed(entry.status))
+        {
+            return waker;
         }
-        REAP_BURST
+        self.note_unexpected(last)
     }
 
     /// Ends a command: its task, or, when it was abandoned, the next in line.
     #[inline]
     fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
-        let waker = self.table.end(id, ending)?;
-        self.counters.ended += 1;
-        if !ending.is_success() {
+        if !ending.is_success() && self.table.is_busy(id) {
             self.note_failure(ending);
         }
-        Ok(if waker.is_some() { waker } else { self.entitled() })
+        Ok(match self.table.end(id, ending)? {
+            None => self.entitled(),
+            waker => waker,
+        })
     }
 
     #[cold]
@@ -331,13 +325,14 @@ impl State {
     }
 
     #[cold]
-    fn note_unexpected(&mut self, last: u64) {
+    fn note_unexpected(&mut self, last: u64) -> Option<Waker> {
         let entry = Completion::from_words([0, last]);
         self.counters.unexpected += 1;
         let count = self.counters.unexpected;
         if count.is_power_of_two() {
             tracing::warn!(queue = self.id, ?entry, count, "completion of no command under way");
         }
+        None
     }
 
     #[cold]

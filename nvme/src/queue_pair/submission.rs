@@ -2,38 +2,63 @@
 
 use std::cell::RefMut;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use block_core::Buffer;
+use block_core::{BlockError, Buffer};
 
 use super::{QueuePair, State, Waiter};
 use crate::command::{Command, Order};
 use crate::table::{Data, Ending, Table};
 
 /// What is asked of a controller. It becomes a command when there is a place for it.
-pub(crate) trait Ask {
+pub(crate) trait Ask<'a> {
+    /// Whom it is asked of.
+    fn queue(&self) -> &'a QueuePair;
+
+    /// Why the controller must not get it, if so.
+    fn check(&self) -> Result<(), BlockError>;
+
     fn order(&self) -> (Order, Data);
+
+    /// The buffer that the data is in. It is asked for when nobody waits for the command
+    /// any more, and kept as long as the controller may use it.
+    fn take_buffer(&mut self) -> Option<Buffer>;
 }
 
 /// A command that is made beforehand.
-pub(crate) struct Made {
+pub(crate) struct Made<'a> {
+    queue: &'a QueuePair,
     order: Order,
     data: Data,
+    buffer: Option<Buffer>,
 }
 
-impl Ask for Made {
+impl<'a> Ask<'a> for Made<'a> {
+    fn queue(&self) -> &'a QueuePair {
+        self.queue
+    }
+
+    fn check(&self) -> Result<(), BlockError> {
+        Ok(())
+    }
+
     fn order(&self) -> (Order, Data) {
         (self.order, self.data)
     }
+
+    fn take_buffer(&mut self) -> Option<Buffer> {
+        self.buffer.take()
+    }
 }
 
-/// See [`QueuePair::submit`]. Dropping it abandons the command, not the buffer.
-pub(crate) struct Submission<'a, A: Ask> {
-    queue: &'a QueuePair,
+/// See [`QueuePair::submit`]. Dropping it abandons the command: the buffer stays with the
+/// queue pair until the controller has let go of it.
+pub(crate) struct Submission<'a, A: Ask<'a>> {
+    asked_of: PhantomData<&'a QueuePair>,
+    /// With its buffer. That is not touched while the controller has the command.
     ask: A,
-    /// In the table while the controller has the command.
-    buffer: Option<Buffer>,
     /// How often it is tried yet.
     tries: u8,
     stage: Stage,
@@ -47,123 +72,164 @@ enum Stage {
     Over,
 }
 
-type Output = (Option<Buffer>, Ending);
-
 impl QueuePair {
-    /// Runs a command to its end, and gives back its buffer.
+    /// Runs a command to its end.
     pub(crate) fn submit(
         &self,
         command: Command,
         data: Data,
         buffer: Option<Buffer>,
         tries: u8,
-    ) -> Submission<'_, Made> {
-        self.ask(Made { order: Order::of(&command), data }, buffer, tries)
+    ) -> Submission<'_, Made<'_>> {
+        Submission::new(Made { queue: self, order: Order::of(&command), data, buffer }, tries)
     }
+}
 
-    /// The same, of a command that is not made yet.
+// Nothing in it is told its own address.
+impl<'a, A: Ask<'a>> Unpin for Submission<'a, A> {}
+
+impl<'a, A: Ask<'a>> Future for Submission<'a, A> {
+    type Output = Ending;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ending> {
+        let this = self.get_mut();
+        let waker = context.waker();
+        if let Stage::Issued { place } = this.stage {
+            this.fetch(place, waker)
+        } else if let Stage::New = this.stage {
+            this.issue(waker)
+        } else {
+            this.stand_in_line(this.ask.queue().state.borrow_mut(), waker)
+        }
+    }
+}
+
+impl<'a, A: Ask<'a>> Submission<'a, A> {
+    /// Asks for that.
     ///
     /// One that the controller gives up is tried so often in all: its own completion says
     /// that it is over, and whoever asked for it has not been answered, so nothing that
     /// came later can be undone by it.
     #[inline]
-    pub(crate) fn ask<A: Ask>(
-        &self,
-        ask: A,
-        buffer: Option<Buffer>,
-        tries: u8,
-    ) -> Submission<'_, A> {
-        Submission { queue: self, ask, buffer, tries, stage: Stage::New }
+    pub(crate) fn new(ask: A, tries: u8) -> Self {
+        Self { asked_of: PhantomData, ask, tries, stage: Stage::New }
     }
-}
 
-// Nothing in it is told its own address.
-impl<A: Ask> Unpin for Submission<'_, A> {}
-
-impl<A: Ask> Future for Submission<'_, A> {
-    type Output = Output;
-
-    #[inline]
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Output> {
-        let this = self.get_mut();
-        let waker = context.waker();
-        if let Stage::Issued { place } = this.stage {
-            this.fetch(place, waker)
-        } else {
-            this.issue(waker)
-        }
-    }
-}
-
-impl<A: Ask> Submission<'_, A> {
     /// What was asked for.
+    #[inline]
     pub(crate) fn asked(&self) -> &A {
         &self.ask
     }
 
+    /// Whether the queue pair knows of it.
     #[inline]
-    fn issue(&mut self, waker: &Waker) -> Poll<Output> {
-        let epoch = self.queue.core.epoch();
-        let mut borrowed = self.queue.state.borrow_mut();
-        let state = &mut *borrowed;
-        let is_new = matches!(self.stage, Stage::New);
-        let is_free = state.line.is_empty() && state.table.free() > 0;
-        let goes = is_new && is_free && state.epoch == epoch;
-        if !goes && !self.has_waited(state, epoch, waker) {
-            drop(borrowed);
-            return self.refuse();
+    fn is_with_queue(&self) -> bool {
+        matches!(self.stage, Stage::InLine { .. } | Stage::Issued { .. })
+    }
+
+    /// The buffer of a command that has ended.
+    #[inline]
+    pub(crate) fn take_buffer(&mut self) -> Option<Buffer> {
+        debug_assert!(!self.is_with_queue(), "the controller has it");
+        self.ask.take_buffer()
+    }
+
+    #[inline(never)] // It leaves the poll small enough for its caller.
+    fn issue(&mut self, waker: &Waker) -> Poll<Ending> {
+        let mut state = self.ask.queue().state.borrow_mut();
+        if !state.line.is_empty() || !self.may_go(&state) {
+            return self.stand_in_line(state, waker);
         }
+        let Some(id) = state.table.occupy(waker) else {
+            return self.stand_in_line(state, waker);
+        };
+        self.hand_over(&mut state, id)
+    }
+
+    /// Whether the controller has the queue, and nothing speaks against the command.
+    #[inline]
+    fn may_go(&self, state: &State) -> bool {
+        state.epoch == self.ask.queue().core.epoch() && self.ask.check().is_ok()
+    }
+
+    #[inline(always)] // Called twice, which keeps it out of the place that matters.
+    fn hand_over(&mut self, state: &mut State, id: u16) -> Poll<Ending> {
+        let place = Table::place_of(id);
         let (order, data) = self.ask.order();
-        let buffer = self.buffer.take();
-        let (id, pointers) = state.table.occupy(data, buffer, waker.clone(), state.round);
+        let pointers = state.table.point(place, data);
         state.submission.push(&order.placed(id, pointers));
-        state.counters.submitted += 1;
-        self.stage = Stage::Issued { place: Table::place_of(id) };
+        self.stage = Stage::Issued { place };
         Poll::Pending
     }
 
-    #[inline]
-    fn fetch(&mut self, place: u16, waker: &Waker) -> Poll<Output> {
-        let mut state = self.queue.state.borrow_mut();
-        let fetched = state.table.fetch(place, waker);
-        let Some((buffer, ending)) = fetched else { return Poll::Pending };
-        if state.line.is_empty() {
-            drop(state);
-        } else {
-            pass_on(state);
+    /// Whether the command has ended as usual. If not, it is polled: there may be other
+    /// news, or none.
+    #[inline(always)] // As the poll that asks.
+    pub(crate) fn is_done(&mut self) -> bool {
+        let Stage::Issued { place } = self.stage else { return false };
+        let mut state = self.ask.queue().state.borrow_mut();
+        let is_done = state.line.is_empty() && state.table.fetch_done(place);
+        if is_done {
+            self.stage = Stage::Over;
         }
-        if ending != Ending::DONE && ending.is_abort() && self.tries > 1 {
-            self.renew(buffer, waker);
+        is_done
+    }
+
+    fn fetch(&mut self, place: u16, waker: &Waker) -> Poll<Ending> {
+        let mut state = self.ask.queue().state.borrow_mut();
+        let Some(ending) = state.table.fetch(place) else {
+            state.table.wait(place, waker);
             return Poll::Pending;
+        };
+        self.stage = Stage::Over;
+        self.end_seldom(state, ending, waker)
+    }
+
+    /// Others wait for the place, or the command has failed: one that the controller gave
+    /// up is new again, once its task has been polled.
+    #[cold]
+    fn end_seldom(
+        &mut self,
+        state: RefMut<'_, State>,
+        ending: Ending,
+        waker: &Waker,
+    ) -> Poll<Ending> {
+        let next = state.entitled();
+        drop(state);
+        next.into_iter().for_each(Waker::wake);
+        if !ending.is_abort() || self.tries <= 1 {
+            return Poll::Ready(ending);
         }
-        self.stage = Stage::Over;
-        Poll::Ready((buffer, ending))
+        self.tries -= 1;
+        self.stage = Stage::New;
+        waker.wake_by_ref();
+        Poll::Pending
     }
 
-    /// Gives up a command that has not been polled, which gives back its buffer.
+    /// The queue is full, others wait, or there is no queue.
     #[cold]
-    pub(crate) fn withdraw(&mut self) -> Option<Buffer> {
-        assert!(matches!(self.stage, Stage::New), "polled, or withdrawn, before");
-        self.stage = Stage::Over;
-        self.buffer.take()
-    }
-
-    /// The queue is full, others wait, or there is no queue: whether it may go at last.
-    #[cold]
-    fn has_waited(&mut self, state: &mut State, epoch: u32, waker: &Waker) -> bool {
+    fn stand_in_line(&mut self, mut borrowed: RefMut<'_, State>, waker: &Waker) -> Poll<Ending> {
+        let state = &mut *borrowed;
         let position = match self.stage {
             Stage::New => state.line.len(),
             Stage::InLine { number } => state.position(number),
             Stage::Issued { .. } | Stage::Over => panic!("polled after it was ready"),
         };
-        if state.epoch != epoch {
+        if !self.may_go(state) {
             state.line.remove(position);
             self.stage = Stage::Over;
-            return false;
+            // Whoever is next may have the place that this one was woken for.
+            let next = state.entitled();
+            drop(borrowed);
+            next.into_iter().for_each(Waker::wake);
+            let refused = self.ask.check().err().map(Ending::refused);
+            return Poll::Ready(refused.unwrap_or_else(|| self.ask.queue().core.ending()));
         }
         if state.table.free() > position {
             state.line.remove(position);
-            return true;
+            let id = state.table.occupy(waker).expect("a place is free");
+            return self.hand_over(state, id);
         }
         if let Some(waiter) = state.line.get_mut(position) {
             waiter.waker.clone_from(waker);
@@ -173,56 +239,35 @@ impl<A: Ask> Submission<'_, A> {
             state.line.push_back(Waiter { number, waker: waker.clone() });
             self.stage = Stage::InLine { number };
         }
-        false
-    }
-
-    /// It waits, or there is no queue that would take it.
-    #[cold]
-    fn refuse(&mut self) -> Poll<Output> {
-        match self.stage {
-            Stage::Over => Poll::Ready((self.buffer.take(), self.queue.core.ending())),
-            _ => Poll::Pending,
-        }
-    }
-
-    /// The controller gave it up: it is new again, once its task has been polled.
-    #[cold]
-    fn renew(&mut self, buffer: Option<Buffer>, waker: &Waker) {
-        self.buffer = buffer;
-        self.tries -= 1;
-        self.stage = Stage::New;
-        waker.wake_by_ref();
+        Poll::Pending
     }
 
     #[cold]
-    fn give_up(&self) {
-        let next = match self.stage {
-            Stage::New | Stage::Over => None,
-            Stage::InLine { number } => self.queue.with(|state| {
-                let position = state.position(number);
-                state.line.remove(position);
-                state.entitled()
-            }),
-            Stage::Issued { place } => self
-                .queue
-                .with(|state| if state.table.abandon(place) { state.entitled() } else { None }),
-        };
+    fn give_up(&mut self) {
+        let queue = self.ask.queue();
+        let next =
+            match self.stage {
+                Stage::New | Stage::Over => None,
+                Stage::InLine { number } => self.ask.queue().with(|state| {
+                    let position = state.position(number);
+                    state.line.remove(position);
+                    state.entitled()
+                }),
+                Stage::Issued { place } => {
+                    let buffer = self.ask.take_buffer();
+                    queue.with(|state| {
+                        if state.table.abandon(place, buffer) { state.entitled() } else { None }
+                    })
+                }
+            };
         next.into_iter().for_each(Waker::wake);
     }
 }
 
-/// A place is free, and somebody waits for one.
-#[cold]
-fn pass_on(state: RefMut<'_, State>) {
-    let next = state.entitled();
-    drop(state);
-    next.into_iter().for_each(Waker::wake);
-}
-
-impl<A: Ask> Drop for Submission<'_, A> {
+impl<'a, A: Ask<'a>> Drop for Submission<'a, A> {
     #[inline]
     fn drop(&mut self) {
-        if !matches!(self.stage, Stage::New | Stage::Over) {
+        if self.is_with_queue() {
             self.give_up();
         }
     }
