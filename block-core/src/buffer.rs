@@ -45,7 +45,7 @@ impl DmaMemory {
     }
 }
 
-/// Buffers of one size, cut out of one piece of memory at start-up. A buffer
+/// Buffers of one size, cut out of pieces of memory at start-up. A buffer
 /// that is dropped goes back to its pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
@@ -54,10 +54,17 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
-    dma: DmaMemory,
+    pieces: Vec<DmaMemory>,
     buffer_bytes: usize,
-    free: RefCell<Vec<u32>>,
+    free: RefCell<Vec<Place>>,
     count: usize,
+}
+
+/// Where a buffer begins.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    piece: u32,
+    block: u32,
 }
 
 impl Pool {
@@ -71,11 +78,28 @@ impl Pool {
     /// memory has had a pool: both are mistakes in the caller's code.
     #[must_use]
     pub fn new(dma: DmaMemory, buffer_bytes: usize) -> Self {
+        Self::of_pieces(vec![dma], buffer_bytes)
+    }
+
+    /// [`Pool::new`] of several pieces of memory, which need not be neighbours: a buffer
+    /// lies within one.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn of_pieces(pieces: Vec<DmaMemory>, buffer_bytes: usize) -> Self {
         assert!(buffer_bytes > 0 && buffer_bytes.is_multiple_of(BLOCK_SIZE));
-        assert!(dma.memory.claim(), "the memory has a pool already");
-        let count = dma.memory.len() / buffer_bytes;
-        let free = (0..count as u32).rev().collect();
-        Self { inner: Rc::new(Inner { dma, buffer_bytes, free: RefCell::new(free), count }) }
+        let claimed = pieces.iter().all(|dma| dma.memory.claim());
+        assert!(claimed, "the memory has a pool already");
+        let blocks = (buffer_bytes / BLOCK_SIZE) as u32;
+        let places = pieces.iter().zip(0..).flat_map(|(dma, piece)| {
+            let count = (dma.memory.len() / buffer_bytes) as u32;
+            (0..count).map(move |index| Place { piece, block: index * blocks })
+        });
+        let mut free: Vec<Place> = places.collect();
+        free.reverse(); // The first is taken first.
+        let count = free.len();
+        Self { inner: Rc::new(Inner { pieces, buffer_bytes, free: RefCell::new(free), count }) }
     }
 
     /// A pool of `count` private buffers, which no device reaches.
@@ -90,8 +114,8 @@ impl Pool {
     /// are in use.
     #[must_use]
     pub fn take(&self) -> Option<Buffer> {
-        let index = self.inner.free.borrow_mut().pop()?;
-        Some(Buffer { pool: Rc::clone(&self.inner), index })
+        let place = self.inner.free.borrow_mut().pop()?;
+        Some(Buffer { pool: Rc::clone(&self.inner), place })
     }
 
     /// How many buffers are free.
@@ -116,25 +140,29 @@ impl Pool {
 /// A page-aligned piece of memory with one owner.
 pub struct Buffer {
     pool: Rc<Inner>,
-    index: u32,
+    place: Place,
 }
 
 impl Buffer {
+    fn piece(&self) -> &DmaMemory {
+        &self.pool.pieces[self.place.piece as usize]
+    }
+
     fn offset(&self) -> usize {
-        self.index as usize * self.pool.buffer_bytes
+        self.place.block as usize * BLOCK_SIZE
     }
 
     /// The memory that the buffer is a part of, the offset in it and the size.
-    /// As long as the buffer lives, nobody else has this part: the index left
+    /// As long as the buffer lives, nobody else has this part: the place left
     /// the free list when the buffer was made and returns when it is dropped.
     pub(crate) fn part(&self) -> (&Memory, usize, usize) {
-        (&self.pool.dma.memory, self.offset(), self.pool.buffer_bytes)
+        (&self.piece().memory, self.offset(), self.pool.buffer_bytes)
     }
 
     /// Where a device finds the buffer's first byte.
     #[must_use]
     pub fn iova(&self) -> u64 {
-        self.pool.dma.iova + self.offset() as u64
+        self.piece().iova + self.offset() as u64
     }
 }
 
@@ -155,13 +183,13 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     #[inline(never)]
     fn drop(&mut self) {
-        self.pool.free.borrow_mut().push(self.index);
+        self.pool.free.borrow_mut().push(self.place);
     }
 }
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({}, {} bytes)", self.index, self.pool.buffer_bytes)
+        write!(f, "Buffer({:?}, {} bytes)", self.place, self.pool.buffer_bytes)
     }
 }
 
@@ -183,6 +211,28 @@ mod tests {
         }
         held.pop();
         assert_eq!(pool.available(), 1);
+    }
+
+    /// What the end of a piece is too short for is left, and the device finds each
+    /// buffer in its piece.
+    #[test]
+    fn a_pool_of_pieces_has_no_buffer_across_two() {
+        let piece = |blocks: usize, iova| {
+            let memory = Memory::anonymous(blocks * BLOCK_SIZE).expect("memory");
+            DmaMemory::new(Arc::new(memory), iova)
+        };
+        let pool = Pool::of_pieces(vec![piece(5, 0x10_0000), piece(2, 0x70_0000)], 2 * BLOCK_SIZE);
+        let mut held: Vec<Buffer> = std::iter::from_fn(|| pool.take()).collect();
+        let iovas: Vec<u64> = held.iter().map(Buffer::iova).collect();
+        assert_eq!((pool.count(), &iovas[..]), (3, &[0x10_0000, 0x10_2000, 0x70_0000][..]));
+        for (mark, buffer) in (1..).zip(held.iter_mut()) {
+            buffer.fill(mark);
+        }
+        for (mark, buffer) in (1..).zip(held.iter()) {
+            assert!(buffer.iter().all(|&byte| byte == mark));
+        }
+        drop(held.pop());
+        assert_eq!(pool.take().expect("the dropped one").iova(), 0x70_0000);
     }
 
     #[test]

@@ -18,8 +18,9 @@ use turn::Idle;
 /// How often devices are asked how they are, while they work.
 const HEALTH_PERIOD: Duration = Duration::from_secs(60);
 
-/// Most commands that a worker has under way on each queue pair.
-const QUEUE_DEPTH: u16 = 512;
+/// Most commands that a worker has under way on each queue pair: rings of 512 entries,
+/// and what commands name their pages by is 2 MiB, which is there without an IOMMU too.
+const QUEUE_DEPTH: u16 = 511;
 
 /// The moving part below a worker's devices. A worker calls it from its turn;
 /// the futures of its [`Device`]s end because of it.

@@ -18,6 +18,7 @@ use crate::completion::Status;
 use crate::event::{self, Event};
 use crate::health::{HEALTH_BYTES, HealthLog};
 use crate::identify::{CommandLimits, ControllerInfo, FormatError, NamespaceInfo};
+use crate::pieces;
 use crate::port::Port;
 use crate::queue_pair::QueuePair;
 use crate::registers::{CSTS, CSTS_FATAL, CSTS_READY, GONE, VS};
@@ -210,8 +211,7 @@ impl Controller {
     /// # Errors
     /// When there is no such memory.
     pub fn pool(&self, count: usize, buffer_bytes: usize) -> io::Result<Pool> {
-        let bytes = count.checked_mul(buffer_bytes).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Pool::new(self.core.port.bus.allocate(bytes)?, buffer_bytes))
+        pieces::pool(|bytes| self.core.port.bus.allocate(bytes), count, buffer_bytes)
     }
 
     /// A queue pair of this thread for up to `depth` commands at a time (fewer

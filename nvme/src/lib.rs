@@ -52,6 +52,7 @@ pub mod watch;
 
 mod admin;
 pub mod controller;
+mod pieces;
 mod port;
 
 pub mod event;

@@ -33,7 +33,7 @@ pub(super) struct Bench {
     #[arg(long, value_name = "SIZE", default_value = "4K")]
     bs: Size,
     /// Requests under way at a time
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=512))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=511))]
     depth: u16,
     /// For how long
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]

@@ -17,16 +17,18 @@ refused() { # COMMAND...
     cat /tmp/refused
 }
 
-start_server() { # PORT ADDRESS ADDRESS
+start_server() { # PORT ADDRESS ADDRESS [KEY OF EACH DEVICE]
     cat >/tmp/server.toml <<TOML
 listen = "udp://0.0.0.0:$1"
 clear = true
 [[device]]
 name = "one"
 path = "pci:$2"
+${4:-}
 [[device]]
 name = "two"
 path = "pci:$3"
+${4:-}
 TOML
     rm -f /run/vrio/server.sock
     vrio server --config /tmp/server.toml >/tmp/server.log 2>&1 &

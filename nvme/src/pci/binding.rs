@@ -31,6 +31,11 @@ pub enum BindError {
          whoever has it"
     )]
     Taken { address: Address, disk: String, error: io::Error },
+    #[error(
+        "{address} is behind no IOMMU; start the kernel with 'intel_iommu=on' or 'amd_iommu=on' (and \
+         the firmware with VT-d or AMD-Vi), or type 'vrio nvme bind --unsafe-no-iommu {address}'"
+    )]
+    NoIommu { address: Address },
     #[error("the driver {driver} is not there; type 'modprobe {driver}'")]
     NoDriver { driver: String },
     #[error("cannot write '{text}' to {path}: {error}; only root may")]
@@ -45,8 +50,12 @@ pub enum BindError {
 /// # Errors
 /// A sentence; the device is then where it was, or has no driver.
 pub fn bind(sysfs: &Sysfs, lists: &Lists, address: Address, driver: &str) -> Result<(), BindError> {
-    if sysfs.controller(address)?.driver.as_deref() == Some(driver) {
+    let found = sysfs.controller(address)?;
+    if found.driver.as_deref() == Some(driver) {
         return Ok(());
+    }
+    if driver == VFIO && found.group.is_none() {
+        return Err(BindError::NoIommu { address });
     }
     let used = uses(sysfs, lists, address);
     let used = used.map_err(|error| BindError::Unseen { address, error })?;
@@ -125,6 +134,17 @@ mod tests {
         let folder = format!("bus/pci/devices/{PLACE}");
         assert_eq!(made.read(&format!("{folder}/driver_override")), "(null)\n");
         assert_eq!(made.read(&format!("{folder}/driver/unbind")), "");
+    }
+
+    /// Else vfio-pci would decline, and the kernel's driver have lost it already.
+    #[test]
+    fn a_device_without_an_iommu_stays_with_its_driver() {
+        let made = Made::new();
+        made.device(PLACE, "0x010802", Some("nvme"), None);
+        made.driver(VFIO);
+        let refused = bind(&made.sysfs(), &lists(&made), address(), VFIO).expect_err("no group");
+        assert!(refused.to_string().contains("bind --unsafe-no-iommu 0000:01:00.0"), "{refused}");
+        assert_eq!(made.read(&format!("bus/pci/devices/{PLACE}/driver/unbind")), "");
     }
 
     /// A made tree moves no device: what is written is seen, and that it did not help is

@@ -4,7 +4,6 @@
 
 use std::fs::{File, OpenOptions, write};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -43,50 +42,29 @@ pub enum PhysicalError {
     Step(#[from] Refused),
 }
 
-/// `bytes` of memory whose physical addresses are known.
+/// What of a huge page is surely filled by pieces of up to an eighth of it, none of
+/// which goes on in the next page.
+const FILLED: u64 = HUGE_PAGE - HUGE_PAGE / 8;
+
+/// Memory whose physical addresses are known, for pieces of `bytes` in all.
+///
+/// Huge pages come from the kernel in any order: no piece can be longer than 2 MiB, and
+/// of those longer than 256 KiB some may find no page that is free as a whole.
 ///
 /// # Errors
 /// A sentence about what is missing.
 pub fn physical_arena(bytes: u64) -> Result<Arena, PhysicalError> {
-    let pages = bytes.div_ceil(HUGE_PAGE);
+    let pages = bytes.div_ceil(FILLED);
     let missing = |error| PhysicalError::HugePages { pages, error };
-    let arena = Arena::in_huge_pages(bytes.next_multiple_of(HUGE_PAGE)).map_err(missing)?;
+    let arena = Arena::in_huge_pages(pages * HUGE_PAGE).map_err(missing)?;
     let file = arena.file().try_clone().map_err(missing)?;
     let memory = Memory::of_file(&file, 0, (pages * HUGE_PAGE) as usize).map_err(missing)?;
-    let memory = Arc::new(memory);
-    let mut order: Vec<(u64, u64)> = (0..pages)
-        .map(|page| Ok((address_of(&memory, page)?, page)))
-        .collect::<Result<_, PhysicalError>>()?;
-    order.sort_unstable();
-    // Neighbours for the device become neighbours for this process.
-    for (place, &(_, page)) in order.iter().enumerate() {
-        let at = place * HUGE_PAGE as usize;
-        let part = Memory::part(&memory, at, HUGE_PAGE as usize).expect("within the whole");
-        part.replace(Some((&file, page * HUGE_PAGE))).map_err(missing)?;
-    }
-    for (place, &(address, _)) in order.iter().enumerate() {
-        if address_of(&memory, place as u64)? != address {
-            return Err(missing(io::ErrorKind::Interrupted.into())); // It was moved.
-        }
-    }
-    let runs = runs(order.into_iter().map(|(address, _)| address));
-    Ok(Arena::scattered(file, memory, runs))
-}
-
-/// Neighbouring huge pages, joined.
-fn runs(addresses: impl Iterator<Item = u64>) -> Vec<(Range<u64>, u64)> {
-    let mut runs: Vec<(Range<u64>, u64)> = Vec::new();
-    let mut at = 0;
-    for address in addresses {
-        match runs.last_mut() {
-            Some((run, start)) if *start + (run.end - run.start) == address => {
-                run.end += HUGE_PAGE;
-            }
-            _ => runs.push((at..at + HUGE_PAGE, address)),
-        }
-        at += HUGE_PAGE;
-    }
-    runs
+    let run = |page| {
+        let at = page * HUGE_PAGE;
+        Ok((at..at + HUGE_PAGE, address_of(&memory, page)?))
+    };
+    let runs = (0..pages).map(run).collect::<Result<_, PhysicalError>>()?;
+    Ok(Arena::scattered(file, Arc::new(memory), runs))
 }
 
 /// The physical address of a huge page of the memory.
@@ -179,13 +157,6 @@ impl Bus for PhysicalBus {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn neighbours_are_joined_and_others_are_not() {
-        let page = |number: u64| number * HUGE_PAGE;
-        let found = runs([page(8), page(9), page(20), page(21), page(22)].into_iter());
-        assert_eq!(found, [(0..page(2), page(8)), (page(2)..page(5), page(20))]);
-    }
 
     #[test]
     fn a_device_that_the_kernel_drives_is_left_alone() {
