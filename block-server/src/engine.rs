@@ -86,6 +86,13 @@ pub enum Change<D> {
         /// What it is now.
         made: D,
     },
+    /// Some of its commands were not answered in time.
+    Late {
+        /// Which one.
+        device: usize,
+        /// How many.
+        commands: u64,
+    },
     /// How it is, by its own account.
     Health {
         /// Which one.
@@ -305,6 +312,7 @@ impl Drive {
                 tracing::warn!(device, ?health, "the controller reports: {event}");
                 None
             }
+            News::Late(commands) => Some(Change::Late { device, commands: *commands as u64 }),
             News::Health(log) => Some(Change::Health { device, log: *log }),
             News::GivenUp(error) => Some(Change::GivenUp { device, why: error.to_string() }),
         }));

@@ -56,6 +56,8 @@ pub mod client;
 
 pub mod api;
 
+pub mod metrics;
+
 pub mod control;
 
 pub mod config;

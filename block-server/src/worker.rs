@@ -521,6 +521,12 @@ fn heed<D: Device + 'static>(room: &Rc<Room<D>>, change: Change<D>) {
             }
             return;
         }
+        Change::Late { device, commands } => {
+            if let Some((_, store)) = room.stores.get(device) {
+                store.note_late(commands);
+            }
+            return;
+        }
         Change::Health { device, log } => {
             if let Some((_, store)) = room.stores.get(device) {
                 store.note_health(log);

@@ -61,7 +61,7 @@ impl Server {
         });
         let mailbox = mailbox.recv().expect("the worker starts");
         let control =
-            Control::start(&socket, None, office(&directory, &mailbox)).expect("a socket");
+            Control::start(&socket, None, None, office(&directory, &mailbox)).expect("a socket");
         Self {
             client: Client::new(&socket),
             socket,
@@ -242,7 +242,7 @@ fn the_socket_belongs_to_one_server_and_to_its_owner() {
     let mode = std::fs::metadata(&server.socket).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let directory = Arc::new(Directory::default());
-    let second = Control::start(&server.socket, None, office(&directory, &server.mailbox));
+    let second = Control::start(&server.socket, None, None, office(&directory, &server.mailbox));
     let sentence = second.expect_err("it is taken").to_string();
     assert!(sentence.starts_with("another vrio server is running on "), "{sentence}");
     server.client.volumes().expect("the first one still answers");
@@ -251,12 +251,12 @@ fn the_socket_belongs_to_one_server_and_to_its_owner() {
     let stale = server.socket.with_file_name("stale.sock");
     drop(UnixListener::bind(&stale).expect("bound"));
     assert!(matches!(Client::new(&stale).volumes(), Err(ClientError::NoServer(_))));
-    let control = Control::start(&stale, None, office(&directory, &server.mailbox));
+    let control = Control::start(&stale, None, None, office(&directory, &server.mailbox));
     drop(control.expect("a stale socket is replaced"));
 
     let file = server.socket.with_file_name("precious");
     std::fs::write(&file, "data").expect("written");
-    let onto = Control::start(&file, None, office(&directory, &server.mailbox));
+    let onto = Control::start(&file, None, None, office(&directory, &server.mailbox));
     assert!(onto.expect_err("a file").to_string().contains("is not a socket"));
     assert_eq!(std::fs::read(&file).expect("there"), b"data");
     // Somebody who connects and says nothing does not hold up the end.

@@ -117,7 +117,7 @@ pub(crate) fn run(args: &LocalArgs) -> anyhow::Result<()> {
         wall: crate::moment::now,
         traces: Arc::clone(&traces),
     };
-    let control = Control::start(&config.control, config.control_group, office)?;
+    let control = Control::start(&config.control, config.control_group, config.metrics, office)?;
     let poller = Poller::new().context("cannot make an epoll")?;
     poller.registrar().add(stop.bell()).context("cannot wait for signals")?;
     poller.registrar().add(mailbox.bell()).context("cannot wait for errands")?;

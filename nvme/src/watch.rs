@@ -87,6 +87,8 @@ pub enum News {
     /// It works again: make new [`Namespace`](crate::Namespace)s of it. The
     /// number of resets that it took.
     Up(u32),
+    /// So many commands were not answered in time, and are aborted.
+    Late(usize),
     /// It has something to tell, with its health log if it is about that. Its commands
     /// go on.
     Event(Event, Option<HealthLog>),
@@ -253,7 +255,9 @@ impl Watch {
             let (core, queue) = (Arc::clone(&self.core), Rc::clone(&self.queue));
             let step = abort(core, queue, late.clone(), self.patience.abort);
             self.stage = Stage::Aborting(late.len(), Box::pin(step));
-        } else if let Some(event) = self.core.take_event() {
+            return Some(News::Late(late.len()));
+        }
+        if let Some(event) = self.core.take_event() {
             let core = Arc::clone(&self.core);
             let step = async move { core.attend(event).await };
             self.stage = Stage::Attending(event, Box::pin(step));

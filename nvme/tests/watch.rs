@@ -45,6 +45,8 @@ struct Rig {
     runner: Option<Runner>,
     pool: Pool,
     now: Arc<AtomicU64>,
+    /// Commands of which it was said that they are late.
+    late: u64,
 }
 
 impl Rig {
@@ -64,7 +66,7 @@ impl Rig {
         let queue = controller.create_queue_pair(16).expect("a queue pair");
         let watch = Watch::new(&controller, Rc::clone(&queue), PATIENCE);
         let pool = controller.pool(24, BLOCK).expect("memory");
-        Self { watch, queue, controller, soft, runner, pool, now }
+        Self { watch, queue, controller, soft, runner, pool, now, late: 0 }
     }
 
     fn small() -> Self {
@@ -84,6 +86,11 @@ impl Rig {
         match &self.runner {
             None => drop(self.soft.work()),
             Some(runner) => runner.keep_up(),
+        }
+        // Nothing is asked of whoever hears it.
+        if let Some(News::Late(commands)) = news {
+            self.late += commands as u64;
+            return None;
         }
         news
     }
@@ -139,6 +146,7 @@ fn stuck_commands_are_aborted_in_time_and_run_again() {
             assert_eq!((outcome, buffer[0]), (Ok(()), at as u8 + 1));
         }
         assert_eq!((rig.watch.troubles().late, rig.watch.troubles().resets), (3, 0));
+        assert_eq!(rig.late, 3, "each is told once");
         assert_eq!(rig.controller.epoch(), 0);
     }
 }

@@ -71,6 +71,9 @@ pub struct DeviceInfo {
     /// How often it came back from a reset since the server was started.
     #[serde(default)]
     pub resets: u64,
+    /// How many commands it did not answer in time since then.
+    #[serde(default)]
+    pub late_commands: u64,
     /// How it is by its own account, not older than a minute of work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthInfo>,

@@ -11,6 +11,7 @@
 //! key = "/var/lib/vrio/server.key"    # made if it is not there
 //! old_keys = []                       # by which fronts may still know the server
 //! clear = false                       # true: fronts may do without keys and seals
+//! metrics = "127.0.0.1:9464"          # for Prometheus; left out: on the control socket only
 //!
 //! [[device]]
 //! name = "disk0"
@@ -34,7 +35,7 @@
 mod device;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use link::wire::address::{Address, AddressError};
@@ -66,6 +67,8 @@ pub struct ServerConfig {
     pub state: PathBuf,
     /// The group whose members may look at the server through the control socket.
     pub control_group: Option<u32>,
+    /// Where everybody may read metrics by TCP, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Where the server's key is; `None` is in its state directory, made at the
     /// first start.
     pub key: Option<PathBuf>,
@@ -107,6 +110,9 @@ pub enum ConfigError {
     /// The address is none.
     #[error("`listen`: {0}")]
     Listen(#[from] AddressError),
+    /// Metrics cannot be there.
+    #[error("`metrics = \"{0}\"` is no address and port; write 127.0.0.1:9464, or [::1]:9464")]
+    Metrics(String),
     /// The workers' ports do not fit behind the first one.
     #[error(
         "{workers} workers need the ports from {first} on, and there are not so many; use a lower port"
@@ -190,6 +196,7 @@ impl ServerConfig {
         let raw: RawServer =
             toml::from_str(text).map_err(|error| ConfigError::Toml(explain_toml(text, &error)))?;
         let workers = raw.workers()?;
+        let metrics = raw.metrics()?;
         let devices: Vec<DeviceConfig> = raw
             .device
             .iter()
@@ -223,7 +230,7 @@ impl ServerConfig {
             }
         }
         let RawServer { control, control_group, state, key, old_keys, clear, .. } = raw;
-        Ok(Self { control, control_group, state, key, old_keys, clear, workers, devices })
+        Ok(Self { control, control_group, metrics, state, key, old_keys, clear, workers, devices })
     }
 }
 
@@ -235,6 +242,7 @@ struct RawServer {
     #[serde(default = "default_control")]
     control: PathBuf,
     control_group: Option<u32>,
+    metrics: Option<String>,
     #[serde(default = "default_state")]
     state: PathBuf,
     key: Option<PathBuf>,
@@ -268,6 +276,11 @@ fn default_workers() -> usize {
 }
 
 impl RawServer {
+    fn metrics(&self) -> Result<Option<SocketAddr>, ConfigError> {
+        let parse = |text: &String| text.parse().map_err(|_| ConfigError::Metrics(text.clone()));
+        self.metrics.as_ref().map(parse).transpose()
+    }
+
     fn workers(&self) -> Result<Vec<WorkerConfig>, ConfigError> {
         if !(1..=MAX_WORKERS).contains(&self.workers) {
             return Err(ConfigError::Workers(self.workers));
@@ -307,7 +320,7 @@ mod tests {
     #[test]
     fn everything_can_be_said_and_devices_go_round_the_workers() {
         let text = "listen = \"udp://[::1]:9000\"\nworkers = 2\ncpus = [3, 1]\nidle = \"spin\"\n\
-            control = \"/c\"\nstate = \"/s\"\n\
+            control = \"/c\"\nstate = \"/s\"\nmetrics = \"[::1]:9464\"\n\
             [[device]]\nname = \"a\"\npath = \"soft:a\"\nsize = \"20G\"\nlba = 512\nformat = true\n\
             [[device]]\nname = \"b\"\npath = \"soft:b\"\n\
             [[device]]\nname = \"c\"\npath = \"vfio-user:c\"\nworker = 1\nnamespace = 3\n\
@@ -316,6 +329,7 @@ mod tests {
         let config = ServerConfig::parse(text).expect("valid");
         assert_eq!(config.workers[1].listen, "udp://[::1]:9001".parse().expect("an address"));
         assert_eq!((config.workers[1].cpu, config.workers[1].idle), (Some(1), Idle::Spin));
+        assert_eq!(config.metrics, Some("[::1]:9464".parse().expect("an address")));
         let owners: Vec<usize> = config.devices.iter().map(|device| device.worker.0).collect();
         assert_eq!(owners, [0, 1, 1, 0]);
         let size = Some(Size(20 << 30));
@@ -346,6 +360,8 @@ mod tests {
             (with("workers = 0"), "1 to 64"),
             (with("cpus = [1, 2]"), "2 cores for 1 workers"),
             (with("idle = \"sleep\""), "sleep"),
+            (with("metrics = \"9464\""), "`metrics = \"9464\"` is no address and port"),
+            (with("metrics = \"localhost:9464\""), "write 127.0.0.1:9464"),
             (format!("{DEVICE}{DEVICE}"), "two devices are called 'd'"),
             (format!("{DEVICE}{}", DEVICE.replace("\"d\"", "\"e\"")), "two devices use /d.img"),
             (DEVICE.replace("soft:/d.img", "/dev/nvme0"), "soft:FILE"),

@@ -1,10 +1,11 @@
 //! The control socket: HTTP and JSON over a UNIX socket, in a thread of its
-//! own. It leaves errands with the workers; they never wait for it.
+//! own, and metrics over TCP. It leaves errands with the workers; they never wait for it.
 
 mod body;
 mod checks;
 mod hooks;
 mod keys;
+mod metrics;
 mod peer;
 mod pools;
 mod refusal;
@@ -15,6 +16,7 @@ mod volumes;
 
 use std::fs::{File, Permissions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,6 +102,16 @@ pub enum ControlError {
         /// The kernel's reason.
         error: io::Error,
     },
+    /// Metrics cannot be served there.
+    #[error(
+        "`metrics = \"{address}\"`: {error}; give it an address of this machine, and a port that is free"
+    )]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// The kernel's reason.
+        error: io::Error,
+    },
 }
 
 /// The control socket's thread. When it is dropped, requests that run are
@@ -115,24 +127,31 @@ pub struct Control {
 
 impl Control {
     /// Serves `office` on a socket at `path` that only its owner may use, and
-    /// whoever is in `group` to look.
+    /// whoever is in `group` to look; its metrics at an address too, to everybody.
     ///
     /// # Errors
-    /// A sentence about the socket.
-    pub fn start(path: &Path, group: Option<u32>, office: Office) -> Result<Self, ControlError> {
+    /// A sentence about the socket, or the address.
+    pub fn start(
+        path: &Path,
+        group: Option<u32>,
+        metrics: Option<SocketAddr>,
+        office: Office,
+    ) -> Result<Self, ControlError> {
         let failed = |error| ControlError::Socket { path: path.to_owned(), error };
         let lock = take_lock(path)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(failed)?;
-        let listener = {
+        let (listener, metrics) = {
             let _inside = runtime.enter();
-            listen(path, group.map(Gid::from_raw)).map_err(failed)?
+            let metrics = metrics.map(metrics::listen).transpose()?;
+            (listen(path, group.map(Gid::from_raw)).map_err(failed)?, metrics)
         };
         let (stop, stopped) = watch::channel(());
         let serve = async move {
             let office = Arc::new(office);
             let (schedules, mut late) =
                 (checks::keep_schedules(Arc::clone(&office)), stopped.clone());
+            let metrics = metrics::serve(metrics, Arc::clone(&office));
             let router = router(office).into_make_service_with_connect_info::<Peer>();
             let ended = axum::serve(listener, router).with_graceful_shutdown(async move {
                 let mut stopped = stopped;
@@ -148,6 +167,7 @@ impl Control {
                     error!("the control socket has failed: {error}");
                 },
                 () = schedules => {}
+                () = metrics => {}
                 () = too_late => warn!("the control socket ended with requests unanswered"),
             }
         };
@@ -219,6 +239,7 @@ fn router(office: Arc<Office>) -> Router {
     Router::new()
         .merge(volumes::routes())
         .merge(hooks::routes())
+        .merge(metrics::routes())
         .merge(snapshots::routes())
         .merge(streams::routes())
         .merge(pools::routes())

@@ -21,10 +21,7 @@ pub(super) fn routes() -> Router<Arc<Office>> {
 }
 
 async fn list(State(office): Shared) -> Outcome<Json<Vec<PoolInfo>>> {
-    let mut pools: Vec<PoolInfo> =
-        office.ask_all(|answer| Errand::Pool(PoolErrand::List(answer))).await?;
-    pools.sort_by(|one, other| one.device.cmp(&other.device));
-    Ok(Json(pools.into_iter().map(|pool| office.with_checks(pool)).collect()))
+    Ok(Json(office.pools().await?))
 }
 
 async fn create(State(office): Shared, body: Body) -> Outcome<(StatusCode, Json<PoolInfo>)> {
@@ -47,6 +44,14 @@ async fn grow(State(office): Shared, Path(device): Path<String>) -> Outcome<Json
 }
 
 impl Office {
+    /// By their devices' names.
+    pub(super) async fn pools(&self) -> Outcome<Vec<PoolInfo>> {
+        let list = |answer| Errand::Pool(PoolErrand::List(answer));
+        let mut pools: Vec<PoolInfo> = self.ask_all(list).await?;
+        pools.sort_by(|one, other| one.device.cmp(&other.device));
+        Ok(pools.into_iter().map(|pool| self.with_checks(pool)).collect())
+    }
+
     /// What there is to say about a pool.
     pub(super) async fn pool(&self, device: &str) -> Outcome<PoolInfo> {
         let (device, worker) = self.device(Some(device))?;

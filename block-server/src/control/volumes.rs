@@ -24,16 +24,26 @@ pub(super) fn routes() -> Router<Arc<Office>> {
 }
 
 async fn server(State(office): Shared) -> Outcome<Json<ServerInfo>> {
-    let devices: Vec<DeviceInfo> = office.ask_all(Errand::Devices).await?;
-    let workers = office.workers.iter().map(|(info, _)| info.clone()).collect();
-    let version = office.version.clone();
-    Ok(Json(ServerInfo { version, workers, devices }))
+    Ok(Json(office.server().await?))
 }
 
 async fn list(State(office): Shared) -> Outcome<Json<Vec<VolumeInfo>>> {
-    let mut volumes: Vec<VolumeInfo> = office.ask_all(Errand::Volumes).await?;
-    volumes.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(Json(volumes))
+    Ok(Json(office.volumes().await?))
+}
+
+impl Office {
+    pub(super) async fn server(&self) -> Outcome<ServerInfo> {
+        let devices: Vec<DeviceInfo> = self.ask_all(Errand::Devices).await?;
+        let workers = self.workers.iter().map(|(info, _)| info.clone()).collect();
+        Ok(ServerInfo { version: self.version.clone(), workers, devices })
+    }
+
+    /// By name.
+    pub(super) async fn volumes(&self) -> Outcome<Vec<VolumeInfo>> {
+        let mut volumes: Vec<VolumeInfo> = self.ask_all(Errand::Volumes).await?;
+        volumes.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(volumes)
+    }
 }
 
 async fn create(State(office): Shared, body: Body) -> Outcome<(StatusCode, Json<VolumeInfo>)> {

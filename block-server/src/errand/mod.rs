@@ -182,6 +182,7 @@ impl<D: Device + 'static> Room<D> {
             is_pool: store.is_pool(),
             problem: store.problem(),
             resets: store.resets(),
+            late_commands: store.late_commands(),
             health: store.health().map(|log| HealthInfo::from(&log)),
         };
         self.stores.iter().map(device).collect()

@@ -81,6 +81,8 @@ pub struct Store<D> {
     resets: Resets<D>,
     /// What the device has last said about itself.
     health: Cell<Option<HealthLog>>,
+    /// Commands that it did not answer in time.
+    late: Cell<u64>,
     keeper: RefCell<Keeper<D>>,
     volumes: RefCell<Vec<Rc<Volume<D>>>>,
     /// Names of volumes that are being made, or that may be there.
@@ -158,8 +160,19 @@ impl<D: Device + 'static> Store<D> {
         };
         let volumes = RefCell::new(volumes);
         let (keeper, reserved) = (RefCell::new(keeper), RefCell::default());
-        let health = Cell::new(None);
-        Ok((Self { means, resets, health, keeper, volumes, reserved }, lives))
+        let (health, late) = (Cell::new(None), Cell::new(0));
+        Ok((Self { means, resets, health, late, keeper, volumes, reserved }, lives))
+    }
+
+    /// So many commands more were not answered in time.
+    pub fn note_late(&self, commands: u64) {
+        self.late.set(self.late.get() + commands);
+    }
+
+    /// How many commands were not answered in time.
+    #[must_use]
+    pub fn late_commands(&self) -> u64 {
+        self.late.get()
     }
 
     /// The device has said how it is.

@@ -68,7 +68,12 @@ pub(crate) fn run(args: &ServerArgs) -> anyhow::Result<()> {
     let stop = Stop::listen()?;
     let secrets = secrets(&config)?;
     let workers = Workers::start(&config, args, &secrets, &stop)?;
-    let control = Control::start(&config.control, config.control_group, workers.office(&config))?;
+    let control = Control::start(
+        &config.control,
+        config.control_group,
+        config.metrics,
+        workers.office(&config),
+    )?;
     if config.clear {
         tracing::warn!(
             "fronts may speak in the clear: whoever reaches this server may have every volume"

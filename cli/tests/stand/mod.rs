@@ -129,11 +129,16 @@ impl Stand {
     pub(crate) fn start_idling(idle: &str) -> Self {
         let mut stand = Self::on_loopback();
         stand.configure_server(64, |_| String::new());
-        let file = stand.path("server.toml");
-        let text = fs::read_to_string(&file).expect("just written");
-        fs::write(&file, format!("idle = \"{idle}\"\n{text}")).expect("write");
+        stand.say_to_server(&format!("idle = \"{idle}\""));
         stand.start_server();
         stand
+    }
+
+    /// A line for the server as a whole, which it reads at its next start.
+    pub(crate) fn say_to_server(&self, line: &str) {
+        let file = self.path("server.toml");
+        let text = fs::read_to_string(&file).expect("just written");
+        fs::write(&file, format!("{line}\n{text}")).expect("write");
     }
 
     /// A server that fronts reach through memory.
