@@ -89,7 +89,9 @@ impl Engine {
         let words = entries as usize * COMPLETION_WORDS;
         let words = self.windows.words(command.prp1(), words).ok_or(Status::DATA_TRANSFER)?;
         registers.clear_head(queue);
-        self.completion[usize::from(queue)] = Some(CompletionQueue::new(words, entries));
+        let vector = (attributes & INTERRUPTS != 0).then_some(vector as u16);
+        let vector = vector.and_then(|number| self.vector(number));
+        self.completion[usize::from(queue)] = Some(CompletionQueue::new(words, entries, vector));
         Ok(0)
     }
 

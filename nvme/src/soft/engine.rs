@@ -1,9 +1,12 @@
 //! The controller's life: off, running, failed; and in a run, the queues.
 
+use std::sync::Arc;
+
 use super::SoftOptions;
 use super::disorder::Chance;
 use super::events::Events;
 use super::fault::{Fault, Switches, Verdict};
+use super::interrupts::{Interrupts, Vector};
 use super::log::Served;
 use super::namespace::SoftNamespace;
 use super::prp::Piece;
@@ -72,6 +75,8 @@ pub(super) struct Engine {
     pub(super) pieces: Vec<Piece>,
     pub(super) served: Served,
     pub(super) shadow: Option<Shadow>,
+    /// What tells a driver of another process that something was posted.
+    interrupts: Option<Arc<Interrupts>>,
     power: Power,
     /// Resets that were asked for until now.
     resets: u32,
@@ -87,7 +92,11 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(options: SoftOptions, mut namespaces: Vec<SoftNamespace>) -> Self {
+    pub(super) fn new(
+        options: SoftOptions,
+        mut namespaces: Vec<SoftNamespace>,
+        interrupts: Option<Arc<Interrupts>>,
+    ) -> Self {
         let queues = usize::from(options.queues) + 1;
         for namespace in &mut namespaces {
             namespace.set_cached(options.write_cache);
@@ -103,6 +112,7 @@ impl Engine {
             pieces: Vec::with_capacity(options.max_transfer / PAGE + 1),
             served: Served::default(),
             shadow: None,
+            interrupts,
             power: Power::Off,
             resets: 0,
             switches: Switches::default(),
@@ -229,7 +239,8 @@ impl Engine {
             return self.fail(registers);
         };
         self.submission[0] = Some(SubmissionQueue::new(submission_words, submission, 0));
-        self.completion[0] = Some(CompletionQueue::new(completion_words, completion));
+        let vector = self.vector(0);
+        self.completion[0] = Some(CompletionQueue::new(completion_words, completion, vector));
         self.power = Power::Running;
         registers.set_status(CSTS_READY);
     }
@@ -360,6 +371,11 @@ impl Engine {
             let status = if may_retry { status } else { status.final_answer() };
             completion.post(queue, head, id, status, result);
         }
+    }
+
+    /// A vector that the controller has, if there is who hears it.
+    pub(super) fn vector(&self, number: u16) -> Option<Vector> {
+        self.interrupts.as_ref().map(|interrupts| Vector::new(interrupts, number))
     }
 
     /// Flushes every namespace, also after one has failed.

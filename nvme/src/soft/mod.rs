@@ -18,6 +18,7 @@ mod events;
 mod fault;
 mod file;
 mod identify;
+mod interrupts;
 mod io;
 mod layers;
 mod log;
@@ -42,6 +43,7 @@ use crate::bus::Bus;
 use crate::sys::HalfWords;
 use bus::SoftBus;
 use engine::Engine;
+use interrupts::Interrupts;
 use registers::Registers;
 use windows::Registry;
 
@@ -95,12 +97,18 @@ impl Default for SoftOptions {
     }
 }
 
+const fn vectors_of(options: &SoftOptions) -> u16 {
+    options.queues + 1
+}
+
 /// A controller in this process. Share it with `Arc`: a bus to it holds one.
 #[derive(Debug)]
 pub struct SoftController {
     registers: Registers,
     registry: Arc<Registry>,
     engine: Mutex<Engine>,
+    /// Those of a controller whose driver is in another process.
+    interrupts: Option<Arc<Interrupts>>,
 }
 
 impl SoftController {
@@ -110,7 +118,7 @@ impl SoftController {
     /// If the options contradict their own documentation.
     #[must_use]
     pub fn new(options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
-        Self::over(Arc::default(), options, namespaces, None)
+        Self::over(Arc::default(), options, namespaces, None, None)
     }
 
     /// Another controller of the same driver: each reaches the memory that was
@@ -120,7 +128,7 @@ impl SoftController {
     /// As [`SoftController::new`].
     #[must_use]
     pub fn beside(&self, options: SoftOptions, namespaces: Vec<SoftNamespace>) -> Arc<Self> {
-        Self::over(Arc::clone(&self.registry), options, namespaces, None)
+        Self::over(Arc::clone(&self.registry), options, namespaces, None, None)
     }
 
     /// A controller whose driver has its memory from an arena, which other
@@ -134,11 +142,12 @@ impl SoftController {
         options: SoftOptions,
         namespaces: Vec<SoftNamespace>,
     ) -> Arc<Self> {
-        Self::over(Arc::new(Registry::over(arena)), options, namespaces, None)
+        Self::over(Arc::new(Registry::over(arena)), options, namespaces, None, None)
     }
 
     /// A controller whose doorbells are in memory that another process maps too: two
-    /// for each queue pair and the admin queue.
+    /// for each queue pair and the admin queue. Its queues interrupt if they are made so;
+    /// what was raised is [to be taken](SoftController::take_interrupts).
     ///
     /// # Panics
     /// As [`SoftController::new`], or if the memory has no room for them.
@@ -150,7 +159,8 @@ impl SoftController {
         let count = doorbells.len() / 4;
         let options = SoftOptions { shadow_doorbells: false, ..options };
         let words = HalfWords::new(doorbells, 0, count);
-        Self::over(Arc::default(), options, namespaces, words)
+        let interrupts = Arc::new(Interrupts::new(vectors_of(&options)));
+        Self::over(Arc::default(), options, namespaces, words, Some(interrupts))
     }
 
     fn over(
@@ -158,6 +168,7 @@ impl SoftController {
         options: SoftOptions,
         namespaces: Vec<SoftNamespace>,
         doorbells: Option<HalfWords>,
+        interrupts: Option<Arc<Interrupts>>,
     ) -> Arc<Self> {
         assert!(options.queue_entries >= 2 && options.queues >= 1);
         let pages = options.max_transfer / crate::PAGE;
@@ -169,7 +180,8 @@ impl SoftController {
         Arc::new(Self {
             registers: Registers::new(options.queues, options.queue_entries, doorbells),
             registry,
-            engine: Mutex::new(Engine::new(options, namespaces)),
+            engine: Mutex::new(Engine::new(options, namespaces, interrupts.clone())),
+            interrupts,
         })
     }
 
@@ -236,6 +248,16 @@ impl SoftController {
     /// been executed; the cache loses nothing.
     pub fn host_died(&self, seed: u64) {
         self.engine().host_died(seed, &self.registers);
+    }
+
+    /// How many vectors it has: one for the admin queue, and one for each I/O queue pair.
+    pub(crate) fn vectors(&self) -> u16 {
+        vectors_of(&self.engine().options)
+    }
+
+    /// The vectors that were raised since the last call, each once.
+    pub(crate) fn take_interrupts(&self) -> impl Iterator<Item = u16> {
+        self.interrupts.iter().flat_map(|interrupts| interrupts.take())
     }
 
     /// The driver of another process reads a register.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::interrupts::Vector;
 use crate::command::{COMMAND_WORDS, Command};
 use crate::completion::{COMPLETION_WORDS, Completion, Status};
 use crate::sys::Words;
@@ -50,11 +51,13 @@ pub(super) struct CompletionQueue {
     tail: u32,
     phase: bool,
     head: u32,
+    /// What is raised by an entry, if its driver has asked for it and may hear it.
+    vector: Option<Vector>,
 }
 
 impl CompletionQueue {
-    pub(super) fn new(words: Words, entries: u32) -> Self {
-        Self { words, entries, tail: 0, phase: true, head: 0 }
+    pub(super) fn new(words: Words, entries: u32, vector: Option<Vector>) -> Self {
+        Self { words, entries, tail: 0, phase: true, head: 0, vector }
     }
 
     /// Whether there is room for an entry. The head doorbell is asked only
@@ -88,6 +91,9 @@ impl CompletionQueue {
         self.tail = self.next();
         if self.tail == 0 {
             self.phase = !self.phase;
+        }
+        if let Some(vector) = &self.vector {
+            vector.raise();
         }
     }
 

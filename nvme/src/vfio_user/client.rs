@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,13 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use block_core::{DmaMemory, Memory};
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::socket::{self, Message};
 use super::wire::{
-    CAPABILITIES, DMA_READ_WRITE, ERROR, Fields, HAS_CAPABILITIES, Header, KIND, MAJOR, MAPPABLE,
-    MINOR, REPLY, SPARSE_MAPPING, Writer, command,
+    ACTION_TRIGGER, CAPABILITIES, DATA_EVENTFD, DMA_READ_WRITE, ERROR, Fields, HAS_CAPABILITIES,
+    Header, INTERRUPT_BY_EVENTFD, KIND, MAJOR, MAPPABLE, MINOR, REPLY, SPARSE_MAPPING, Writer,
+    command,
 };
-use super::{BAR0, CONFIGURATION};
+use super::{BAR0, CONFIGURATION, MSIX};
 use crate::PAGE;
 use crate::arena::Arena;
 use crate::bus::Bus;
@@ -69,6 +71,8 @@ pub struct VfioUserBus {
     line: Mutex<Line>,
     is_gone: AtomicBool,
     doorbells: Option<Doorbells>,
+    /// Written to when a queue with interrupts has a completion, if there are any.
+    bell: Option<OwnedFd>,
     arena: Arc<Arena>,
 }
 
@@ -92,11 +96,15 @@ impl VfioUserBus {
     /// A sentence about the step that failed.
     pub fn connect(path: &Path, arena: Arc<Arena>) -> Result<Arc<Self>, ConnectError> {
         let talk = |asked| move |error| ConnectError::Talk { path: path.to_owned(), asked, error };
-        let (line, offer) = Line::open(path, &arena, PATIENCE)?;
+        let (mut line, offer) = Line::open(path, &arena, PATIENCE)?;
+        let bell = line.connect_bell().map_err(talk("connect interrupts"))?;
+        if bell.is_none() {
+            tracing::warn!("the controller has no MSI-X interrupts, so it is polled all the time");
+        }
         let doorbells = offer.map(Doorbells::map).transpose().map_err(talk("region info"))?;
         line.wait_for(PATIENCE).map_err(talk("version"))?;
         let (path, line) = (path.to_owned(), Mutex::new(line));
-        Ok(Arc::new(Self { path, line, is_gone: AtomicBool::new(false), doorbells, arena }))
+        Ok(Arc::new(Self { path, line, is_gone: AtomicBool::new(false), doorbells, bell, arena }))
     }
 
     /// Whether doorbells are stores to shared memory, and not messages.
@@ -163,6 +171,14 @@ impl Bus for VfioUserBus {
         std::thread::yield_now();
     }
 
+    fn has_interrupts(&self) -> bool {
+        self.bell.is_some()
+    }
+
+    fn bells(&self) -> Vec<BorrowedFd<'_>> {
+        self.bell.iter().map(AsFd::as_fd).collect()
+    }
+
     /// A process that was started again has a controller that is off, and the same
     /// process turns it off when its driver has left.
     fn revive(&self) -> io::Result<bool> {
@@ -171,7 +187,10 @@ impl Bus for VfioUserBus {
         let _ = line.stream.shutdown(Shutdown::Both);
         self.is_gone.store(true, Ordering::Relaxed);
         let opened = Line::open(&self.path, &self.arena, SHORT_PATIENCE);
-        let (fresh, offer) = opened.map_err(io::Error::other)?;
+        let (mut fresh, offer) = opened.map_err(io::Error::other)?;
+        if let Some(bell) = &self.bell {
+            fresh.give_bell(bell.as_fd())?;
+        }
         match (&self.doorbells, offer) {
             (None, _) => {}
             (Some(doorbells), Some(offer)) if doorbells.bytes() == offer.bytes => {
@@ -228,6 +247,31 @@ impl Line {
         let master = MEMORY_AND_MASTER.to_le_bytes();
         line.write(CONFIGURATION, PCI_COMMAND, &master).map_err(talk("enable bus mastering"))?;
         Ok((line, offer))
+    }
+
+    /// An eventfd that the controller's vector 0 rings from now on, if it has one.
+    fn connect_bell(&mut self) -> io::Result<Option<OwnedFd>> {
+        let mut question = Writer::default();
+        question.u32(16).u32(0).u32(MSIX).u32(0);
+        let answer = self.ask(command::INTERRUPT_INFO, &question.0, &[])?;
+        let mut fields = Fields(&answer.payload);
+        let mut parse = || {
+            let (_, flags, _) = (fields.u32()?, fields.u32()?, fields.u32()?);
+            Some((flags, fields.u32()?))
+        };
+        let (flags, count) = parse().ok_or_else(malformed)?;
+        if count == 0 || flags & INTERRUPT_BY_EVENTFD == 0 {
+            return Ok(None);
+        }
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.give_bell(bell.as_fd())?;
+        Ok(Some(bell))
+    }
+
+    fn give_bell(&mut self, bell: BorrowedFd<'_>) -> io::Result<()> {
+        let mut set = Writer::default();
+        set.u32(20).u32(DATA_EVENTFD | ACTION_TRIGGER).u32(MSIX).u32(0).u32(1);
+        self.ask(command::SET_INTERRUPTS, &set.0, &[bell]).map(drop)
     }
 
     /// How long each answer is waited for.
@@ -297,7 +341,7 @@ impl Line {
         &mut self,
         command: u16,
         payload: &[u8],
-        descriptors: &[std::os::fd::BorrowedFd<'_>],
+        descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<Message> {
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);

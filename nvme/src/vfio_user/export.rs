@@ -12,6 +12,7 @@ use std::sync::Arc;
 use block_core::Memory;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::msix::MOST_VECTORS;
 use super::session::Session;
 use crate::PAGE;
 use crate::arena::sealed_file;
@@ -39,6 +40,9 @@ impl Exported {
         options: SoftOptions,
         namespaces: Vec<SoftNamespace>,
     ) -> io::Result<Self> {
+        // Each queue pair can have a vector.
+        let queues = options.queues.min(MOST_VECTORS - 1);
+        let options = SoftOptions { queues, ..options };
         let bytes = (2 * (usize::from(options.queues) + 1) * 4).next_multiple_of(PAGE);
         let doorbells = sealed_file("vrio-doorbells", (PAGE + bytes) as u64, None)?;
         let memory = Arc::new(Memory::of_file(&doorbells, PAGE as u64, bytes)?);

@@ -3,7 +3,9 @@
 //! [`Exported`] serves a soft controller to any driver.
 
 mod client;
+mod configuration;
 mod export;
+mod msix;
 mod session;
 mod socket;
 mod wire;
@@ -20,3 +22,5 @@ const CONFIGURATION: u32 = 7;
 /// Regions and kinds of interrupts of every PCI device.
 const REGIONS: u32 = 9;
 const INTERRUPT_KINDS: u32 = 5;
+/// The kind of interrupts that there is.
+const MSIX: u32 = 2;

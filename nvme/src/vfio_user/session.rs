@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,10 +12,13 @@ use std::time::Duration;
 use block_core::Memory;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::configuration::{CONFIGURATION_BYTES, Configuration};
+use super::msix::{self, Msix};
 use super::socket::{self, Message};
 use super::wire::{
-    CAPABILITIES, DEVICE_IS_PCI, DEVICE_RESETS, ERROR, Fields, HAS_CAPABILITIES, Header, MAJOR,
-    MAPPABLE, MINOR, NO_REPLY, READABLE, REPLY, SPARSE_MAPPING, WRITABLE, Writer, command,
+    CAPABILITIES, DEVICE_IS_PCI, DEVICE_RESETS, EINVAL, ENOSPC, ENOTSUP, ERROR, Fields,
+    HAS_CAPABILITIES, Header, MAJOR, MAPPABLE, MINOR, NO_REPLY, READABLE, REPLY, SPARSE_MAPPING,
+    UNMAP_ALL, WRITABLE, Writer, command,
 };
 use super::{BAR0, CONFIGURATION, INTERRUPT_KINDS, REGIONS};
 use crate::PAGE;
@@ -36,25 +40,22 @@ const NO_TIME: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Pieces of memory that a driver may open at a time.
 const MOST_WINDOWS: usize = 256;
 
-/// PCI configuration: 256 bytes, of which a driver may change the command register
-/// and the register addresses.
-const CONFIGURATION_BYTES: usize = 256;
-const COMMAND_REGISTER: usize = 4;
-const BAR0_REGISTER: usize = 0x10;
-
-/// Errors of an answer.
-const EINVAL: u32 = 22;
-const ENOSPC: u32 = 28;
-const ENOTSUP: u32 = 95;
-
 type Answer = Result<Vec<u8>, u32>;
 
 pub(super) struct Session<'a> {
     soft: &'a SoftController,
     stream: UnixStream,
     doorbells: (BorrowedFd<'a>, usize),
-    windows: Vec<(u64, Arc<Memory>)>,
-    configuration: [u8; CONFIGURATION_BYTES],
+    windows: Vec<Window>,
+    configuration: Configuration,
+    msix: Msix,
+}
+
+/// Addresses that the driver has given memory to.
+struct Window {
+    range: Range<u64>,
+    /// The memory, if the controller reaches it: as long as this is here.
+    memory: Option<Arc<Memory>>,
 }
 
 impl<'a> Session<'a> {
@@ -65,8 +66,9 @@ impl<'a> Session<'a> {
     ) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let configuration = initial_configuration();
-        Ok(Self { soft, stream, doorbells, windows: Vec::new(), configuration })
+        let vectors = soft.vectors();
+        let (configuration, msix) = (Configuration::new(vectors), Msix::new(vectors));
+        Ok(Self { soft, stream, doorbells, windows: Vec::new(), configuration, msix })
     }
 
     /// Serves until the driver leaves.
@@ -75,6 +77,9 @@ impl<'a> Session<'a> {
         let mut rounds = 0_u32;
         while !is_over() {
             idle = if self.soft.work() > 0 { 0 } else { idle.saturating_add(1) };
+            for vector in self.soft.take_interrupts() {
+                self.msix.ring(usize::from(vector));
+            }
             rounds = rounds.wrapping_add(1);
             if idle < ROUNDS_AWAKE && !rounds.is_multiple_of(ROUNDS_PER_LOOK) {
                 continue;
@@ -143,7 +148,11 @@ impl<'a> Session<'a> {
                 Ok(info.0)
             }
             command::REGION_INFO => self.describe_region(fields),
-            command::INTERRUPT_INFO => describe_interrupts(fields),
+            command::INTERRUPT_INFO => self.msix.describe(fields),
+            command::SET_INTERRUPTS => {
+                self.msix.set(fields, descriptors)?;
+                Ok(Vec::new())
+            }
             command::REGION_READ => self.read(fields),
             command::REGION_WRITE => self.write(fields),
             command::RESET => {
@@ -166,37 +175,52 @@ impl<'a> Session<'a> {
         };
         let (offset, range) = parse().ok_or(EINVAL)?;
         let bytes = usize::try_from(range.end - range.start).map_err(|_| EINVAL)?;
-        let overlaps = self.windows.iter().any(|(iova, memory)| {
-            *iova < range.end && range.start < iova.saturating_add(memory.len() as u64)
-        });
-        if overlaps {
+        let overlaps =
+            |window: &Window| window.range.start < range.end && range.start < window.range.end;
+        if self.windows.iter().any(overlaps) {
             return Err(EINVAL);
         }
         if self.windows.len() == MOST_WINDOWS {
             return Err(ENOSPC);
         }
-        // Without a file only messages would reach the memory, which no driver of
-        // worth wants.
-        let file = file.ok_or(ENOTSUP)?;
-        let memory = Memory::of_file(&file, offset, bytes).map_err(|_| EINVAL)?;
-        let memory = Arc::new(memory);
-        self.soft.open_memory(range.start, &memory);
-        self.windows.push((range.start, memory));
+        // QEMU tells of its machine's ROMs too, without a file: only messages would reach
+        // them. A command that names such memory ends with an error.
+        let memory = file.map(|file| Memory::of_file(&file, offset, bytes).map(Arc::new));
+        let memory = memory.transpose().map_err(|_| EINVAL)?;
+        if let Some(memory) = &memory {
+            self.soft.open_memory(range.start, memory);
+        }
+        self.windows.push(Window { range, memory });
         Ok(Vec::new())
     }
 
     fn close_memory(&mut self, mut fields: Fields<'_>) -> Result<(), u32> {
         let mut parse = || {
-            let _ = (fields.u32()?, fields.u32()?);
-            Some((fields.u64()?, fields.u64()?))
+            let (_, flags) = (fields.u32()?, fields.u32()?);
+            Some((flags, fields.u64()?, fields.u64()?))
         };
-        let (iova, bytes) = parse().ok_or(EINVAL)?;
-        let is_it =
-            |(start, memory): &(u64, Arc<Memory>)| *start == iova && memory.len() as u64 == bytes;
-        let index = self.windows.iter().position(is_it).ok_or(EINVAL)?;
-        self.windows.swap_remove(index);
-        self.soft.close_memory(iova);
+        let (flags, iova, bytes) = parse().ok_or(EINVAL)?;
+        if flags & UNMAP_ALL != 0 {
+            self.close_all();
+            return Ok(());
+        }
+        let end = iova.checked_add(bytes).ok_or(EINVAL)?;
+        let index = self.windows.iter().position(|window| window.range == (iova..end));
+        self.close(index.ok_or(EINVAL)?);
         Ok(())
+    }
+
+    fn close(&mut self, index: usize) {
+        let window = self.windows.swap_remove(index);
+        if window.memory.is_some() {
+            self.soft.close_memory(window.range.start);
+        }
+    }
+
+    fn close_all(&mut self) {
+        while !self.windows.is_empty() {
+            self.close(0);
+        }
     }
 
     fn describe_region(&self, mut fields: Fields<'_>) -> Answer {
@@ -208,12 +232,12 @@ impl<'a> Session<'a> {
         let mut info = Writer::default();
         match index {
             BAR0 => {
-                let size = (PAGE + self.doorbells.1) as u64;
+                let size = (PAGE + self.doorbells.1).next_power_of_two() as u64;
                 let flags = READABLE | WRITABLE | MAPPABLE | HAS_CAPABILITIES;
                 let full = 32 + 32;
                 if room < full {
-                    // The asker learns how much room it takes.
-                    info.u32(full).u32(READABLE | WRITABLE | HAS_CAPABILITIES);
+                    // The asker learns how much room it takes; without it there is no list.
+                    info.u32(full).u32(READABLE | WRITABLE);
                     info.u32(index).u32(0).u64(size).u64(0);
                     return Ok(info.0);
                 }
@@ -221,9 +245,11 @@ impl<'a> Session<'a> {
                 info.u16(SPARSE_MAPPING).u16(1).u32(0).u32(1).u32(0);
                 info.u64(u64::from(DOORBELLS)).u64(self.doorbells.1 as u64);
             }
-            CONFIGURATION => {
+            CONFIGURATION | msix::BAR => {
+                let is_table = index == msix::BAR;
+                let bytes = if is_table { self.msix.region_bytes() } else { CONFIGURATION_BYTES };
                 info.u32(32).u32(READABLE | WRITABLE).u32(index).u32(0);
-                info.u64(CONFIGURATION_BYTES as u64).u64(0);
+                info.u64(bytes as u64).u64(0);
             }
             index if index < REGIONS => {
                 info.u32(32).u32(0).u32(index).u32(0).u64(0).u64(0);
@@ -238,7 +264,10 @@ impl<'a> Session<'a> {
         let mut answer = access.described();
         match access.region {
             CONFIGURATION => {
-                answer.extend_from_slice(self.configuration.get(access.range()).ok_or(EINVAL)?);
+                answer.extend_from_slice(self.configuration.read(access.range()).ok_or(EINVAL)?);
+            }
+            msix::BAR => {
+                answer.extend_from_slice(self.msix.read(access.range()).ok_or(EINVAL)?);
             }
             BAR0 => {
                 for offset in access.registers().ok_or(EINVAL)? {
@@ -254,19 +283,8 @@ impl<'a> Session<'a> {
         let (access, data) = Access::parse(&mut fields).ok_or(EINVAL)?;
         let data = data.get(..access.count).ok_or(EINVAL)?;
         match access.region {
-            CONFIGURATION => {
-                self.configuration.get(access.range()).ok_or(EINVAL)?;
-                for (at, byte) in access.range().zip(data) {
-                    match at {
-                        COMMAND_REGISTER => self.configuration[at] = byte & 0b111,
-                        // The address decodes as many bytes as the region has.
-                        at if (BAR0_REGISTER + 2..BAR0_REGISTER + 8).contains(&at) => {
-                            self.configuration[at] = *byte;
-                        }
-                        _ => {}
-                    }
-                }
-            }
+            CONFIGURATION => self.configuration.write(access.range(), data).ok_or(EINVAL)?,
+            msix::BAR => self.msix.write(access.range(), data).ok_or(EINVAL)?,
             BAR0 => {
                 let words = data
                     .chunks_exact(4)
@@ -296,9 +314,9 @@ impl<'a> Session<'a> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         self.stop();
-        for (iova, _) in self.windows.drain(..) {
-            self.soft.close_memory(iova);
-        }
+        self.close_all();
+        // They were for this driver.
+        let _ = self.soft.take_interrupts().count();
     }
 }
 
@@ -317,7 +335,7 @@ impl Access {
         sound.then_some((Self { region, offset, count: count as usize }, fields.0))
     }
 
-    fn range(&self) -> std::ops::Range<usize> {
+    fn range(&self) -> Range<usize> {
         self.offset as usize..self.offset as usize + self.count
     }
 
@@ -346,27 +364,4 @@ fn agree(mut fields: Fields<'_>) -> Answer {
     answer.u16(MAJOR).u16(minor.min(MINOR));
     answer.0.extend_from_slice(CAPABILITIES);
     Ok(answer.0)
-}
-
-/// There are none: drivers poll.
-fn describe_interrupts(mut fields: Fields<'_>) -> Answer {
-    let mut parse = || {
-        let _ = (fields.u32()?, fields.u32()?);
-        fields.u32()
-    };
-    let index = parse().filter(|&index| index < INTERRUPT_KINDS).ok_or(EINVAL)?;
-    let mut info = Writer::default();
-    info.u32(16).u32(0).u32(index).u32(0);
-    Ok(info.0)
-}
-
-/// A PCI header (PCI 3.0, section 6.1): an NVMe controller with 64-bit registers.
-fn initial_configuration() -> [u8; CONFIGURATION_BYTES] {
-    let mut bytes = [0; CONFIGURATION_BYTES];
-    // Vendor and device, which nobody has: drivers look at the class.
-    bytes[..4].copy_from_slice(&[0x72, 0x76, 0x6f, 0x69]);
-    bytes[9..12].copy_from_slice(&[0x02, 0x08, 0x01]);
-    // BAR 0: memory, 64 bits.
-    bytes[BAR0_REGISTER] = 0b100;
-    bytes
 }

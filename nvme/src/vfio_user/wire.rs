@@ -25,6 +25,7 @@ pub(super) mod command {
     pub(crate) const DEVICE_INFO: u16 = 4;
     pub(crate) const REGION_INFO: u16 = 5;
     pub(crate) const INTERRUPT_INFO: u16 = 7;
+    pub(crate) const SET_INTERRUPTS: u16 = 8;
     pub(crate) const REGION_READ: u16 = 9;
     pub(crate) const REGION_WRITE: u16 = 10;
     pub(crate) const RESET: u16 = 13;
@@ -48,6 +49,23 @@ pub(super) const SPARSE_MAPPING: u16 = 1;
 /// Flags of a device: it can be reset; it is PCI.
 pub(super) const DEVICE_RESETS: u32 = 1;
 pub(super) const DEVICE_IS_PCI: u32 = 1 << 1;
+
+/// Flags of interrupts: an eventfd says that one came.
+pub(super) const INTERRUPT_BY_EVENTFD: u32 = 1;
+
+/// What is set about interrupts: nothing, or an eventfd for each; and that these are what
+/// rings.
+pub(super) const DATA_NONE: u32 = 1;
+pub(super) const DATA_EVENTFD: u32 = 1 << 2;
+pub(super) const ACTION_TRIGGER: u32 = 1 << 5;
+
+/// Memory is taken away: all of it.
+pub(super) const UNMAP_ALL: u32 = 1 << 1;
+
+/// Errors of an answer.
+pub(super) const EINVAL: u32 = 22;
+pub(super) const ENOSPC: u32 = 28;
+pub(super) const ENOTSUP: u32 = 95;
 
 /// Flags of memory: the device may read it and write to it.
 pub(super) const DMA_READ_WRITE: u32 = 0b11;
