@@ -56,6 +56,31 @@ fn a_server_drives_a_controller_in_another_process() {
     assert!(list.contains("far"), "{list}\n{}", stand.logs());
 }
 
+/// A server that sleeps while its device in another process has commands under way, and is
+/// woken for their ends: with `interrupt` it looks at them only then, or ten times a second.
+#[test]
+fn a_server_sleeps_until_a_controller_in_another_process_interrupts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let _process = served(folder.path());
+    let address = format!("vfio-user:{}", folder.path().join("nvme.sock").display());
+    let mut stand =
+        Stand::start_with(64, |_| format!("[[device]]\nname = \"far\"\npath = \"{address}\"\n"));
+    assert_eq!(stand.server().stop(), Some(0), "{}", stand.logs());
+    stand.say_to_server("idle = \"interrupt\"");
+    stand.start_server();
+    let output = stand.volume(&["create", "far", "--size", "32M", "--device", "far"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let socket = stand.front("far", "far", "");
+    for depth in [1, 32] {
+        let options =
+            format!("--rw randrw --bs 4k-64k --bytes 32M --overwrite --verify --depth {depth}");
+        let report = bench(&socket, &options);
+        let report = report.unwrap_or_else(|error| panic!("{error}\n{}", stand.logs()));
+        assert_eq!(report["verify"]["mismatched_sectors"], 0);
+    }
+    assert!(!stand.server().log().contains("it is polled all the time"), "{}", stand.logs());
+}
+
 /// Each sentence names the address and the way out.
 #[test]
 fn what_is_no_controller_is_said_so() {
