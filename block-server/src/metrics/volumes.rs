@@ -34,7 +34,7 @@ const EDGES: [u64; 18] = [
 ];
 
 pub(super) fn add(page: &mut Page, volumes: &[VolumeInfo]) {
-    let labels: Vec<_> = volumes.iter().map(|volume| of(volume)).collect();
+    let labels: Vec<_> = volumes.iter().map(of).collect();
     let each = || labels.iter().map(|labels| &labels[..]).zip(volumes);
     for (name, help, figure) in GAUGES {
         page.gauge(name, help, each().map(|(labels, volume)| (labels, figure(volume))));
