@@ -64,6 +64,12 @@ pub trait Bus: Send + Sync {
         Vec::new()
     }
 
+    /// Whether a bell rings when the controller [is to be taken away](Bus::is_revoked), so
+    /// that it is looked at also while nobody asks anything of it.
+    fn announces_removal(&self) -> bool {
+        false
+    }
+
     /// Whether the controller is about to be taken away for good: it was unplugged, or
     /// its machine wants it back. It is not waited for.
     fn is_revoked(&self) -> bool {

@@ -117,7 +117,7 @@ pub struct Watch {
     round: Duration,
     rounds: u32,
     next_look: Time,
-    /// Its bus has bells, one of which may say that the device is wanted back.
+    /// Its bus says when the device is wanted back.
     is_removable: bool,
     troubles: Troubles,
     /// How often the health log is read, and when next.
@@ -147,10 +147,11 @@ impl Watch {
         let round = (patience.command / FEWEST_ROUNDS).min(LONGEST_ROUND);
         let round = round.max(Duration::from_nanos(1));
         let rounds = patience.command.as_nanos().div_ceil(round.as_nanos());
+        let core = controller.core();
         Self {
             stage: Stage::Calm,
-            is_removable: !controller.bells().is_empty(),
-            core: controller.core(),
+            is_removable: core.port.bus.announces_removal(),
+            core,
             queue,
             patience,
             round,

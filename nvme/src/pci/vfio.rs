@@ -202,6 +202,10 @@ impl Bus for VfioBus {
         [Some(self.bells.removal.as_fd()), interrupt].into_iter().flatten().collect()
     }
 
+    fn announces_removal(&self) -> bool {
+        true
+    }
+
     fn is_revoked(&self) -> bool {
         let mut asked = [PollFd::new(&self.bells.removal, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
