@@ -49,15 +49,21 @@ impl DmaMemory {
 /// that is dropped goes back to its pool.
 #[derive(Clone, Debug)]
 pub struct Pool {
-    inner: Rc<Inner>,
+    pieces: Rc<[Rc<Piece>]>,
+    free: Free,
+    buffer_bytes: usize,
+    count: usize,
 }
 
+type Free = Rc<RefCell<Vec<Place>>>;
+
+/// What a buffer is a part of, and where it goes back to.
 #[derive(Debug)]
-struct Inner {
-    pieces: Vec<DmaMemory>,
+struct Piece {
+    number: u32,
+    dma: DmaMemory,
     buffer_bytes: usize,
-    free: RefCell<Vec<Place>>,
-    count: usize,
+    free: Free,
 }
 
 /// Where a buffer begins.
@@ -98,8 +104,11 @@ impl Pool {
         });
         let mut free: Vec<Place> = places.collect();
         free.reverse(); // The first is taken first.
-        let count = free.len();
-        Self { inner: Rc::new(Inner { pieces, buffer_bytes, free: RefCell::new(free), count }) }
+        let (count, free) = (free.len(), Rc::new(RefCell::new(free)));
+        let pieces = pieces.into_iter().zip(0..).map(|(dma, number)| {
+            Rc::new(Piece { number, dma, buffer_bytes, free: Rc::clone(&free) })
+        });
+        Self { pieces: pieces.collect(), free: Rc::clone(&free), buffer_bytes, count }
     }
 
     /// A pool of `count` private buffers, which no device reaches.
@@ -114,55 +123,51 @@ impl Pool {
     /// are in use.
     #[must_use]
     pub fn take(&self) -> Option<Buffer> {
-        let place = self.inner.free.borrow_mut().pop()?;
-        Some(Buffer { pool: Rc::clone(&self.inner), place })
+        let Place { piece, block } = self.free.borrow_mut().pop()?;
+        Some(Buffer { piece: Rc::clone(&self.pieces[piece as usize]), block })
     }
 
     /// How many buffers are free.
     #[must_use]
     pub fn available(&self) -> usize {
-        self.inner.free.borrow().len()
+        self.free.borrow().len()
     }
 
     /// How many buffers there are, free or not.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.inner.count
+        self.count
     }
 
     /// Bytes in each buffer.
     #[must_use]
     pub fn buffer_bytes(&self) -> usize {
-        self.inner.buffer_bytes
+        self.buffer_bytes
     }
 }
 
 /// A page-aligned piece of memory with one owner.
 pub struct Buffer {
-    pool: Rc<Inner>,
-    place: Place,
+    piece: Rc<Piece>,
+    block: u32,
 }
 
 impl Buffer {
-    fn piece(&self) -> &DmaMemory {
-        &self.pool.pieces[self.place.piece as usize]
-    }
-
     fn offset(&self) -> usize {
-        self.place.block as usize * BLOCK_SIZE
+        self.block as usize * BLOCK_SIZE
     }
 
     /// The memory that the buffer is a part of, the offset in it and the size.
     /// As long as the buffer lives, nobody else has this part: the place left
     /// the free list when the buffer was made and returns when it is dropped.
     pub(crate) fn part(&self) -> (&Memory, usize, usize) {
-        (&self.piece().memory, self.offset(), self.pool.buffer_bytes)
+        (&self.piece.dma.memory, self.offset(), self.piece.buffer_bytes)
     }
 
     /// Where a device finds the buffer's first byte.
     #[must_use]
     pub fn iova(&self) -> u64 {
-        self.piece().iova + self.offset() as u64
+        self.piece.dma.iova + self.offset() as u64
     }
 }
 
@@ -181,15 +186,16 @@ impl DerefMut for Buffer {
 }
 
 impl Drop for Buffer {
-    #[inline(never)]
+    #[inline(never)] // What may hold a buffer is dropped more often than one that does.
     fn drop(&mut self) {
-        self.pool.free.borrow_mut().push(self.place);
+        let place = Place { piece: self.piece.number, block: self.block };
+        self.piece.free.borrow_mut().push(place);
     }
 }
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({:?}, {} bytes)", self.place, self.pool.buffer_bytes)
+        write!(f, "Buffer({:#x}, {} bytes)", self.iova(), self.piece.buffer_bytes)
     }
 }
 
