@@ -42,6 +42,8 @@ pub(crate) fn count(row: Row, depth: u16, side: Side) -> anyhow::Result<Counted>
         Side::Server => "*counted_server*",
     };
     let mut valgrind = Command::new("valgrind");
+    // Else a thread that polls keeps the one whom it waits for from running.
+    valgrind.arg("--fair-sched=try");
     valgrind.arg("--tool=callgrind").arg(format!("--toggle-collect={turns}"));
     // Copies are whose who calls them.
     valgrind.arg("--separate-callers1=__mem*");
