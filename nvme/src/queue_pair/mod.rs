@@ -310,6 +310,7 @@ impl State {
     /// Ends a command: its task, or, when it was abandoned, the next in line.
     #[inline]
     fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
+        // Before it ends: a call between the waker's end and its owner costs every command.
         if !ending.is_success() && self.table.is_busy(id) {
             self.note_failure(ending);
         }

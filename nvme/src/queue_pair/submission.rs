@@ -244,22 +244,19 @@ impl<'a, A: Ask<'a>> Submission<'a, A> {
 
     #[cold]
     fn give_up(&mut self) {
-        let queue = self.ask.queue();
-        let next =
-            match self.stage {
-                Stage::New | Stage::Over => None,
-                Stage::InLine { number } => self.ask.queue().with(|state| {
-                    let position = state.position(number);
-                    state.line.remove(position);
-                    state.entitled()
-                }),
-                Stage::Issued { place } => {
-                    let buffer = self.ask.take_buffer();
-                    queue.with(|state| {
-                        if state.table.abandon(place, buffer) { state.entitled() } else { None }
-                    })
-                }
-            };
+        let buffer = self.ask.take_buffer();
+        let next = self.ask.queue().with(|state| match self.stage {
+            Stage::New | Stage::Over => None,
+            Stage::InLine { number } => {
+                let position = state.position(number);
+                state.line.remove(position);
+                state.entitled()
+            }
+            Stage::Issued { place } => {
+                let is_free = state.table.abandon(place, buffer);
+                if is_free { state.entitled() } else { None }
+            }
+        });
         next.into_iter().for_each(Waker::wake);
     }
 }
