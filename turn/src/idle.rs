@@ -10,13 +10,13 @@ use crate::gaps::Gaps;
 use crate::poller::Poller;
 use crate::wait;
 
-/// What a loop does when a turn moved nothing.
+/// What a loop does between turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Idle {
     /// Turns again at once. For comparison, and for a core of its own.
     Spin,
-    /// Gives the core to others first. For pollers that outnumber cores.
+    /// Gives the core to others after every turn. For pollers that outnumber cores.
     Yield,
     /// Where work has kept coming, stays awake about as long as a wake-up costs, giving
     /// the core to others; then, and otherwise at once, sleeps.
@@ -96,13 +96,15 @@ impl Loop {
         let mut gaps = Gaps::new(self.clock.now());
         while !station.is_stopped() {
             let now = self.clock.now();
-            if station.turn(now) {
+            let moved = station.turn(now);
+            if moved {
                 gaps.moved(now);
-                continue;
             }
             match self.idle {
-                Idle::Spin => std::hint::spin_loop(),
+                // Whoever works on what moved may need this core.
                 Idle::Yield => rustix::thread::sched_yield(),
+                _ if moved => {}
+                Idle::Spin => std::hint::spin_loop(),
                 // Who is waited for may need this core.
                 Idle::Adaptive if gaps.pays(now) => rustix::thread::sched_yield(),
                 Idle::Adaptive | Idle::Interrupt => self.sleep(station)?,
