@@ -2,6 +2,7 @@
 
 mod network;
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use link::frame::HEADER_BYTES;
@@ -49,6 +50,20 @@ fn ask(front: &mut AnyWire, server: &mut AnyWire, at: &str) {
     assert_eq!(receive(front), (asked, vec![2; HEADER_BYTES + 8192]));
 }
 
+/// Waits until the kernel hears what is sent to the interface's addresses: a new one is
+/// looked at by a thread of the kernel first.
+fn await_addresses(interface: &str) {
+    let show = ["-6", "address", "show", "dev", interface, "tentative"];
+    loop {
+        let shown = Command::new("ip").args(show).output().expect("ip");
+        assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+        if shown.stdout.is_empty() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A server at `[::]` hears both. Its answers leave from the address that was asked,
 /// or a front does not believe them, and a front with servers of both kinds has one
 /// socket for them.
@@ -60,6 +75,7 @@ fn one_socket_speaks_both() {
     ip("link set lo up");
     ip("address add 2001:db8::1/128 dev lo");
     ip("address add 2001:db8::2/128 dev lo");
+    await_addresses("lo");
     let mut server = listen("udp://[::]:7700");
     let all = ["udp://127.0.0.77:7700", "udp://[::1]:7700", "udp://[2001:db8::2]:7700"];
     let mut front = connect(&all);
