@@ -267,13 +267,19 @@ impl<W: Wire> Path for Client<W> {
 
     /// Sends, then receives: what is asked for again because of what came leaves
     /// with the guest's next requests, not in a packet of its own.
+    /// What answers the first request in a while is left to the next turn.
     fn turn(&mut self, now: Time, guest: &mut impl Guest) -> bool {
+        let awaited = self.sessions.iter().any(Session::awaits_answers);
         let mut sent = false;
         for session in &mut self.sessions {
             sent |= session.transmit(now, self.caller, &self.volumes, &mut self.wire);
         }
         if sent {
             self.wire.flush();
+            // Whoever answers has had no time to, and may need this core.
+            if !awaited {
+                return true;
+            }
         }
         let received = self.receive(now, guest);
         if received > 0 {

@@ -83,6 +83,12 @@ impl<P: Peer> Session<P> {
         frames > 0
     }
 
+    /// Whether more is under way than waits to be sent: answers may come.
+    pub(in crate::client) fn awaits_answers(&self) -> bool {
+        let taken = self.slots.len().saturating_sub(1 + self.free.len());
+        !self.is_live() || taken > self.queue.len()
+    }
+
     /// Whether frames wait to be sent.
     pub(in crate::client) fn has_frames(&self) -> bool {
         self.is_live() && !self.queue.is_empty()
