@@ -11,10 +11,11 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{Transmit, UdpSocketState};
 use rustix::net::sockopt;
 
 use crate::frame::{HEADER_BYTES, MAX_FRAME};
+use crate::wire::sys::datagrams::{self, Envelope};
 use crate::wire::{Peer, Wire};
 
 /// What one call to the kernel may carry: the largest IP packet.
@@ -45,6 +46,7 @@ pub struct Udp {
     v6: bool,
     window: u32,
     received: Box<[u8]>,
+    envelopes: [Envelope; RECEIVE_DATAGRAMS],
     batch: Batch,
     broken_sends: u64,
 }
@@ -109,7 +111,7 @@ impl Udp {
     /// The kernel's: the address is in use or not this host's.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind(address)?;
-        let state = UdpSocketState::new((&socket).into())?;
+        let state = set_up(&socket)?;
         // The forced variant passes the system's limit but takes a privilege.
         if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER)?;
@@ -120,6 +122,7 @@ impl Udp {
         Ok(Self {
             window: u32::try_from(window).unwrap_or(u32::MAX),
             received: vec![0; RECEIVE_DATAGRAMS * RECEIVE_STRIDE].into_boxed_slice(),
+            envelopes: [Envelope::EMPTY; RECEIVE_DATAGRAMS],
             batch: Batch::new(),
             broken_sends: 0,
             v6: socket.local_addr()?.is_ipv6(),
@@ -168,7 +171,7 @@ impl Udp {
             }
         }
         // It was the path's fault, not that of batches: they are used again.
-        if too_large && let Ok(state) = UdpSocketState::new((&self.socket).into()) {
+        if too_large && let Ok(state) = set_up(&self.socket) {
             self.state = state;
         }
     }
@@ -185,6 +188,16 @@ impl Udp {
             tracing::warn!(%to, %error, times, "cannot send");
         }
     }
+}
+
+/// Batches both ways, and which of our addresses was asked.
+fn set_up(socket: &UdpSocket) -> io::Result<UdpSocketState> {
+    let state = UdpSocketState::new(socket.into())?;
+    // It asks for each datagram's type of service, which nobody here reads. What an
+    // older kernel cannot be asked for it does not tell either.
+    let _ = sockopt::set_ip_recvtos(socket, false);
+    let _ = sockopt::set_ipv6_recvtclass(socket, false);
+    Ok(state)
 }
 
 fn transmit(
@@ -246,24 +259,26 @@ impl Wire for Udp {
     fn receive(&mut self, take: &mut dyn FnMut(UdpPeer, &mut [u8])) -> io::Result<usize> {
         let mut frames = 0;
         for _ in 0..RECEIVE_CALLS {
-            let mut metas = [RecvMeta::default(); RECEIVE_DATAGRAMS];
             let mut parts = self.received.chunks_exact_mut(RECEIVE_STRIDE);
-            let mut slices: [IoSliceMut<'_>; RECEIVE_DATAGRAMS] = std::array::from_fn(|_| {
+            let mut places: [IoSliceMut<'_>; RECEIVE_DATAGRAMS] = std::array::from_fn(|_| {
                 IoSliceMut::new(parts.next().map_or(&mut [], |part| &mut part[RECEIVE_OFFSET..]))
             });
-            let count = match self.state.recv((&self.socket).into(), &mut slices, &mut metas) {
+            let socket = self.socket.as_fd();
+            let count = match datagrams::receive(socket, &mut places, &mut self.envelopes) {
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(frames),
-                // A peer's "port unreachable" comes back here; it will be back
-                // or not, and a timer of the session finds out.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
-                Err(error) => return Err(error),
+                Err(error) => match error.kind() {
+                    // A peer's "port unreachable" comes back here; it will be back
+                    // or not, and a timer of the session finds out.
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted => continue,
+                    _ => return Err(error),
+                },
             };
-            let parts = self.received.chunks_mut(RECEIVE_STRIDE);
-            for (meta, part) in metas[..count].iter().zip(parts) {
-                let from = UdpPeer { address: meta.addr, local: meta.dst_ip };
-                let burst = &mut part[RECEIVE_OFFSET..RECEIVE_OFFSET + meta.len];
-                for frame in burst.chunks_mut(meta.stride.max(1)) {
+            let parts = self.received.chunks_exact_mut(RECEIVE_STRIDE);
+            for (envelope, part) in self.envelopes[..count].iter().zip(parts) {
+                let Some(letter) = envelope.read() else { continue };
+                let from = UdpPeer { address: letter.from, local: letter.to };
+                let burst = &mut part[RECEIVE_OFFSET..][..letter.bytes];
+                for frame in burst.chunks_mut(letter.each.max(1)) {
                     take(from, frame);
                     frames += 1;
                 }
@@ -298,11 +313,16 @@ impl Wire for Udp {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     fn pair() -> (Udp, Udp) {
-        let bind = || Udp::bind("127.0.0.1:0".parse().expect("an address")).expect("a socket");
-        (bind(), bind())
+        (bind(Ipv4Addr::LOCALHOST), bind(Ipv4Addr::LOCALHOST))
+    }
+
+    fn bind(address: impl Into<IpAddr>) -> Udp {
+        Udp::bind(SocketAddr::new(address.into(), 0)).expect("a socket")
     }
 
     fn receive(wire: &mut Udp, frames: usize) -> Vec<Vec<u8>> {
@@ -318,7 +338,11 @@ mod tests {
     /// frame must come out as it went in, also where sizes change.
     #[test]
     fn frames_of_changing_sizes_keep_their_borders() {
-        let (mut here, mut there) = pair();
+        keep_their_borders(bind(Ipv4Addr::LOCALHOST), bind(Ipv4Addr::LOCALHOST));
+        keep_their_borders(bind(Ipv6Addr::LOCALHOST), bind(Ipv6Addr::LOCALHOST));
+    }
+
+    fn keep_their_borders(mut here: Udp, mut there: Udp) {
         let to = there.local_address().expect("address").into();
         let sizes = [4096, 4096, 4096, 100, 4096, 0, 0, 0, 8192, 8192, 512, 1368, 1368, 8192];
         for (mark, size) in (0..).zip(sizes) {
@@ -349,11 +373,17 @@ mod tests {
     /// answer must come from that one, or the front does not believe it.
     #[test]
     fn an_answer_leaves_from_the_address_that_was_asked() {
-        let any = "0.0.0.0:0".parse().expect("an address");
-        let mut server = Udp::bind(any).expect("a socket");
+        let any = || bind(Ipv4Addr::UNSPECIFIED);
+        answers_from(any(), any(), Ipv4Addr::new(127, 0, 0, 77).into());
+        let any = || bind(Ipv6Addr::UNSPECIFIED);
+        answers_from(any(), any(), Ipv6Addr::LOCALHOST.into());
+        // An IPv4 host in IPv6's way.
+        answers_from(any(), any(), Ipv4Addr::new(127, 0, 0, 77).to_ipv6_mapped().into());
+    }
+
+    fn answers_from(mut server: Udp, mut front: Udp, address: IpAddr) {
         let port = server.local_address().expect("address").port();
-        let mut front = Udp::bind(any).expect("a socket");
-        let asked: UdpPeer = SocketAddr::from(([127, 0, 0, 77], port)).into();
+        let asked: UdpPeer = SocketAddr::new(address, port).into();
         front.send(asked, &[1; HEADER_BYTES], &[]);
         front.flush();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
