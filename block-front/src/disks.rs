@@ -23,10 +23,11 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Most parts that one ring hands over in a turn.
 const BURST: usize = 32;
 
-/// A machine has many rings and few are busy: of those that were empty for
-/// [`QUIET`], about this many are looked at in a turn.
-const QUIET_PER_TURN: usize = 32;
+/// A machine has many rings and few are busy: those that were empty for this long
+/// sleep. They wake when they are kicked, and about [`ASLEEP_PER_TURN`] of them
+/// are looked at in a turn, since who is not told to kick does not.
 const QUIET: Duration = Duration::from_millis(1);
+const ASLEEP_PER_TURN: usize = 8;
 
 /// All disks and their queues; what the path sees of the front while it is
 /// turned.
@@ -36,9 +37,9 @@ pub(crate) struct Disks {
     pub(crate) queues: Vec<Berth>,
     /// The queues that run, in no order.
     pub(crate) running: Vec<u16>,
-    /// A quiet queue is looked at when these bits of its number are the
+    /// A queue that sleeps is looked at when these bits of its number are the
     /// turn's.
-    pub(crate) quiet_mask: usize,
+    pub(crate) asleep_mask: usize,
     /// The queues that have something to publish; each stands here once.
     pub(crate) dirty: Vec<u16>,
     /// Whether the path has completed anything in this turn: then it has room.
@@ -77,6 +78,36 @@ pub(crate) struct Berth {
     pub(crate) queue: Option<Box<Queue>>,
     pub(crate) stop: Option<SyncSender<Option<Box<Queue>>>>,
     pub(crate) is_dirty: bool,
+    /// Whether the ring is looked at in every turn.
+    is_awake: bool,
+    told: Told,
+    /// When the ring last had something.
+    last_busy: Time,
+}
+
+/// Whether a ring's guest has been told to kick since the ring last had something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    No,
+    /// It may have added something before it knew: the ring must be looked at.
+    Now,
+    /// What it adds it kicks for.
+    Before,
+}
+
+impl Berth {
+    /// An empty one of a disk.
+    pub(crate) const fn of(disk: usize) -> Self {
+        Self {
+            disk,
+            queue: None,
+            stop: None,
+            is_dirty: false,
+            is_awake: true,
+            told: Told::No,
+            last_busy: Time::ZERO,
+        }
+    }
 }
 
 impl Disks {
@@ -90,11 +121,13 @@ impl Disks {
             Mail::Close { disk } => self.disks[disk].socket = None,
             Mail::Start { queue, running } => {
                 let place = &mut self.queues[queue];
-                place.queue = Some(running);
+                *place = Berth { queue: Some(running), ..Berth::of(place.disk) };
                 self.disks[place.disk].given_up_until = Time::ZERO;
                 self.running.push(queue as u16);
-                self.set_quiet_mask();
+                self.set_asleep_mask();
             }
+            // All that there is to do is to look.
+            Mail::Kick => {}
             Mail::Stop { queue, answer } => self.stop(queue, now, answer),
             Mail::Enable { queue, on } => {
                 if let Some(queue) = &mut self.queues[queue].queue {
@@ -139,8 +172,50 @@ impl Disks {
         disk.drain_by = Some(by.min(now + grace));
     }
 
-    fn set_quiet_mask(&mut self) {
-        self.quiet_mask = (self.running.len() / QUIET_PER_TURN).next_power_of_two() - 1;
+    fn set_asleep_mask(&mut self) {
+        self.asleep_mask = (self.running.len() / ASLEEP_PER_TURN).next_power_of_two() - 1;
+    }
+
+    /// The next turn looks at a ring.
+    pub(crate) fn wake(&mut self, queue: usize) {
+        if let Some(place) = self.queues.get_mut(queue) {
+            place.is_awake = true;
+        }
+    }
+
+    /// The next turn looks at all rings: something has changed for some of them.
+    pub(crate) fn wake_all(&mut self) {
+        self.queues.iter_mut().for_each(|place| place.is_awake = true);
+    }
+
+    /// Tells guests to kick who do not know that they should.
+    pub(crate) fn announce(&mut self) {
+        for &number in &self.running {
+            let place = &mut self.queues[usize::from(number)];
+            if place.told == Told::No
+                && let Some(queue) = &mut place.queue
+            {
+                queue.announce();
+                place.told = Told::Now;
+            }
+        }
+    }
+
+    /// Whether a turn would find something in a ring: only in those whose guests did not
+    /// know before that they should kick.
+    pub(crate) fn have_work(&mut self) -> bool {
+        let Self { running, queues, disks, quiescing, .. } = self;
+        running.iter().any(|&number| {
+            let place = &mut queues[usize::from(number)];
+            let Some(queue) = place.queue.as_mut().filter(|_| place.told == Told::Now) else {
+                return false;
+            };
+            place.told = Told::Before;
+            let drain = *quiescing || disks[place.disk].broken || place.stop.is_some();
+            let has_work = queue.has_work(drain);
+            place.is_awake |= has_work;
+            has_work
+        })
     }
 
     /// Answers the stops whose rings have drained; gives up those that have
@@ -163,7 +238,7 @@ impl Disks {
             }
             let (answer, queue) = (place.stop.take(), place.queue.take());
             self.running.swap_remove(at);
-            self.set_quiet_mask();
+            self.set_asleep_mask();
             self.stopping -= 1;
             moved = true;
             if let Some(answer) = answer {
@@ -241,17 +316,20 @@ impl Disks {
 
     fn offer(&mut self, number: usize, turn: usize, now: Time) -> Result<Offer, Broken> {
         let place = &mut self.queues[number];
-        let disk = &self.disks[place.disk];
-        let Some(queue) = &mut place.queue else { return Ok(Offer::Nothing) };
-        let not_its_turn = (number ^ turn) & self.quiet_mask != 0;
-        // What is under way may have parts that wait to be offered.
-        if not_its_turn && queue.is_idle() && now - queue.last_busy > QUIET {
+        if !place.is_awake && (number ^ turn) & self.asleep_mask != 0 {
             return Ok(Offer::Nothing);
         }
+        let disk = &self.disks[place.disk];
+        let Some(queue) = &mut place.queue else { return Ok(Offer::Nothing) };
         let drain = place.stop.is_some() || disk.broken || self.quiescing;
         let offer = queue.offer(&disk.limits, &disk.id, drain)?;
+        // What is under way may have parts that wait to be offered.
         if offer != Offer::Nothing || !queue.is_idle() {
-            queue.last_busy = now;
+            place.is_awake = true;
+            place.told = Told::No;
+            place.last_busy = now;
+        } else if now - place.last_busy > QUIET {
+            place.is_awake = false;
         }
         // Only a guest that has begun anew could start a ring of such a disk.
         if disk.is_breached && offer != Offer::Nothing {

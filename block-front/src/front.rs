@@ -40,13 +40,13 @@ impl Front {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|error| StartError::Process(error.into()))?;
         let epoll = Arc::new(epoll);
-        watch(&epoll, mailbox.as_fd()).map_err(StartError::Process)?;
+        watch(&epoll, mailbox.as_fd(), Bell::Mail).map_err(StartError::Process)?;
         let mut front = Self {
             disks: Disks {
                 disks: Vec::with_capacity(disks.len()),
                 queues: Vec::new(),
                 running: Vec::new(),
-                quiet_mask: 0,
+                asleep_mask: 0,
                 dirty: Vec::new(),
                 has_completed: false,
                 has_blocked: false,
@@ -81,8 +81,7 @@ impl Front {
             Arc::clone(&self.mailbox),
             Arc::clone(&self.epoll),
         )?);
-        let queue = || Berth { disk: number, queue: None, stop: None, is_dirty: false };
-        self.disks.queues.extend((0..spec.queues()).map(|_| queue()));
+        self.disks.queues.extend((0..spec.queues()).map(|_| Berth::of(number)));
         self.disks.disks.push(Disk {
             id: spec.id(),
             limits: Limits {
@@ -107,8 +106,8 @@ impl Front {
         let mut moved = self.take_mail(now);
         self.turns = self.turns.wrapping_add(1);
         let count = self.disks.running.len();
-        for step in 0..count {
-            let at = (self.turns + step) % count;
+        let first = self.turns.checked_rem(count).unwrap_or(0);
+        for at in (first..count).chain(0..first) {
             let queue = usize::from(self.disks.running[at]);
             moved |= self.disks.serve(queue, self.turns, now, path);
         }
@@ -136,37 +135,34 @@ impl Front {
     /// Asks every guest to kick. Then comes a full fence, then
     /// [`Front::has_work`], then the sleep.
     pub fn announce_sleep(&mut self) {
-        for &queue in &self.disks.running {
-            if let Some(queue) = &mut self.disks.queues[usize::from(queue)].queue
-                && !queue.is_announced()
-            {
-                queue.announce();
-            }
-        }
+        self.disks.announce();
     }
 
     /// Whether a turn would find something to do: then there is no sleep.
     #[must_use]
     pub fn has_work(&mut self) -> bool {
-        if self.mailbox.is_filled() {
-            return true;
-        }
-        let Disks { running, queues, disks, quiescing, .. } = &mut self.disks;
-        running.iter().any(|&queue| {
-            let place = &mut queues[usize::from(queue)];
-            let drain = *quiescing || disks[place.disk].broken || place.stop.is_some();
-            place.queue.as_mut().is_some_and(|queue| queue.has_work(drain))
-        })
+        self.mailbox.is_filled() || self.disks.have_work()
     }
 
-    /// After the sleep. A ring stays announced until it has traffic again.
+    /// After the sleep: which rings were kicked. A ring stays announced until it has
+    /// traffic again.
     pub fn retract_sleep(&mut self) {
         let none =
             epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         let mut events = [none; 64];
         let at_once = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Which descriptor has news does not matter: the turn looks at all.
-        while epoll::wait(&*self.epoll, &mut events[..], Some(&at_once)) == Ok(events.len()) {}
+        loop {
+            // It does not wait: nothing keeps it from looking.
+            let count = epoll::wait(&*self.epoll, &mut events[..], Some(&at_once)).unwrap_or(0);
+            for event in &events[..count] {
+                if let Bell::Kick(queue) = Bell::from(event.data) {
+                    self.disks.wake(queue);
+                }
+            }
+            if count < events.len() {
+                return;
+            }
+        }
     }
 
     /// The volume of disk `disk` (its place in [`Front::new`]) has another
@@ -212,6 +208,7 @@ impl Front {
         for mail in self.mailbox.take() {
             self.disks.receive(now, mail);
         }
+        self.disks.wake_all();
         true
     }
 }
@@ -225,11 +222,42 @@ impl Drop for Front {
     }
 }
 
+/// What the news of a descriptor means.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Bell {
+    /// A message waits.
+    Mail,
+    /// A guest has kicked the ring of the queue.
+    Kick(usize),
+}
+
+impl Bell {
+    const MAIL: u64 = u64::MAX;
+}
+
+impl From<Bell> for epoll::EventData {
+    fn from(bell: Bell) -> Self {
+        Self::new_u64(match bell {
+            Bell::Mail => Bell::MAIL,
+            Bell::Kick(queue) => queue as u64,
+        })
+    }
+}
+
+impl From<epoll::EventData> for Bell {
+    fn from(data: epoll::EventData) -> Self {
+        match data.u64() {
+            Self::MAIL => Self::Mail,
+            queue => Self::Kick(queue as usize),
+        }
+    }
+}
+
 /// Lets news of `fd` end a sleep on `epoll`. Edge-triggered: a kick need not
 /// be read.
-pub(crate) fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, bell: Bell) -> io::Result<()> {
     let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    epoll::add(epoll, fd, epoll::EventData::new_u64(0), flags)?;
+    epoll::add(epoll, fd, bell.into(), flags)?;
     Ok(())
 }
 

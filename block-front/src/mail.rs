@@ -25,6 +25,8 @@ pub(crate) enum Mail {
     Close { disk: usize },
     /// A ring runs.
     Start { queue: usize, running: Box<Queue> },
+    /// A ring has another kick descriptor: kicks of the old one may have gone unheard.
+    Kick,
     /// A ring is to stop. The answer is its queue, after its last request has
     /// ended; closing and freeing is left to the receiver.
     Stop { queue: usize, answer: SyncSender<Option<Box<Queue>>> },

@@ -6,7 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use block_core::{BlockError, Op, SectorRange, Time};
+use block_core::{BlockError, Op, SectorRange};
 
 use crate::chain::{self, MAX_PIECES, Piece, TableCopy, walk};
 use crate::command::{ID_BYTES, Limits, RANGE_BYTES, Status};
@@ -142,8 +142,6 @@ pub(crate) struct Queue {
     /// The path had no room for the part that is being offered: it is offered
     /// again after a completion, and a kick would tell nothing new.
     pub(crate) is_blocked: bool,
-    /// When the ring last had something.
-    pub(crate) last_busy: Time,
     /// The request whose parts are being offered.
     current: Option<u16>,
     under_way: u32,
@@ -171,7 +169,6 @@ impl Queue {
             indirect,
             enabled,
             is_blocked: false,
-            last_busy: Time::ZERO,
             current: None,
             under_way: 0,
             slots: vec![IDLE; size].into_boxed_slice(),
@@ -260,11 +257,6 @@ impl Queue {
     /// Asks for a kick; see [`Ring::announce`].
     pub(crate) fn announce(&mut self) {
         self.ring.announce();
-    }
-
-    /// Whether a kick may come.
-    pub(crate) const fn is_announced(&self) -> bool {
-        self.ring.is_announced()
     }
 
     /// The next part for the path. The same part is offered until

@@ -357,11 +357,6 @@ impl Ring {
             self.memory.used.store16(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
         }
     }
-
-    /// Whether the driver was told to kick.
-    pub(crate) const fn is_announced(&self) -> bool {
-        self.announced
-    }
 }
 
 /// Whether moving an index from `old` to `new` passes `event` (2.7.10,

@@ -3,6 +3,7 @@
 mod world;
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,29 @@ fn a_lost_call_is_made_up_for_after_the_worker_has_the_new_descriptor() {
     assert_eq!(new.calls(), 1);
 }
 
+/// Disks whose rings run, so many each.
+fn running<'a>(
+    world: &World,
+    guests: &'a [Guest],
+    features: u64,
+    queues: u32,
+) -> (Vec<FrontEnd>, Vec<Ring<'a>>) {
+    let mut rings = Vec::new();
+    let start = |(guest, socket): (&'a Guest, &PathBuf)| {
+        let front_end = FrontEnd::connect(socket);
+        front_end.agree(features);
+        front_end.share(guest);
+        for index in 0..queues {
+            let ring = Ring::new(guest, index);
+            ring.start(&front_end);
+            ring.enable(&front_end, true);
+            rings.push(ring);
+        }
+        front_end
+    };
+    (guests.iter().zip(&world.sockets).map(start).collect(), rings)
+}
+
 /// A machine has hundreds of rings, most of them quiet. A ring whose request
 /// found no room in the path looks quiet as well: it is offered as soon as
 /// there is room, for nothing else would end the sleep.
@@ -38,20 +62,7 @@ fn a_request_that_waits_for_room_is_not_taken_for_quiet() {
     let one_at_a_time = Manners { slots: 1, ..SWIFT };
     let world = World::new(DISKS, 4096, one_at_a_time, Idle::SleepDeeply, |_| ());
     let guests: Vec<_> = (0..DISKS).map(|_| Guest::new()).collect();
-    let mut front_ends = Vec::new();
-    let mut rings = Vec::new();
-    for (guest, socket) in guests.iter().zip(&world.sockets) {
-        let front_end = FrontEnd::connect(socket);
-        front_end.agree(ALL);
-        front_end.share(guest);
-        for index in 0..QUEUES {
-            let ring = Ring::new(guest, index);
-            ring.start(&front_end);
-            ring.enable(&front_end, true);
-            rings.push(ring);
-        }
-        front_ends.push(front_end);
-    }
+    let (_front_ends, mut rings) = running(&world, &guests, ALL, QUEUES);
     let (first, second) = rings.split_at_mut(1);
     for _ in 0..4 {
         world.switches.stalled.store(true, Ordering::Relaxed);
@@ -66,5 +77,47 @@ fn a_request_that_waits_for_room_is_not_taken_for_quiet() {
         first[0].wait_used();
         second[0].wait_used();
         assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    }
+}
+
+/// A ring that was quiet for long is not looked at in every turn. Its kick is news of
+/// that ring, and nothing else is to be waited for.
+#[test]
+fn the_kick_of_a_quiet_ring_is_heard() {
+    let world = World::new(1, 4096, SWIFT, Idle::SleepDeeply, |_| ());
+    let guests = [Guest::new()];
+    let (_front_ends, mut rings) = running(&world, &guests, ALL, 64);
+    settle();
+    for ring in rings.iter_mut().rev() {
+        let begin = Instant::now();
+        ring.offer(ring.prepare(0, IN, 0, 512));
+        ring.wait_used();
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        // Quiet again.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A front that goes to sleep tells guests to kick and looks at their rings once more.
+/// When it finds something in one of them it has not looked at the others yet: it must
+/// before it sleeps, for what those guests added before they knew they do not kick for.
+#[test]
+fn rings_that_are_filled_while_the_front_falls_asleep_are_all_seen() {
+    let world = World::new(1, 4096, SWIFT, Idle::SleepDeeply, |_| ());
+    let guests = [Guest::new()];
+    let (_front_ends, mut rings) = running(&world, &guests, ALL | EVENT_IDX, 32);
+    for round in 0..6000 {
+        for ring in &mut rings {
+            ring.offer_as_asked(ring.prepare(0, IN, 0, 512));
+            // Now and then the front gets somewhere in between.
+            (0..round % 50).for_each(|_| std::hint::spin_loop());
+        }
+        let begin = Instant::now();
+        for ring in &mut rings {
+            ring.wait_used();
+            // Time flies: rings become quiet before their guests are told to kick.
+            world.switches.ahead.fetch_add(2_000_000, Ordering::Relaxed);
+        }
+        assert!(begin.elapsed() < Duration::from_secs(1), "round {round}: {:?}", begin.elapsed());
     }
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::config_space::{EVENT_INDEX, INDIRECT};
 use crate::disk::Breach;
-use crate::front::{unwatch, watch};
+use crate::front::{Bell, unwatch, watch};
 use crate::guest_memory::GuestMemory;
 use crate::in_flight::Record;
 use crate::mail::Mail;
@@ -82,19 +82,19 @@ impl Conversation<'_> {
             let indirect = self.features & INDIRECT != 0;
             Some(Queue::new(ring, Arc::clone(&self.memory), None, indirect, setup.enabled))
         };
-        watch(&self.place.epoll, kick.as_fd()).map_err(Refused::Descriptor)?;
+        let number = self.place.first_queue + queue;
+        watch(&self.place.epoll, kick.as_fd(), Bell::Kick(number)).map_err(Refused::Descriptor)?;
         let setup = &mut self.rings[queue];
         if let Some(old) = setup.kick.replace(kick) {
             unwatch(&self.place.epoll, old.as_fd());
         }
-        if let Some(mut running) = running {
-            running.set_call(setup.call.take());
-            setup.runs = true;
-            setup.memory = Some(Arc::clone(&self.memory));
-            let queue = self.place.first_queue + queue;
-            self.place.mailbox.post(Mail::Start { queue, running })?;
-        }
-        Ok(())
+        let Some(mut running) = running else {
+            return Ok(self.place.mailbox.post(Mail::Kick)?);
+        };
+        running.set_call(setup.call.take());
+        setup.runs = true;
+        setup.memory = Some(Arc::clone(&self.memory));
+        Ok(self.place.mailbox.post(Mail::Start { queue: number, running })?)
     }
 
     /// A guest that goes on believes in answers that it got before; one that

@@ -313,6 +313,19 @@ impl<'a> Ring<'a> {
         self.kick();
     }
 
+    /// Kicks only if the disk asks for it, by its `avail_event` (2.7.10).
+    pub fn offer_as_asked(&mut self, head: u16) {
+        let asked_at = self.available;
+        self.offer_silently(head);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let event = self.used_at() as usize + 4 + 8 * usize::from(SIZE);
+        let event: u16 =
+            self.guest.memory().load(event, std::sync::atomic::Ordering::SeqCst).expect("inside");
+        if event == asked_at {
+            self.kick();
+        }
+    }
+
     pub fn offer_silently(&mut self, head: u16) {
         let at = self.available_at() + 4 + 2 * u64::from(self.available % SIZE);
         self.guest.put(at, &head.to_le_bytes());
