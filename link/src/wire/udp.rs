@@ -44,6 +44,8 @@ pub struct Udp {
     socket: UdpSocket,
     state: UdpSocketState,
     v6: bool,
+    /// It is bound to no address: what it answers leaves from the one that was asked.
+    any: bool,
     window: u32,
     received: Box<[u8]>,
     envelopes: [Envelope; RECEIVE_DATAGRAMS],
@@ -119,13 +121,15 @@ impl Udp {
         sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER)?;
         // The kernel counts its own overhead too, about as much as the data.
         let window = state.recv_buffer_size((&socket).into())? / 2;
+        let local = socket.local_addr()?;
         Ok(Self {
             window: u32::try_from(window).unwrap_or(u32::MAX),
             received: vec![0; RECEIVE_DATAGRAMS * RECEIVE_STRIDE].into_boxed_slice(),
             envelopes: [Envelope::EMPTY; RECEIVE_DATAGRAMS],
             batch: Batch::new(),
             broken_sends: 0,
-            v6: socket.local_addr()?.is_ipv6(),
+            v6: local.is_ipv6(),
+            any: local.ip().is_unspecified(),
             socket,
             state,
         })
@@ -276,7 +280,7 @@ impl Wire for Udp {
             let parts = self.received.chunks_exact_mut(RECEIVE_STRIDE);
             for (envelope, part) in self.envelopes[..count].iter().zip(parts) {
                 let Some(letter) = envelope.read() else { continue };
-                let from = UdpPeer { address: letter.from, local: letter.to };
+                let from = UdpPeer { address: letter.from, local: letter.to.filter(|_| self.any) };
                 let burst = &mut part[RECEIVE_OFFSET..][..letter.bytes];
                 for frame in burst.chunks_mut(letter.each.max(1)) {
                     take(from, frame);
