@@ -1,36 +1,13 @@
 //! The path allocates nothing per request. Alone in its process: it replaces
 //! the allocator.
-#![allow(unsafe_code)] // a global allocator has no other way
 
 mod world;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::mpsc::channel;
 
+use allocations::{Counting, of_this_thread};
 use world::front_end::*;
 use world::{Idle, RUDE, SWIFT, World};
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged; counting in a
-// constant-initialised thread-local allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise; the memory came from there.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -39,8 +16,7 @@ static ALLOCATOR: Counting = Counting;
 fn allocations(world: &World) -> u64 {
     let (sender, receiver) = channel();
     world.ask(move |_| {
-        let count = COUNT.with(Cell::get);
-        sender.send(count).expect("awaited");
+        sender.send(of_this_thread()).expect("awaited");
     });
     receiver.recv().expect("the thread lives")
 }

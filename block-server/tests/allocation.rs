@@ -1,42 +1,14 @@
 //! A request allocates nothing: not in the path, the worker, the volume, the
 //! driver nor the soft controller. An allocation per request costs a tenth of
 //! its time, and its tail is unbounded.
-#![allow(unsafe_code)] // A global allocator cannot be had without.
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
-
+use allocations::{Counting, of_all_threads};
 use block_core::{BlockError, Op, SectorRange, Time};
 use block_server::LocalPath;
 use link::{Access, Guest, Part, Path, Token, VolumeHandle};
 use support::{SoftPath, VecGuest, attach, create, front, memory_worker};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator unchanged; counting does
-// not touch the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps `alloc`'s contract, which is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the pointer came from `alloc` above, so from the system's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as in `dealloc`.
-        unsafe { System.realloc(pointer, layout, bytes) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -115,9 +87,9 @@ fn no_request_allocates_at_steady_state() {
     let mut guest =
         Counter { memory: vec![5; 131_072], free: (0..DEPTH).collect(), ended: 0, outcome: Ok(()) };
     serve(&mut path, volume, &mut guest, 5_000);
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = of_all_threads();
     serve(&mut path, volume, &mut guest, 50_000);
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    let allocations = of_all_threads() - before;
     guest.outcome.expect("every request works");
     assert_eq!(allocations, 0, "in 50,000 requests");
 }

@@ -1,13 +1,11 @@
 //! The link allocates nothing per request: a client and a server over real
 //! UDP sockets, counted.
-#![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use allocations::{Counting, of_all_threads};
 use block_core::time::Clock;
 use block_core::{BlockError, Buffer, Op, Pool, SectorRange};
 use link::wire::Wire;
@@ -17,24 +15,6 @@ use link::{
     Part, Path, Reply, Sealed, SecretKey, Security, Server, ServerSecurity, ServerSettings,
     SessionIndex, SlotRef, Token, VolumeHandle, VolumeName, VolumeState, Work,
 };
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -143,7 +123,7 @@ fn serves(asked: Security, security: ServerSecurity) {
     let mut submitted = 0;
     let mut run = |requests: u64| {
         let until = submitted + requests;
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let before = of_all_threads();
         while guest.completed < until {
             let now = clock.now();
             while submitted < until && matches!(client.state(volume), VolumeState::Attached(_)) {
@@ -166,7 +146,7 @@ fn serves(asked: Security, security: ServerSecurity) {
             server.serve_waiting(now, &mut host);
             server.transmit(&mut server_wire);
         }
-        ALLOCATIONS.load(Ordering::Relaxed) - before
+        of_all_threads() - before
     };
     run(2000);
     let begun = clock.now();

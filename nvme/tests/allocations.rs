@@ -1,36 +1,16 @@
 //! On the path a request allocates nothing: counted.
-#![allow(unsafe_code)]
 
 mod harness;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use allocations::{Counting, of_all_threads};
 use block_core::device::{Device, Durability};
 use block_core::{Pba, Pool};
 use harness::{Drive, Rig, extent, memory, poll};
 use nvme::soft::FileOptions;
 use nvme::{LbaSize, Namespace, SoftNamespace, SoftOptions};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on unchanged to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the pointer came from `alloc` above, that is, from `System`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -87,12 +67,11 @@ fn no_request_allocates_once_the_path_is_warm() {
         for _ in 0..10 {
             round(&rig, &namespace, &pool);
         }
-        let (allocations, submitted) =
-            (ALLOCATIONS.load(Ordering::Relaxed), rig.queue.counters().submitted);
+        let (allocations, submitted) = (of_all_threads(), rig.queue.counters().submitted);
         for _ in 0..1000 {
             round(&rig, &namespace, &pool);
         }
         assert_eq!(rig.queue.counters().submitted - submitted, 7000);
-        assert_eq!(ALLOCATIONS.load(Ordering::Relaxed) - allocations, 0);
+        assert_eq!(of_all_threads() - allocations, 0);
     }
 }

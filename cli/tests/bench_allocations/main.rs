@@ -6,16 +6,15 @@ mod storage_daemon;
 #[allow(dead_code)] // `vrio replay` uses the rest.
 #[path = "../../src/bench/mod.rs"]
 mod bench;
-mod sys;
 
 use std::process::Command;
-use std::sync::atomic::Ordering::Relaxed;
 
+use allocations::{Counting, of_all_threads};
 use clap::Parser;
 use storage_daemon::StorageDaemon;
 
 #[global_allocator]
-static COUNTING: sys::Counting = sys::Counting;
+static COUNTING: Counting = Counting;
 
 #[derive(Parser)]
 struct Line {
@@ -29,9 +28,9 @@ struct Line {
 fn counted_run() {
     let Ok(line) = std::env::var("COUNTED_BENCH") else { return };
     let args = Line::parse_from(line.split_whitespace()).args;
-    let before = sys::ALLOCATIONS.load(Relaxed);
+    let before = of_all_threads();
     bench::run(args).expect("a run without errors");
-    println!("\nallocations {}", sys::ALLOCATIONS.load(Relaxed) - before);
+    println!("\nallocations {}", of_all_threads() - before);
 }
 
 fn allocations(daemon: &StorageDaemon, options: &str) -> u64 {

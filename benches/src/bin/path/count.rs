@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use allocations::of_this_thread;
 use anyhow::{Context, ensure};
 use block_core::Op;
 use clap::ValueEnum;
@@ -9,7 +10,6 @@ use clap::ValueEnum;
 use crate::front_end::{self, ALL, EVENT_IDX, Guest, IN, OUT, Ring};
 use crate::row::Row;
 use crate::subject::{BLOCKS, Subject};
-use crate::sys::allocations;
 
 /// Bursts before it is counted, and while.
 const WARM_UP: usize = 300;
@@ -57,14 +57,14 @@ pub(crate) fn work(row: Row, depth: u16) -> anyhow::Result<u64> {
     for _ in 0..WARM_UP {
         driver.burst(row.op(), &mut subject, Subject::turn_front, Subject::turn_server)?;
     }
-    let before = allocations();
+    let before = of_this_thread();
     let mut driven = 0;
     let _ = rustix::process::getppid();
     for _ in 0..BURSTS {
         driven += driver.burst(row.op(), &mut subject, counted_front, counted_server)?;
     }
     let _ = rustix::process::getppid();
-    Ok(allocations() - before - driven)
+    Ok(of_this_thread() - before - driven)
 }
 
 /// The turns that callgrind counts.
@@ -97,7 +97,7 @@ impl Driver<'_> {
         front: fn(&mut Subject),
         server: fn(&mut Subject),
     ) -> anyhow::Result<u64> {
-        let begun = allocations();
+        let begun = of_this_thread();
         let kind = if op == Op::Read { IN } else { OUT };
         for number in 0..self.depth {
             let block = self.next_block();
@@ -105,17 +105,17 @@ impl Driver<'_> {
             self.ring.offer_silently(head);
         }
         self.ring.set_used_event(self.ring.used);
-        let mut driven = allocations() - begun;
+        let mut driven = of_this_thread() - begun;
         let mut waited_for = self.depth;
         for _ in 0..MOST_TURNS {
             front(subject);
             server(subject);
-            let begun = allocations();
+            let begun = of_this_thread();
             while let Some((head, _)) = self.ring.take_used() {
                 ensure!(self.guest.status(u64::from(head) / 3) == 0, "a request failed");
                 waited_for -= 1;
             }
-            driven += allocations() - begun;
+            driven += of_this_thread() - begun;
             if waited_for == 0 {
                 return Ok(driven);
             }

@@ -11,14 +11,17 @@ mod front_end;
 mod instructions;
 mod row;
 mod subject;
-mod sys;
 mod system_calls;
 
+use allocations::Counting;
 use clap::{Parser, Subcommand};
 
 use count::Side;
 use instructions::Counted;
 use row::Row;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Count what a 4 KiB request costs between the guest's ring and the device
 #[derive(Debug, Parser)]
