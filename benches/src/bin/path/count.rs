@@ -1,13 +1,12 @@
 //! The work that is counted: bursts of requests, each served to its end.
 
-use std::process::Command;
-
 use allocations::of_this_thread;
 use anyhow::{Context, ensure};
+use benches::guest;
+use benches::guest::front_end::{Guest, IN, OUT, Ring};
 use block_core::Op;
 use clap::ValueEnum;
 
-use crate::front_end::{self, ALL, EVENT_IDX, Guest, IN, OUT, Ring};
 use crate::row::Row;
 use crate::subject::{BLOCKS, Subject};
 
@@ -30,11 +29,10 @@ pub(crate) fn requests(depth: u16) -> f64 {
     (BURSTS * usize::from(depth)) as f64
 }
 
-/// This program's process that does the row's work, to be watched.
-pub(crate) fn work_command(watcher: &mut Command, row: Row, depth: u16) -> anyhow::Result<()> {
+/// What makes a process of this program do the row's work, to be watched.
+pub(crate) fn work_arguments(row: Row, depth: u16) -> anyhow::Result<[String; 3]> {
     let value = row.to_possible_value().context("every row has a name")?;
-    watcher.arg(std::env::current_exe()?).args(["work", value.get_name(), &depth.to_string()]);
-    Ok(())
+    Ok(["work".to_owned(), value.get_name().to_owned(), depth.to_string()])
 }
 
 /// Serves the bursts; allocations of those that are counted. Around these the
@@ -45,14 +43,7 @@ pub(crate) fn work(row: Row, depth: u16) -> anyhow::Result<u64> {
     let mut subject =
         if row.is_fused() { Subject::fused(&socket)? } else { Subject::apart(&socket)? };
     let guest = Guest::new();
-    let (_connection, ring) = std::thread::scope(|scope| {
-        let set_up = scope.spawn(|| front_end::ready(&socket, &guest, ALL | EVENT_IDX));
-        while !set_up.is_finished() {
-            subject.turn_front();
-        }
-        set_up.join()
-    })
-    .map_err(|_| anyhow::anyhow!("the front refused its guest"))?;
+    let (_connection, ring) = guest::connect(&socket, &guest, || subject.turn_front())?;
     let mut driver = Driver { guest: &guest, ring, chance: 0x9e37_79b9_7f4a_7c15, depth };
     for _ in 0..WARM_UP {
         driver.burst(row.op(), &mut subject, Subject::turn_front, Subject::turn_server)?;

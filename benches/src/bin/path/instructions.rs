@@ -1,11 +1,10 @@
 //! Instructions of a request, as callgrind counts them.
 
 use std::collections::HashMap;
-use std::process::Command;
 
-use anyhow::{Context, bail};
+use benches::callgrind;
 
-use crate::count::{Side, requests, work_command};
+use crate::count::{Side, requests, work_arguments};
 use crate::row::Row;
 
 /// What one side's turns cost a request.
@@ -35,39 +34,18 @@ const COPY: f64 = 256.0;
 
 /// Counts one side's turns.
 pub(crate) fn count(row: Row, depth: u16, side: Side) -> anyhow::Result<Counted> {
-    let folder = tempfile::tempdir()?;
-    let out = folder.path().join("callgrind.out");
     let turns = match side {
         Side::Front => "*counted_front*",
         Side::Server => "*counted_server*",
     };
-    let mut valgrind = Command::new("valgrind");
-    // Else a thread that polls keeps the one whom it waits for from running.
-    valgrind.arg("--fair-sched=try");
-    valgrind.arg("--tool=callgrind").arg(format!("--toggle-collect={turns}"));
-    // Copies are whose who calls them.
-    valgrind.arg("--separate-callers1=__mem*");
-    valgrind.arg(format!("--callgrind-out-file={}", out.display()));
-    work_command(&mut valgrind, row, depth)?;
-    let output = valgrind
-        .output()
-        .context("valgrind cannot be started: install it (apt-get install valgrind)")?;
-    if !output.status.success() {
-        bail!("callgrind failed: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    let listing = Command::new("callgrind_annotate")
-        .args(["--auto=no", "--threshold=100"])
-        .arg(&out)
-        .output()?;
-    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
-    Ok(sum_up(&listing, requests(depth)))
+    let counted = callgrind::count(turns, None, &work_arguments(row, depth)?)?;
+    Ok(sum_up(counted.functions()?, requests(depth)))
 }
 
-fn sum_up(listing: &str, requests: f64) -> Counted {
-    // A function has a line for each file that was inlined into it.
+fn sum_up(places: Vec<(f64, String)>, requests: f64) -> Counted {
     let mut functions = HashMap::<String, f64>::new();
     let (mut checksums, mut controller) = (0.0, 0.0);
-    for (count, place) in listing.lines().filter_map(function) {
+    for (count, place) in places {
         let count = count / requests;
         let is_of = |parts: &[&str]| parts.iter().any(|part| place.contains(part));
         if is_of(&CHECKSUMS) {
@@ -90,14 +68,4 @@ fn sum_up(listing: &str, requests: f64) -> Counted {
         functions.into_iter().map(|(name, count)| (count, name)).collect();
     functions.sort_by(|a, b| b.0.total_cmp(&a.0));
     Counted { ours, checksums, controller, copied_by, functions }
-}
-
-/// The count and place of a line such as `1,234 (5.6%)  file:name [object]`.
-fn function(line: &str) -> Option<(f64, &str)> {
-    let (count, rest) = line.trim_start().split_once(' ')?;
-    let count: f64 = count.replace(',', "").parse().ok()?;
-    let (_, place) = rest.split_once(')')?;
-    let place = place.split(" [").next()?.trim();
-    // The first line is the sum.
-    place.contains(':').then_some((count, place))
 }

@@ -5,9 +5,6 @@
 //! `compare`'s business.
 
 mod count;
-#[allow(dead_code, unreachable_pub)] // the front's own tests use the rest
-#[path = "../../../../block-front/tests/world/front_end.rs"]
-mod front_end;
 mod instructions;
 mod row;
 mod subject;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::count::{requests, work_command};
+use crate::count::{requests, work_arguments};
 use crate::row::Row;
 
 /// System calls of a request.
@@ -21,7 +21,7 @@ pub(crate) fn count(row: Row, depth: u16) -> anyhow::Result<Calls> {
     let log = folder.path().join("strace");
     let mut strace = Command::new("strace");
     strace.arg("-qq").arg("-o").arg(&log);
-    work_command(&mut strace, row, depth)?;
+    strace.arg(std::env::current_exe()?).args(work_arguments(row, depth)?);
     let output =
         strace.output().context("strace cannot be started: install it (apt-get install strace)")?;
     if !output.status.success() {

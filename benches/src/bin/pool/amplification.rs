@@ -4,8 +4,8 @@ use block_core::{BLOCK_SIZE, BlockCount, Blocks};
 use interpose::Settings;
 use rand::Rng;
 
-use crate::device::Forgetful;
-use crate::machine::{Machine, make};
+use benches::pool::device::Forgetful;
+use benches::pool::machine::{Machine, make};
 
 /// Writes between two flushes.
 const FLUSH_EVERY: u64 = 32;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use block_core::BLOCK_SIZE;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 
-use crate::row::{Row, Subject};
+use benches::pool::row::{Row, Subject};
 
 /// Blocks that each round writes: several checkpoints' worth.
 const ROUND: u64 = 128 * 1024;

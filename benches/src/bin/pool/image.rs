@@ -10,8 +10,8 @@ use anyhow::Context;
 use block_core::{BLOCK_SIZE, BlockCount, Blocks, Lba, LbaRange};
 use interpose::{Settings, Volume};
 
-use crate::device::Forgetful;
-use crate::machine::{Machine, make};
+use benches::pool::device::Forgetful;
+use benches::pool::machine::{Machine, make};
 
 /// Blocks of a request: 128 KiB.
 const LARGE: u64 = 32;

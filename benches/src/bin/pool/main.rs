@@ -6,14 +6,12 @@
 
 mod amplification;
 mod cost;
-mod device;
 mod image;
 mod instructions;
-mod machine;
-mod row;
 mod size;
 mod sys;
 
+use benches::pool::row::Row;
 use clap::{Parser, Subcommand};
 
 /// Measure the pool on a device that costs nothing
@@ -35,11 +33,11 @@ enum Question {
     /// How many instructions does a block cost outside encryption and hashing?
     Instructions {
         /// One row only
-        row: Option<row::Row>,
+        row: Option<Row>,
     },
     /// Make the requests of one row, to be watched from outside
     #[command(hide = true)]
-    Work { row: row::Row },
+    Work { row: Row },
     /// How many bytes go to the device for each that a guest writes?
     Amplification {
         /// The mapped size, in MiB

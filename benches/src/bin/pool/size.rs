@@ -8,9 +8,9 @@ use interpose::Settings;
 use rand::Rng;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::device::Forgetful;
-use crate::machine::{Machine, make};
 use crate::sys::heap_in_use;
+use benches::pool::device::Forgetful;
+use benches::pool::machine::{Machine, make};
 
 const BLOCKS_PER_GIB: u64 = 256 * 1024;
 

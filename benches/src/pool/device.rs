@@ -19,14 +19,16 @@ type Block = [u8; BLOCK_SIZE];
 
 /// What was written and flushed.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) bytes_written: u64,
-    pub(crate) flushes: u64,
+pub struct Counts {
+    /// Bytes that were written.
+    pub bytes_written: u64,
+    /// Flushes, also those that had nothing to do.
+    pub flushes: u64,
 }
 
 /// The device; a clone is the same one.
-#[derive(Clone, Default)]
-pub(crate) struct Forgetful {
+#[derive(Clone, Debug, Default)]
+pub struct Forgetful {
     blocks: BlockCount,
     pages: Rc<RefCell<HashMap<u64, Box<Block>>>>,
     counts: Rc<Cell<Counts>>,
@@ -34,21 +36,28 @@ pub(crate) struct Forgetful {
 }
 
 impl Forgetful {
-    pub(crate) fn new(blocks: BlockCount) -> Self {
+    /// A device of so many blocks, all zero.
+    #[must_use]
+    pub fn new(blocks: BlockCount) -> Self {
         Self { blocks, ..Self::default() }
     }
 
     /// Whether guests' blocks are kept as well.
-    pub(crate) fn keep_blocks(&self, keep: bool) {
+    pub fn keep_blocks(&self, keep: bool) {
         self.keeps_blocks.set(keep);
     }
 
-    pub(crate) fn counts(&self) -> Counts {
+    /// What was written and flushed so far.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
         self.counts.get()
     }
 
     /// Buffers whose content is a guest's.
-    pub(crate) fn request_buffers(count: usize, bytes: usize) -> std::io::Result<Pool> {
+    ///
+    /// # Errors
+    /// The kernel has no memory to give.
+    pub fn request_buffers(count: usize, bytes: usize) -> std::io::Result<Pool> {
         let memory = DmaMemory::private(count * bytes)?;
         Ok(Pool::new(DmaMemory::new(memory.memory().clone(), REQUESTS_AT), bytes))
     }

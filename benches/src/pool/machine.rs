@@ -14,22 +14,27 @@ use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
 use turn::Executor;
 
-use crate::device::Forgetful;
+use crate::pool::device::Forgetful;
 
 /// Blocks of a request's buffer.
 const REQUEST_BLOCKS: usize = 34;
 
 /// A pool that is being measured.
-pub(crate) struct Machine {
+pub struct Machine {
     executor: Executor,
     turns: usize,
-    pub(crate) pool: Rc<Pool<Forgetful>>,
+    /// The pool.
+    pub pool: Rc<Pool<Forgetful>>,
     requests: Buffers,
-    pub(crate) random: SmallRng,
+    /// What makes blocks unlike each other.
+    pub random: SmallRng,
 }
 
 /// Makes a pool.
-pub(crate) fn make(device: &Forgetful, journal: Option<BlockCount>) -> anyhow::Result<()> {
+///
+/// # Errors
+/// The device is too small.
+pub fn make(device: &Forgetful, journal: Option<BlockCount>) -> anyhow::Result<()> {
     let chance = chance(1);
     let first = NewWay::new("bench", &secret(), Cost::default(), &chance)?;
     let options = CreateOptions { first, journal };
@@ -51,11 +56,10 @@ fn secret() -> Secret {
 impl Machine {
     /// Opens the pool on a device. Without its `upkeep` it makes no
     /// checkpoints.
-    pub(crate) fn open(
-        device: &Forgetful,
-        settings: Settings,
-        upkeep: bool,
-    ) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// There is no pool on it.
+    pub fn open(device: &Forgetful, settings: Settings, upkeep: bool) -> anyhow::Result<Self> {
         let buffers = Buffers::private(settings.page_cache / BLOCK_SIZE, BLOCK_SIZE)?;
         let (device, chance) = (Rc::new(device.clone()), chance(2));
         let means = Means { device, buffers, chance, wall: Box::new(|| 0) };
@@ -73,11 +77,18 @@ impl Machine {
     }
 
     /// Turns the pool until something has ended.
-    pub(crate) fn run<T>(&mut self, future: impl Future<Output = T>) -> anyhow::Result<T> {
+    ///
+    /// # Errors
+    /// It never ends.
+    pub fn run<T>(&mut self, future: impl Future<Output = T>) -> anyhow::Result<T> {
         turn_until(&mut self.executor, &mut self.turns, future)
     }
 
-    pub(crate) fn volume(
+    /// Makes a volume of so many blocks.
+    ///
+    /// # Errors
+    /// The pool's.
+    pub fn volume(
         &mut self,
         name: &str,
         blocks: u64,
@@ -87,18 +98,26 @@ impl Machine {
         Ok((id, pool.volume(name).context("the volume is there")?))
     }
 
-    pub(crate) fn buffer(&self) -> anyhow::Result<Buffer> {
+    /// A request's buffer.
+    ///
+    /// # Errors
+    /// All are in use.
+    pub fn buffer(&self) -> anyhow::Result<Buffer> {
         self.requests.take().context("no buffer")
     }
 
     /// Makes blocks of a buffer what no other block is.
-    pub(crate) fn make_unique(&mut self, buffer: &mut Buffer, blocks: usize) {
+    pub fn make_unique(&mut self, buffer: &mut Buffer, blocks: usize) {
         for block in buffer.chunks_exact_mut(BLOCK_SIZE).take(blocks) {
             self.random.fill_bytes(&mut block[..16]);
         }
     }
 
-    pub(crate) fn write(
+    /// Writes so many blocks, the first ones of a buffer, which comes back.
+    ///
+    /// # Errors
+    /// The pool's.
+    pub fn write(
         &mut self,
         volume: &Volume<Forgetful>,
         at: u64,

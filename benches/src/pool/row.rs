@@ -6,13 +6,13 @@ use block_core::{BlockCount, Blocks, Lba, LbaRange};
 use clap::ValueEnum;
 use interpose::{Settings, Volume};
 
-use crate::device::Forgetful;
-use crate::machine::{Machine, make};
+use crate::pool::device::Forgetful;
+use crate::pool::machine::{Machine, make};
 
 /// Blocks of the volume: 1 GiB.
 const BLOCKS: u64 = 256 * 1024;
 
-/// Blocks of the volume that is read: its sealed blocks are kept.
+/// Most blocks of the volume that is read: its sealed blocks are kept.
 const KEPT_BLOCKS: u64 = 16 * 1024;
 
 /// Blocks that are written between two flushes.
@@ -23,7 +23,7 @@ const LARGE: u64 = 32;
 
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Row {
+pub enum Row {
     /// Blocks that nobody has, written over such blocks.
     Unique,
     /// The same, 128 KiB a request.
@@ -37,11 +37,13 @@ pub(crate) enum Row {
 }
 
 impl Row {
-    pub(crate) const ALL: [Self; 5] =
+    /// All of them.
+    pub const ALL: [Self; 5] =
         [Self::Unique, Self::UniqueLarge, Self::Duplicate, Self::Zero, Self::Read];
 
     /// What the table calls it.
-    pub(crate) const fn name(self) -> &'static str {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Unique => "unique write",
             Self::UniqueLarge => "unique write, 128 KiB a request",
@@ -53,7 +55,7 @@ impl Row {
 }
 
 /// A pool in which one kind of request is made.
-pub(crate) struct Subject {
+pub struct Subject {
     row: Row,
     machine: Machine,
     volume: Rc<Volume<Forgetful>>,
@@ -62,10 +64,13 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Makes the pool, and the first blocks of the volume what the requests
-    /// expect.
-    pub(crate) fn new(row: Row, prepared: u64) -> anyhow::Result<Self> {
-        let blocks = if row == Row::Read { KEPT_BLOCKS } else { BLOCKS };
+    /// Makes the pool, and the first `prepared` blocks of the volume what the requests
+    /// expect. A volume that is read has no others.
+    ///
+    /// # Errors
+    /// The pool's.
+    pub fn new(row: Row, prepared: u64) -> anyhow::Result<Self> {
+        let blocks = if row == Row::Read { prepared.min(KEPT_BLOCKS) } else { BLOCKS };
         let device = Forgetful::new(BlockCount(4 * BLOCKS));
         device.keep_blocks(row == Row::Read);
         make(&device, None)?;
@@ -75,7 +80,7 @@ impl Subject {
         let mut subject = Self { row, machine, volume, blocks, next: 0 };
         match row {
             Row::Read => {
-                subject.write(Row::Unique, KEPT_BLOCKS)?;
+                subject.write(Row::Unique, blocks)?;
                 let pool = Rc::clone(&subject.machine.pool);
                 subject.machine.run(pool.checkpoint())??;
             }
@@ -87,8 +92,11 @@ impl Subject {
 
     /// Makes requests of so many blocks in all. Never inlined: the count of
     /// instructions begins and ends with it.
+    ///
+    /// # Errors
+    /// The pool's.
     #[inline(never)]
-    pub(crate) fn measure(&mut self, blocks: u64) -> anyhow::Result<()> {
+    pub fn measure(&mut self, blocks: u64) -> anyhow::Result<()> {
         match self.row {
             Row::Read => self.read(blocks),
             row => self.write(row, blocks),
