@@ -13,7 +13,8 @@ help:
 	@echo "make iohost   the server in a guest, on NVMe devices behind an IOMMU; one is pulled out"
 	@echo "make test     all tests, with a guest among them"
 	@echo "make lint     rustfmt, clippy and rustdoc, without warnings"
-	@echo "make bench    instructions, system calls and copies of a request on its way"
+	@echo "make bench    instructions, system calls and copies of a request on its way, and of each"
+	@echo "              stage by itself; cargo bench -p benches: how long each stage takes"
 	@echo "make compare  IOPS and latency beside QEMU's own servers and the bare skeleton of the path;"
 	@echo "              make compare-wires: seals, pools, wires, real frames; make compare-idle:"
 	@echo "              sleeping beside spinning. COMPARE=--quick tries it in less than a minute"
@@ -38,6 +39,8 @@ lint:
 
 bench:
 	$(CARGO) run --release --quiet -p benches --bin path
+	@echo
+	$(CARGO) run --release --quiet -p benches --bin stages
 
 # Minutes each; COMPARE is what else `compare` is told.
 compare compare-wires compare-idle:

@@ -38,8 +38,8 @@ use crate::pool::row::Row;
 pub const OPERATIONS: usize = 32;
 
 /// Rounds before something is counted, and while.
-const WARM_UP: usize = 64;
-const COUNTED: usize = 256;
+const WARM_UP: usize = 32;
+const COUNTED: usize = 128;
 
 /// Does [`OPERATIONS`] of a stage, and measures what is its own.
 pub type Round = Box<dyn FnMut(&mut Meter) -> anyhow::Result<()>>;
