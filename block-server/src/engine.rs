@@ -298,7 +298,17 @@ impl Drive {
     fn is_busy(&self) -> bool {
         let waits = self.queue.in_flight() > 0;
         let looks = waits && !self.queue.rings_bells();
-        looks || self.watch.is_busy() || waits && self.queue.has_news()
+        looks || self.watch.is_busy() || waits && (self.queue.has_news() || self.has_soft_work())
+    }
+
+    /// Whether its controller, if that is of this thread, has to do more than wait.
+    fn has_soft_work(&self) -> bool {
+        self.soft.as_ref().is_some_and(|soft| soft.has_work())
+    }
+
+    /// Whether its controller is to do its part, if that is of this thread.
+    fn is_used(&self) -> bool {
+        self.queue.in_flight() > 0 || self.watch.is_busy()
     }
 
     /// Passes on what the watch has to say, for each of the namespaces.
@@ -331,8 +341,8 @@ impl Engine for NvmeEngine {
     }
 
     fn work(&mut self) -> usize {
-        let busy = self.drives.iter().filter(|drive| drive.is_busy());
-        busy.filter_map(|drive| drive.soft.as_ref()).map(|soft| soft.work()).sum()
+        let used = self.drives.iter().filter(|drive| drive.is_used());
+        used.filter_map(|drive| drive.soft.as_ref()).map(|soft| soft.work()).sum()
     }
 
     fn is_busy(&self) -> bool {

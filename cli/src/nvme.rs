@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use block_server::Size;
 use clap::{Args, Subcommand};
-use nvme::soft::FileOptions;
+use nvme::soft::{FileIo, FileOptions};
 use nvme::vfio_user::Exported;
 use nvme::{Controller, LbaSize, SoftNamespace, SoftOptions};
 
@@ -72,6 +72,10 @@ struct Serve {
     /// Bytes in a logical block: 512, or 4096
     #[arg(long, value_name = "BYTES", default_value_t = 4096)]
     lba: u32,
+    /// How the files' bytes are moved: "mapped" (copied, through the page cache), "direct"
+    /// (straight between storage and driver), or "auto": direct where the file system can
+    #[arg(long, default_value = "auto")]
+    io: FileIo,
     /// The controller's serial number: up to 20 letters and digits
     #[arg(long, default_value = "VRIO-SOFT")]
     serial: String,
@@ -101,7 +105,7 @@ impl Serve {
         };
         let open = |path: &PathBuf| {
             let create = self.create.map(Size::bytes);
-            SoftNamespace::file(&FileOptions { path: path.clone(), create }, lba)
+            SoftNamespace::file(&FileOptions { path: path.clone(), create, io: self.io }, lba)
         };
         let namespaces = self.files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let options = SoftOptions {

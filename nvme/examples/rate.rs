@@ -11,7 +11,7 @@ use std::time::Instant;
 use block_core::device::{Device, Durability};
 use block_core::time::Clock;
 use block_core::{BlockError, Buffer, Pba, Pool};
-use nvme::soft::FileOptions;
+use nvme::soft::{FileIo, FileOptions};
 use nvme::{Controller, LbaSize, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions};
 
 const DEPTH: usize = 32;
@@ -27,7 +27,11 @@ fn main() {
     }
     // A mapped file where there is a tmpfs, so that no disk is measured.
     if let Ok(folder) = tempfile::tempdir_in("/dev/shm") {
-        let options = FileOptions { path: folder.path().join("disk"), create: Some(SIZES[0]) };
+        let options = FileOptions {
+            path: folder.path().join("disk"),
+            create: Some(SIZES[0]),
+            io: FileIo::Auto,
+        };
         let open = || SoftNamespace::file(&options, LbaSize::B4096).expect("a namespace");
         report(&format!("{} MiB of a file", SIZES[0] >> 20), open);
     }

@@ -70,6 +70,9 @@ mod sys;
 
 #[cfg(test)]
 mod lying;
+/// What tests of every kind share names the crate as they all do.
+#[cfg(test)]
+extern crate self as nvme;
 
 pub use bus::Bus;
 pub use controller::{Clock, Controller, Health, StartError};

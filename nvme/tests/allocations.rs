@@ -9,7 +9,7 @@ use allocations::{Counting, of_all_threads};
 use block_core::device::{Device, Durability};
 use block_core::{Pba, Pool};
 use harness::{Drive, Rig, extent, memory, poll};
-use nvme::soft::FileOptions;
+use nvme::soft::{FileIo, FileOptions};
 use nvme::{LbaSize, Namespace, SoftNamespace, SoftOptions};
 
 #[global_allocator]
@@ -58,7 +58,8 @@ fn round(rig: &Rig, namespace: &Namespace, pool: &Pool) {
 #[test]
 fn no_request_allocates_once_the_path_is_warm() {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = FileOptions { path: folder.path().join("disk"), create: Some(1 << 20) };
+    let options =
+        FileOptions { path: folder.path().join("disk"), create: Some(1 << 20), io: FileIo::Auto };
     let file = SoftNamespace::file(&options, LbaSize::B512).expect("a namespace");
     let rig = Rig::with_depth(SoftOptions::default(), vec![memory(256), file], Drive::Here, 5);
     let pool = rig.pool(4, 4 * 4096);

@@ -10,7 +10,7 @@ use std::path::Path;
 use block_core::device::{Device, Durability};
 use block_core::{BlockError, Pba};
 use harness::{Drive, Rig, extent, filled, memory};
-use nvme::soft::{FileOptions, OpenError};
+use nvme::soft::{FileIo, FileOptions, OpenError};
 use tempfile::TempDir;
 
 use nvme::{LbaSize, SoftNamespace, SoftOptions};
@@ -28,7 +28,8 @@ fn folders() -> Vec<TempDir> {
 }
 
 fn open(path: &Path, create: Option<u64>) -> Result<SoftNamespace, OpenError> {
-    SoftNamespace::file(&FileOptions { path: path.to_owned(), create }, LbaSize::B4096)
+    let io = FileIo::Auto;
+    SoftNamespace::file(&FileOptions { path: path.to_owned(), create, io }, LbaSize::B4096)
 }
 
 fn rig(path: &Path, create: Option<u64>, write_cache: bool) -> Rig {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use block_core::BlockCount;
 use nvme::pci::Address;
 use nvme::pci::address::BadAddress;
+use nvme::soft::{BadFileIo, FileIo};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -106,6 +107,8 @@ pub enum DeviceSource {
         size: Option<Size>,
         /// The namespace's logical blocks, in bytes: 512 or 4096.
         lba: u32,
+        /// How the file's bytes are moved.
+        io: FileIo,
     },
     /// A namespace of a controller in another process.
     VfioUser {
@@ -167,6 +170,9 @@ pub enum DeviceProblem {
     /// Its logical blocks have another size.
     #[error("`lba = {0}` is neither 512 nor 4096")]
     Lba(u32),
+    /// Its bytes cannot be moved so.
+    #[error("`io`: {0}")]
+    Io(#[from] BadFileIo),
     /// It is too small, or has a part of a block.
     #[error("`size` must be a multiple of 4096 bytes and at least {least}; {0} is not", least = Size(MIN_BLOCKS.bytes()))]
     Size(Size),
@@ -200,6 +206,7 @@ pub(super) struct RawDevice {
     path: String,
     size: Option<Size>,
     lba: Option<u32>,
+    io: Option<String>,
     namespace: Option<u32>,
     #[serde(default)]
     unsafe_no_iommu: bool,
@@ -310,7 +317,8 @@ impl RawDevice {
             {
                 return Err(DeviceProblem::Size(size));
             }
-            return Ok(DeviceSource::Soft { path: path.into(), size: self.size, lba });
+            let io = self.io.as_deref().map_or(Ok(FileIo::Auto), str::parse)?;
+            return Ok(DeviceSource::Soft { path: path.into(), size: self.size, lba, io });
         }
         let (kind, place) = match (after("vfio-user:"), after("pci:")) {
             (Some(socket), _) => ("vfio-user", socket),
@@ -320,6 +328,7 @@ impl RawDevice {
         let namespace = match (self.size, self.lba, self.namespace.unwrap_or(1)) {
             (Some(_), ..) => return foreign("size", kind),
             (_, Some(_), _) => return foreign("lba", kind),
+            _ if self.io.is_some() => return foreign("io", kind),
             (.., namespace @ (0 | u32::MAX)) => return Err(DeviceProblem::Namespace(namespace)),
             (.., namespace) => namespace,
         };

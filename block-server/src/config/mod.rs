@@ -18,6 +18,7 @@
 //! path = "soft:/var/lib/vrio/disk0.img"   # or "vfio-user:SOCKET", "pci:0000:01:00.0"
 //! size = "20G"                        # made, sparse, if it is not there
 //! lba = 4096                          # or 512
+//! io = "auto"                         # how the file is used: or "mapped", "direct"
 //! namespace = 1                       # of a controller: not for "soft:"
 //! unsafe_no_iommu = false             # true: a "pci:" device that reaches all memory
 //! format = false                      # true: even if something else is on it
@@ -301,6 +302,8 @@ impl RawServer {
 
 #[cfg(test)]
 mod tests {
+    use nvme::soft::FileIo;
+
     use super::*;
     use crate::catalog::Formatting;
     use crate::size::Size;
@@ -322,7 +325,7 @@ mod tests {
         let text = "listen = \"udp://[::1]:9000\"\nworkers = 2\ncpus = [3, 1]\nidle = \"spin\"\n\
             control = \"/c\"\nstate = \"/s\"\nmetrics = \"[::1]:9464\"\n\
             [[device]]\nname = \"a\"\npath = \"soft:a\"\nsize = \"20G\"\nlba = 512\nformat = true\n\
-            [[device]]\nname = \"b\"\npath = \"soft:b\"\n\
+            io = \"direct\"\n[[device]]\nname = \"b\"\npath = \"soft:b\"\n\
             [[device]]\nname = \"c\"\npath = \"vfio-user:c\"\nworker = 1\nnamespace = 3\n\
             [[device]]\nname = \"p\"\npath = \"pci:0000:01:00.0\"\nunsafe_no_iommu = true\n\
             worker = 0\n";
@@ -333,7 +336,7 @@ mod tests {
         let owners: Vec<usize> = config.devices.iter().map(|device| device.worker.0).collect();
         assert_eq!(owners, [0, 1, 1, 0]);
         let size = Some(Size(20 << 30));
-        let source = DeviceSource::Soft { path: "a".into(), size, lba: 512 };
+        let source = DeviceSource::Soft { path: "a".into(), size, lba: 512, io: FileIo::Direct };
         assert_eq!(config.devices[0].source, source);
         assert_eq!(config.devices[0].formatting, Formatting::IfForeign);
         let source = DeviceSource::VfioUser { socket: "c".into(), namespace: 3 };
@@ -367,6 +370,8 @@ mod tests {
             (DEVICE.replace("soft:/d.img", "/dev/nvme0"), "soft:FILE"),
             (DEVICE.replace("\"d\"", "\"a b\""), "'a b'"),
             (format!("{DEVICE}lba = 520"), "neither 512 nor 4096"),
+            (format!("{DEVICE}io = \"fast\""), "`io`: \"fast\" is no way to a file"),
+            (far("io = \"mapped\""), "`io` means nothing"),
             (format!("{DEVICE}size = \"8M\""), "at least 10M"),
             (format!("{DEVICE}size = \"11ham\""), "11ham"),
             (format!("{DEVICE}namespace = 1"), "`namespace` means nothing"),

@@ -21,7 +21,7 @@ use link::{
     Access, AttachReply, AttachRequest, Attached, FrontId, Guest, Part, Path, Refused, Token,
     VolumeHandle, VolumeName,
 };
-use nvme::soft::FileOptions;
+use nvme::soft::{FileIo, FileOptions};
 use nvme::{LbaSize, Namespace, SoftNamespace, SoftOptions};
 use tokio::sync::oneshot;
 
@@ -83,7 +83,8 @@ pub fn file_worker_of(
     path: &FilePath,
     owned: impl FnOnce(Namespace) -> Owned<Namespace>,
 ) -> (SoftWorker, Arc<Mailbox>) {
-    let options = FileOptions { path: path.to_owned(), create: Some(DEVICE_BYTES) };
+    let options =
+        FileOptions { path: path.to_owned(), create: Some(DEVICE_BYTES), io: FileIo::Auto };
     let namespace = SoftNamespace::file(&options, LbaSize::B512).expect("a file");
     let place = place(0, &Arc::default());
     let mailbox = Arc::clone(&place.mailbox);

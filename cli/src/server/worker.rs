@@ -122,9 +122,9 @@ fn arena(mine: &[DeviceConfig], limits: &Limits) -> anyhow::Result<Option<Arena>
 fn open(device: &DeviceConfig, arena: Option<&Arc<Arena>>) -> anyhow::Result<Attached> {
     let named = || format!("device '{}'", device.name);
     match &device.source {
-        DeviceSource::Soft { path, size, lba } => {
+        DeviceSource::Soft { path, size, lba, io } => {
             let create = size.map(block_server::Size::bytes);
-            let options = FileOptions { path: path.clone(), create };
+            let options = FileOptions { path: path.clone(), create, io: *io };
             let lba = if *lba == 512 { LbaSize::B512 } else { LbaSize::B4096 };
             Ok(Attached::Soft(SoftNamespace::file(&options, lba).with_context(named)?))
         }

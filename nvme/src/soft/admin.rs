@@ -44,7 +44,13 @@ impl Engine {
         let outcome = match command.opcode() {
             admin::CREATE_COMPLETION_QUEUE => self.create_completion_queue(command, registers),
             admin::CREATE_SUBMISSION_QUEUE => self.create_submission_queue(command, registers),
-            admin::DELETE_SUBMISSION_QUEUE => self.delete_submission_queue(command, registers),
+            admin::DELETE_SUBMISSION_QUEUE => {
+                match self.delete_submission_queue(command, registers) {
+                    Ok(true) => Ok(0),
+                    Ok(false) => return Answer::Later,
+                    Err(status) => Err(status),
+                }
+            }
             admin::DELETE_COMPLETION_QUEUE => self.delete_completion_queue(command),
             admin::IDENTIFY => self.identify(command),
             admin::GET_LOG_PAGE => self.get_log_page(command),
@@ -139,13 +145,16 @@ impl Engine {
         Ok((queue, entries))
     }
 
+    /// Deletes a queue; false if that has to wait until the kernel has let go of what its
+    /// commands named.
     fn delete_submission_queue(
         &mut self,
         command: &Command,
         registers: &Registers,
-    ) -> Result<u32, Status> {
+    ) -> Result<bool, Status> {
         let queue = command.dword(10) as u16;
-        if queue == 0 || !self.submission.get(usize::from(queue)).is_some_and(Option::is_some) {
+        let source = self.submission.get(usize::from(queue)).and_then(Option::as_ref);
+        if queue == 0 || source.is_none_or(|source| source.deletion.is_some()) {
             return Err(Status::INVALID_QUEUE_ID);
         }
         while let Some(index) = self.held.iter().position(|held| held.queue == queue) {
@@ -155,8 +164,7 @@ impl Engine {
                 self.post(queue, id, Status::QUEUE_DELETED, 0);
             }
         }
-        self.submission[usize::from(queue)] = None;
-        Ok(0)
+        Ok(self.close(queue, command.id()))
     }
 
     fn delete_completion_queue(&mut self, command: &Command) -> Result<u32, Status> {
@@ -275,7 +283,7 @@ impl Engine {
     }
 
     /// The result's bit 0 is 0 if the command was aborted (section 5.1). Only
-    /// I/O commands that were held back are.
+    /// I/O commands that were held back are: the kernel gives nothing back.
     fn abort(&mut self, command: &Command, registers: &Registers) -> Result<u32, Status> {
         let (queue, id) = (command.dword(10) as u16, (command.dword(10) >> 16) as u16);
         let found = |held: &super::engine::Held| held.queue == queue && held.command.id() == id;

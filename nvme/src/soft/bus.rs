@@ -1,6 +1,7 @@
 //! The bus to a soft controller: stores, loads, and memory of this process.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use block_core::DmaMemory;
@@ -44,5 +45,15 @@ impl Bus for SoftBus {
         if !self.driven_here || self.controller.work() == 0 {
             std::thread::yield_now();
         }
+    }
+
+    /// A disk rings that ends commands by itself. Then the controller has to do its part.
+    fn has_interrupts(&self) -> bool {
+        self.driven_here && !self.controller.bells.is_empty()
+    }
+
+    fn bells(&self) -> Vec<BorrowedFd<'_>> {
+        let bells = self.controller.bells.iter();
+        if self.driven_here { bells.map(AsFd::as_fd).collect() } else { Vec::new() }
     }
 }

@@ -7,6 +7,7 @@ use super::disorder::Chance;
 use super::events::Events;
 use super::fault::{Fault, Switches, Verdict};
 use super::interrupts::{Interrupts, Vector};
+use super::io::Progress;
 use super::log::Served;
 use super::namespace::SoftNamespace;
 use super::prp::Piece;
@@ -56,10 +57,12 @@ pub(super) enum Stuck {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Power {
+pub(super) enum Power {
     Off,
     Running,
     Failed,
+    /// It was reset, and the kernel has commands yet.
+    Stopping,
 }
 
 #[derive(Debug)]
@@ -77,7 +80,9 @@ pub(super) struct Engine {
     pub(super) shadow: Option<Shadow>,
     /// What tells a driver of another process that something was posted.
     interrupts: Option<Arc<Interrupts>>,
-    power: Power,
+    pub(super) power: Power,
+    /// Some namespaces say later how a command ended.
+    pub(super) has_direct: bool,
     /// Resets that were asked for until now.
     resets: u32,
     switches: Switches,
@@ -101,6 +106,7 @@ impl Engine {
         for namespace in &mut namespaces {
             namespace.set_cached(options.write_cache);
         }
+        let has_direct = namespaces.iter().any(SoftNamespace::is_direct);
         Self {
             windows: Windows::default(),
             namespaces,
@@ -114,6 +120,7 @@ impl Engine {
             shadow: None,
             interrupts,
             power: Power::Off,
+            has_direct,
             resets: 0,
             switches: Switches::default(),
             chance: Chance::new(options.disorder.map_or(0, |disorder| disorder.seed)),
@@ -130,6 +137,9 @@ impl Engine {
             return 0;
         }
         let mut count = self.follow(registers, registry);
+        if self.has_direct {
+            count += self.collect(registers);
+        }
         if self.power != Power::Running {
             return count;
         }
@@ -137,6 +147,9 @@ impl Engine {
         count += self.release(registers);
         for queue in 0..self.submission.len() as u16 {
             count += self.serve(queue, registers, registry);
+        }
+        if self.has_direct {
+            self.tell();
         }
         count
     }
@@ -176,15 +189,22 @@ impl Engine {
     /// The driver takes memory away, or comes anew and gives some.
     pub(super) fn reach_memory(&mut self, reaches: bool) {
         self.cut_off = !reaches;
+        if !reaches {
+            self.forsake();
+            self.finish();
+        }
     }
 
     /// Stops in the middle of everything.
     fn break_off(&mut self, chance: &mut Chance, registers: &Registers) {
         for held in std::mem::take(&mut self.held) {
             if held.stuck == Stuck::No && chance.below(2) == 0 {
-                self.execute(&held.command);
+                // Nobody learns of it.
+                let _ = self.execute(held.queue, &held.command);
             }
         }
+        self.forsake();
+        self.finish();
         self.switches = Switches::default();
         registers.clear_configuration();
         self.stop(registers);
@@ -211,7 +231,8 @@ impl Engine {
                 1
             }
             _ if configuration & CC_SHUTDOWN_MASK != 0
-                && registers.status() & CSTS_SHUTDOWN_COMPLETE == 0 =>
+                && registers.status() & CSTS_SHUTDOWN_COMPLETE == 0
+                && !self.is_under_way() =>
             {
                 // A namespace that cannot be written out has said so in the log;
                 // that keeps the others from nothing.
@@ -246,15 +267,25 @@ impl Engine {
     }
 
     /// A controller reset: no queue, no command, no feature value is left
-    /// (Base 2.0, section 3.7.2).
+    /// (Base 2.0, section 3.7.2). It is over when the kernel has no command either: until
+    /// then the driver's memory is not the driver's.
     fn stop(&mut self, registers: &Registers) {
+        self.held.clear();
+        self.forsake();
+        self.power = Power::Stopping;
+        if !self.is_under_way() {
+            self.end_stop(registers);
+        }
+    }
+
+    /// The kernel has let go of what a reset left behind.
+    pub(super) fn end_stop(&mut self, registers: &Registers) {
         for queue in 0..self.submission.len() as u16 {
             self.submission[usize::from(queue)] = None;
             self.completion[usize::from(queue)] = None;
             registers.clear_tail(queue);
             registers.clear_head(queue);
         }
-        self.held.clear();
         self.events.reset();
         self.shadow = None;
         self.features = super::admin::initial_features(&self.options);
@@ -273,13 +304,18 @@ impl Engine {
     /// Takes commands from one queue while there are some, their completions
     /// have room and the budget lasts.
     fn serve(&mut self, queue: u16, registers: &Registers, registry: &Registry) -> usize {
-        if self.submission[usize::from(queue)].is_none() {
+        let source = self.submission[usize::from(queue)].as_ref();
+        if source.is_none_or(|source| source.deletion.is_some()) {
             return 0;
         }
         let tail = self.tail(queue, registers);
         self.windows.refresh(registry);
         let mut count = 0;
-        while self.budget > 0 && self.has_room(queue, registers) && self.may_hold(queue) {
+        while self.budget > 0
+            && self.has_room(queue, registers)
+            && self.may_hold(queue)
+            && self.has_place(queue)
+        {
             let Some(source) = &mut self.submission[usize::from(queue)] else { break };
             let Some(command) = source.fetch(tail) else { break };
             count += 1;
@@ -299,7 +335,7 @@ impl Engine {
     fn take(&mut self, queue: u16, command: &Command) -> Answer {
         let stuck = match self.switches.judge(command.opcode()) {
             Verdict::Serve if self.options.disorder.is_none() => {
-                return Answer::Now(self.execute(command), 0);
+                return self.execute(queue, command);
             }
             Verdict::Serve => Stuck::No,
             Verdict::Stick { fast: false } => Stuck::UntilAborted,
@@ -310,14 +346,18 @@ impl Engine {
         Answer::Later
     }
 
-    fn execute(&mut self, command: &Command) -> Status {
+    fn execute(&mut self, queue: u16, command: &Command) -> Answer {
         self.budget = self.budget.saturating_sub(PAGE);
-        match self.serve_io(command) {
-            Ok(bytes) => {
+        match self.serve_io(queue, command) {
+            Ok(Progress::Done(bytes)) => {
                 self.budget = self.budget.saturating_sub(bytes);
-                Status::SUCCESS
+                Answer::Now(Status::SUCCESS, 0)
             }
-            Err(status) => status,
+            Ok(Progress::UnderWay) => {
+                self.owe(queue);
+                Answer::Later
+            }
+            Err(status) => Answer::Now(status, 0),
         }
     }
 
@@ -334,12 +374,14 @@ impl Engine {
                 || waits
                 || self.budget == 0
                 || !self.has_room(queue, registers)
+                || !self.has_place(queue)
             {
                 continue;
             }
             let command = self.held.swap_remove(index).command;
-            let status = self.execute(&command);
-            self.post(queue, command.id(), status, 0);
+            if let Answer::Now(status, result) = self.execute(queue, &command) {
+                self.post(queue, command.id(), status, result);
+            }
             count += 1;
         }
         count

@@ -1,19 +1,24 @@
-//! A file behind a namespace: mapped, sparse, and not ours alone.
+//! A file behind a namespace: opened in one way, and served mapped or [direct].
 //!
+//! Mapped it is sparse, and not ours alone.
 //! A write to a hole of a mapped file can find the file system full, and then
 //! it is a SIGBUS and not an error. So space is reserved in chunks before a
 //! chunk is first written, and holes are read with a system call, because
 //! reading them through a mapping would fill them on tmpfs.
+//!
+//! [direct]: super::direct
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use block_core::{Mapping, Memory};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::direct::NotDirect;
 use super::namespace::whole_pages;
 use crate::PAGE;
 use crate::completion::Status;
@@ -33,6 +38,39 @@ pub struct FileOptions {
     pub path: PathBuf,
     /// Make it with this many bytes, a multiple of 4096, if it is not there.
     pub create: Option<u64>,
+    /// How its bytes get to a driver's memory.
+    pub io: FileIo,
+}
+
+/// How the bytes of a file get to a driver's memory and back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileIo {
+    /// Directly where the file system does that without threads of the kernel (ext4, XFS),
+    /// else mapped (tmpfs).
+    #[default]
+    Auto,
+    /// Through the page cache: copied to and from a mapping of the file, command by command.
+    Mapped,
+    /// Straight between storage and driver, many commands at a time: `O_DIRECT`, io_uring.
+    Direct,
+}
+
+/// Words that say no [`FileIo`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no way to a file; write \"auto\", \"mapped\" or \"direct\"")]
+pub struct BadFileIo(String);
+
+impl FromStr for FileIo {
+    type Err = BadFileIo;
+
+    fn from_str(text: &str) -> Result<Self, BadFileIo> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "mapped" => Ok(Self::Mapped),
+            "direct" => Ok(Self::Direct),
+            _ => Err(BadFileIo(text.to_owned())),
+        }
+    }
 }
 
 /// Why a file cannot be a namespace.
@@ -63,6 +101,18 @@ pub enum OpenError {
     Grow { path: PathBuf, bytes: u64, error: io::Error },
     #[error("{path} cannot be mapped: {error}; use another file system")]
     Map { path: PathBuf, error: io::Error },
+    #[error("{path} cannot be served directly: {why}; take \"auto\" or another file system")]
+    Direct { path: PathBuf, why: NotDirect },
+}
+
+/// A file that is there, large enough, and locked against other processes.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) path: PathBuf,
+    /// Locked as long as it is open.
+    pub(super) file: File,
+    /// Whole pages.
+    pub(super) bytes: u64,
 }
 
 /// The file, what to do, from which byte, with how many.
@@ -83,7 +133,7 @@ pub(super) struct FileDisk {
     failed: bool,
 }
 
-impl FileDisk {
+impl OpenFile {
     pub(super) fn open(options: &FileOptions) -> Result<Self, OpenError> {
         let path = options.path.clone();
         let file = open_or_create(&path, options.create)?;
@@ -114,6 +164,13 @@ impl FileDisk {
         if bytes == 0 {
             return Err(OpenError::TooSmall { path, bytes: size });
         }
+        Ok(Self { path, file, bytes })
+    }
+}
+
+impl FileDisk {
+    pub(super) fn map(open: OpenFile) -> Result<Self, OpenError> {
+        let OpenFile { path, file, bytes } = open;
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         let mapping = match Mapping::of_file(&file, 0, length, true) {
             Ok(mapping) => mapping,
@@ -125,10 +182,6 @@ impl FileDisk {
         let mut disk = Self { path, file, mapping, bytes, reserved, fallocate, failed: false };
         disk.find_data();
         Ok(disk)
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     pub(super) fn read(
@@ -410,8 +463,13 @@ mod tests {
     fn a_signal_fails_nothing_and_a_shortage_one_command() {
         const ALL: Range<u64> = 0..1 << 20;
         let folder = tempfile::tempdir().expect("a folder");
-        let options = FileOptions { path: folder.path().join("disk"), create: Some(ALL.end) };
-        let mut disk = FileDisk::open(&options).expect("a disk");
+        let options = FileOptions {
+            path: folder.path().join("disk"),
+            create: Some(ALL.end),
+            io: FileIo::Mapped,
+        };
+        let open = OpenFile::open(&options).expect("a file");
+        let mut disk = FileDisk::map(open).expect("a disk");
         disk.fallocate = |file, flags, start, len| match ANSWERS.take().split_last() {
             Some((answer, rest)) => {
                 ANSWERS.set(rest.to_vec());

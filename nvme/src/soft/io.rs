@@ -1,9 +1,15 @@
 //! The NVM command set (NVM Command Set 1.0, section 3.2).
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use block_core::Memory;
+
+use super::direct::Owner;
 use super::engine::Engine;
-use super::prp;
+use super::namespace::{Disk, whole_pages};
+use super::prp::{self, Piece};
+use super::windows::Windows;
 use crate::command::{
     ALL_NAMESPACES, Command, DATASET_DEALLOCATE, DEALLOCATE_ZEROES, FORCE_UNIT_ACCESS, io,
 };
@@ -15,78 +21,113 @@ const RANGE_BYTES: usize = 16;
 /// Most ranges of a command.
 const MAX_RANGES: usize = 256;
 
+/// How far a sound command is.
+pub(super) enum Progress {
+    /// It is done; so many bytes were moved or made holes of.
+    Done(usize),
+    /// It is under way: its disk says when it has ended.
+    UnderWay,
+}
+
+use Progress::{Done, UnderWay};
+
 impl Engine {
-    /// Executes one I/O command; returns how many bytes it moved or made holes
-    /// of.
-    pub(super) fn serve_io(&mut self, command: &Command) -> Result<usize, Status> {
+    /// Executes one I/O command of a queue, or begins it.
+    pub(super) fn serve_io(&mut self, queue: u16, command: &Command) -> Result<Progress, Status> {
         // No fused operations, no SGLs.
         if command.flags() != 0 {
             return Err(Status::INVALID_FIELD);
         }
         match command.opcode() {
-            io::READ => self.read(command),
-            io::WRITE => self.write(command),
-            io::FLUSH => self.flush(command),
-            io::WRITE_ZEROES if self.options.write_zeroes => self.write_zeroes(command),
-            io::DATASET_MANAGEMENT if self.options.deallocate => self.manage_dataset(command),
+            io::READ => self.read(queue, command),
+            io::WRITE => self.write(queue, command),
+            io::FLUSH => self.flush(queue, command),
+            io::WRITE_ZEROES if self.options.write_zeroes => self.write_zeroes(queue, command),
+            io::DATASET_MANAGEMENT if self.options.deallocate => {
+                self.manage_dataset(queue, command)
+            }
             _ => Err(Status::INVALID_OPCODE),
         }
     }
 
-    fn read(&mut self, command: &Command) -> Result<usize, Status> {
+    fn read(&mut self, queue: u16, command: &Command) -> Result<Progress, Status> {
         let (index, bytes) = self.transfer(command)?;
-        let namespace = &mut self.namespaces[index];
+        let disk = match &mut self.namespaces[index].disk {
+            Disk::InPlace(disk) => disk,
+            Disk::Direct(disk) => {
+                let memory = memory_of(&self.windows, &self.pieces);
+                return disk.read(owner(queue, command), bytes, memory).map(|()| UnderWay);
+            }
+        };
         let mut at = bytes.start;
         for piece in &self.pieces {
             let memory = self.windows.memory(piece.place);
-            namespace.read(at, memory, piece.place.offset, piece.bytes)?;
+            disk.read(at, memory, piece.place.offset, piece.bytes)?;
             at += piece.bytes as u64;
         }
         self.served.reads += 1;
         self.served.bytes_read += bytes.end - bytes.start;
-        Ok((bytes.end - bytes.start) as usize)
+        Ok(Done((bytes.end - bytes.start) as usize))
     }
 
-    fn write(&mut self, command: &Command) -> Result<usize, Status> {
+    fn write(&mut self, queue: u16, command: &Command) -> Result<Progress, Status> {
         let (index, bytes) = self.transfer(command)?;
-        let namespace = &mut self.namespaces[index];
+        let through = command.dword(12) & FORCE_UNIT_ACCESS != 0;
+        let disk = match &mut self.namespaces[index].disk {
+            Disk::InPlace(disk) => disk,
+            Disk::Direct(disk) => {
+                let memory = memory_of(&self.windows, &self.pieces);
+                let begun = disk.write(owner(queue, command), bytes, memory, through);
+                return begun.map(|()| UnderWay);
+            }
+        };
         let mut at = bytes.start;
         for piece in &self.pieces {
             let memory = self.windows.memory(piece.place);
-            namespace.write(at, memory, piece.place.offset, piece.bytes)?;
+            disk.write(at, memory, piece.place.offset, piece.bytes)?;
             at += piece.bytes as u64;
         }
-        if command.dword(12) & FORCE_UNIT_ACCESS != 0 {
-            namespace.persist(bytes.clone())?;
+        if through {
+            disk.persist(bytes.clone())?;
         }
         self.served.writes += 1;
         self.served.bytes_written += bytes.end - bytes.start;
-        Ok((bytes.end - bytes.start) as usize)
+        Ok(Done((bytes.end - bytes.start) as usize))
     }
 
-    fn flush(&mut self, command: &Command) -> Result<usize, Status> {
+    fn flush(&mut self, queue: u16, command: &Command) -> Result<Progress, Status> {
         if command.namespace() == ALL_NAMESPACES {
             let status = self.flush_all();
-            return if status.is_success() { Ok(0) } else { Err(status) };
+            return if status.is_success() { Ok(Done(0)) } else { Err(status) };
         }
         let index = self.namespace_index(command)?;
-        self.namespaces[index].flush()?;
-        Ok(0)
+        match &mut self.namespaces[index].disk {
+            Disk::InPlace(disk) => disk.flush().map(|()| Done(0)),
+            Disk::Direct(disk) => disk.flush(owner(queue, command)).map(|()| UnderWay),
+        }
     }
 
-    fn write_zeroes(&mut self, command: &Command) -> Result<usize, Status> {
+    fn write_zeroes(&mut self, queue: u16, command: &Command) -> Result<Progress, Status> {
         let index = self.namespace_index(command)?;
         let namespace = &mut self.namespaces[index];
         let bytes = namespace.bytes_of(command.start(), command.block_count())?;
         let keep = command.dword(12) & DEALLOCATE_ZEROES == 0;
-        namespace.zero(bytes.clone(), keep)?;
-        if command.dword(12) & FORCE_UNIT_ACCESS != 0 {
-            namespace.persist(bytes.clone())?;
+        let through = command.dword(12) & FORCE_UNIT_ACCESS != 0;
+        let disk = match &mut namespace.disk {
+            Disk::InPlace(disk) => disk,
+            Disk::Direct(disk) => {
+                let begun = disk.zero(owner(queue, command), bytes, keep, through);
+                return begun.map(|()| UnderWay);
+            }
+        };
+        disk.zero(bytes.clone(), keep)?;
+        if through {
+            disk.persist(bytes.clone())?;
         }
-        Ok((bytes.end - bytes.start) as usize)
+        Ok(Done((bytes.end - bytes.start) as usize))
     }
 
-    fn manage_dataset(&mut self, command: &Command) -> Result<usize, Status> {
+    fn manage_dataset(&mut self, queue: u16, command: &Command) -> Result<Progress, Status> {
         let index = self.namespace_index(command)?;
         let count = (command.dword(10) & 0xff) as usize + 1;
         let pointers = (command.prp1(), command.prp2());
@@ -109,16 +150,28 @@ impl Engine {
             let (start, count) = range(bytes);
             namespace.bytes_of(start, count)?;
         }
-        let mut given_back = 0;
-        if command.dword(11) & DATASET_DEALLOCATE != 0 {
-            for bytes in ranges[..copied].chunks_exact(RANGE_BYTES) {
-                let (start, count) = range(bytes);
-                let bytes = namespace.bytes_of(start, count)?;
-                given_back += (bytes.end - bytes.start) as usize;
-                namespace.deallocate(bytes)?;
-            }
+        if command.dword(11) & DATASET_DEALLOCATE == 0 {
+            return Ok(Done(0));
         }
-        Ok(given_back)
+        let lba_bits = namespace.lba_size().bits();
+        let ranges = ranges[..copied].chunks_exact(RANGE_BYTES).map(|bytes| {
+            let (start, count) = range(bytes);
+            start << lba_bits..(start + u64::from(count)) << lba_bits
+        });
+        let disk = match &mut namespace.disk {
+            Disk::InPlace(disk) => disk,
+            Disk::Direct(disk) => {
+                let whole = ranges.map(|range| whole_pages(&range));
+                let begun = disk.deallocate(owner(queue, command), whole)?;
+                return Ok(if begun { UnderWay } else { Done(0) });
+            }
+        };
+        let mut given_back = 0;
+        for bytes in ranges {
+            given_back += (bytes.end - bytes.start) as usize;
+            disk.deallocate(bytes)?;
+        }
+        Ok(Done(given_back))
     }
 
     /// Everything about a read or write that can be wrong, before a byte moves.
@@ -138,4 +191,17 @@ impl Engine {
         let index = (command.namespace() as usize).wrapping_sub(1);
         if index < self.namespaces.len() { Ok(index) } else { Err(Status::INVALID_NAMESPACE) }
     }
+}
+
+/// The command, as whoever does it later names it.
+fn owner(queue: u16, command: &Command) -> Owner {
+    Owner { queue, id: command.id() }
+}
+
+/// The pieces of a transfer, with what keeps them mapped.
+fn memory_of<'a>(
+    windows: &'a Windows,
+    pieces: &'a [Piece],
+) -> impl Iterator<Item = (&'a Arc<Memory>, usize, usize)> {
+    pieces.iter().map(|piece| (windows.shared(piece.place), piece.place.offset, piece.bytes))
 }

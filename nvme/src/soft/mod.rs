@@ -12,14 +12,17 @@
 
 mod admin;
 mod bus;
+mod direct;
 mod disorder;
 mod engine;
 mod events;
 mod fault;
 mod file;
 mod identify;
+mod in_place;
 mod interrupts;
 mod io;
+mod later;
 mod layers;
 mod log;
 mod namespace;
@@ -34,6 +37,7 @@ mod thread;
 mod unflushed;
 mod windows;
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use block_core::Memory;
@@ -47,9 +51,10 @@ use interrupts::Interrupts;
 use registers::Registers;
 use windows::Registry;
 
+pub use direct::NotDirect;
 pub use disorder::Disorder;
 pub use fault::Fault;
-pub use file::{FileOptions, OpenError};
+pub use file::{BadFileIo, FileIo, FileOptions, OpenError};
 pub use layers::Image;
 pub use namespace::SoftNamespace;
 pub use thread::Runner;
@@ -109,6 +114,9 @@ pub struct SoftController {
     engine: Mutex<Engine>,
     /// Those of a controller whose driver is in another process.
     interrupts: Option<Arc<Interrupts>>,
+    /// Readable when a disk has something to say; none if there is a command of which no
+    /// disk says that it has ended.
+    bells: Vec<OwnedFd>,
 }
 
 impl SoftController {
@@ -177,11 +185,14 @@ impl SoftController {
                 && pages.is_power_of_two()
                 && options.max_transfer.is_multiple_of(crate::PAGE)
         );
+        let engine = Engine::new(options.clone(), namespaces, interrupts.clone());
+        let bells = engine.bells();
         Arc::new(Self {
             registers: Registers::new(options.queues, options.queue_entries, doorbells),
             registry,
-            engine: Mutex::new(Engine::new(options, namespaces, interrupts.clone())),
+            engine: Mutex::new(engine),
             interrupts,
+            bells,
         })
     }
 
@@ -212,6 +223,13 @@ impl SoftController {
                 poisoned.into_inner().work(&self.registers, &self.registry)
             }
         }
+    }
+
+    /// Whether [`SoftController::work`] would find anything that no [bell](Bus::bells)
+    /// rings for any more: whoever drives the controller does not sleep then.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.engine().has_work(&self.registers)
     }
 
     /// Drives the controller on a thread of its own until the runner is
@@ -277,13 +295,15 @@ impl SoftController {
     }
 
     /// Closes what was opened at this address. What the thread that drives the
-    /// controller begins after this does not reach it.
+    /// controller begins after this does not reach it, and what the kernel had to do with
+    /// it has ended.
     pub(crate) fn close_memory(&self, iova: u64) {
         self.registry.remove(iova);
+        self.engine().finish();
     }
 
     /// From when this returns it touches no memory of a driver, until there is
-    /// a new bus to it.
+    /// a new bus to it. It waits for what the kernel has.
     fn cut_off(&self) {
         self.engine().reach_memory(false);
     }

@@ -4,10 +4,10 @@
 use std::io;
 use std::ops::Range;
 
-use block_core::Memory;
-
+use super::direct::DirectDisk;
 use super::disorder::Chance;
-use super::file::{FileDisk, FileOptions, OpenError};
+use super::file::{FileDisk, FileIo, FileOptions, OpenError, OpenFile};
+use super::in_place::{Backing, InPlace};
 use super::layers::{Image, Layers};
 use super::ram::Ram;
 use super::unflushed::Unflushed;
@@ -19,16 +19,16 @@ use crate::identify::LbaSize;
 pub struct SoftNamespace {
     lba_size: LbaSize,
     lba_count: u64,
-    backing: Backing,
-    cached: bool,
-    unflushed: Option<Unflushed>,
+    pub(super) disk: Disk,
 }
 
+/// What holds a namespace's bytes.
 #[derive(Debug)]
-enum Backing {
-    Ram(Ram),
-    Layers(Layers),
-    File(FileDisk),
+pub(super) enum Disk {
+    /// It does what it is asked at once.
+    InPlace(InPlace),
+    /// It begins, and says later how it ended.
+    Direct(Box<DirectDisk>),
 }
 
 impl SoftNamespace {
@@ -39,7 +39,8 @@ impl SoftNamespace {
     pub fn memory(bytes: u64, lba_size: LbaSize) -> io::Result<Self> {
         let bytes = bytes / crate::PAGE as u64 * crate::PAGE as u64;
         let ram = Ram::new(usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?)?;
-        Ok(Self::over(Backing::Ram(ram), bytes, lba_size))
+        let disk = Disk::InPlace(InPlace::over(Backing::Ram(ram), None));
+        Ok(Self::over(disk, bytes, lba_size))
     }
 
     /// Memory of which a power cut takes what was not flushed. It remembers
@@ -49,17 +50,18 @@ impl SoftNamespace {
     pub fn losing_memory(bytes: u64, lba_size: LbaSize, image: Image) -> Self {
         let bytes = bytes / crate::PAGE as u64 * crate::PAGE as u64;
         let layers = Layers::over(image, bytes as usize);
-        let mut namespace = Self::over(Backing::Layers(layers), bytes, lba_size);
-        namespace.unflushed = Some(Unflushed::new(lba_size));
-        namespace
+        let unflushed = Some(Unflushed::new(lba_size));
+        let disk = Disk::InPlace(InPlace::over(Backing::Layers(layers), unflushed));
+        Self::over(disk, bytes, lba_size)
     }
 
     /// What a namespace that loses memory holds.
     pub(super) fn image(&self) -> Option<Image> {
-        let Backing::Layers(layers) = &self.backing else { return None };
         let bytes = (self.lba_count << self.lba_size.bits()) as usize;
-        let page = |at| layers.content(at, crate::PAGE).first_chunk().copied();
-        Some((0..bytes).step_by(crate::PAGE).filter_map(page).collect())
+        match &self.disk {
+            Disk::InPlace(disk) => disk.image(bytes),
+            Disk::Direct(_) => None,
+        }
     }
 
     /// A file: sparse, locked against other processes, its size rounded down
@@ -68,14 +70,40 @@ impl SoftNamespace {
     /// # Errors
     /// A sentence about the file and the way out.
     pub fn file(options: &FileOptions, lba_size: LbaSize) -> Result<Self, OpenError> {
-        let disk = FileDisk::open(options)?;
-        let bytes = disk.bytes();
-        Ok(Self::over(Backing::File(disk), bytes, lba_size))
+        let mut open = OpenFile::open(options)?;
+        let bytes = open.bytes;
+        if options.io != FileIo::Mapped {
+            match DirectDisk::over(open, lba_size) {
+                Ok(disk) => return Ok(Self::over(Disk::Direct(Box::new(disk)), bytes, lba_size)),
+                Err((it, why)) if options.io == FileIo::Auto => {
+                    tracing::info!(path = %it.path.display(), "the file is mapped: {why}");
+                    open = it;
+                }
+                Err((it, why)) => return Err(OpenError::Direct { path: it.path, why }),
+            }
+        }
+        let backing = Backing::File(FileDisk::map(open)?);
+        Ok(Self::over(Disk::InPlace(InPlace::over(backing, None)), bytes, lba_size))
     }
 
-    fn over(backing: Backing, bytes: u64, lba_size: LbaSize) -> Self {
+    fn over(disk: Disk, bytes: u64, lba_size: LbaSize) -> Self {
         let lba_count = bytes >> lba_size.bits();
-        Self { lba_size, lba_count, backing, cached: true, unflushed: None }
+        Self { lba_size, lba_count, disk }
+    }
+
+    /// Whether commands go straight between a file and the driver's memory, as
+    /// [`FileOptions::io`] says.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        matches!(self.disk, Disk::Direct(_))
+    }
+
+    /// The disk, if it says later how a command ended.
+    pub(super) fn direct(&mut self) -> Option<&mut DirectDisk> {
+        match &mut self.disk {
+            Disk::InPlace(_) => None,
+            Disk::Direct(disk) => Some(disk),
+        }
     }
 
     pub(super) fn lba_size(&self) -> LbaSize {
@@ -93,7 +121,10 @@ impl SoftNamespace {
 
     /// Whether writes may stay volatile until a flush.
     pub(super) fn set_cached(&mut self, cached: bool) {
-        self.cached = cached;
+        match &mut self.disk {
+            Disk::InPlace(disk) => disk.set_cached(cached),
+            Disk::Direct(disk) => disk.set_cached(cached),
+        }
     }
 
     /// The bytes of logical blocks that exist.
@@ -105,103 +136,20 @@ impl SoftNamespace {
         Ok(start << self.lba_size.bits()..end << self.lba_size.bits())
     }
 
-    pub(super) fn read(
-        &mut self,
-        at: u64,
-        to: &Memory,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<(), Status> {
-        match &mut self.backing {
-            Backing::Ram(ram) => ram.read(at as usize, to, offset, bytes),
-            Backing::Layers(layers) => layers.read(at as usize, to, offset, bytes),
-            Backing::File(file) => return file.read(at, to, offset, bytes),
-        }
-        Ok(())
-    }
-
-    pub(super) fn write(
-        &mut self,
-        at: u64,
-        from: &Memory,
-        offset: usize,
-        bytes: usize,
-    ) -> Result<(), Status> {
-        let range = at..at + bytes as u64;
-        self.remember(&range);
-        match &mut self.backing {
-            Backing::Ram(ram) => ram.write(at as usize, from, offset, bytes),
-            Backing::Layers(layers) => layers.write(at as usize, from, offset, bytes),
-            Backing::File(file) => file.write(at, from, offset, bytes)?,
-        }
-        self.settle(range)
-    }
-
-    /// Makes the bytes zero. A file keeps space for them if `keep`; else it
-    /// gives their space back where that is cheaper, as memory always does.
-    pub(super) fn zero(&mut self, range: Range<u64>, keep: bool) -> Result<(), Status> {
-        self.remember(&range);
-        match &mut self.backing {
-            Backing::Ram(ram) => ram.zero(range.start as usize..range.end as usize)?,
-            Backing::Layers(layers) => layers.zero(range.start as usize..range.end as usize),
-            Backing::File(file) => file.zero(range.clone(), keep)?,
-        }
-        self.settle(range)
-    }
-
-    /// Gives the space of whole pages back; they read as zero from now on.
-    /// Blocks that share a page with others keep what they have.
-    pub(super) fn deallocate(&mut self, range: Range<u64>) -> Result<(), Status> {
-        let range = whole_pages(&range);
-        if range.is_empty() {
-            return Ok(());
-        }
-        self.remember(&range);
-        match &mut self.backing {
-            Backing::Ram(ram) => ram.give_back(range.start as usize..range.end as usize)?,
-            Backing::Layers(layers) => layers.zero(range.start as usize..range.end as usize),
-            Backing::File(file) => file.deallocate(range.clone())?,
-        }
-        self.settle(range)
-    }
-
-    /// Makes the bytes durable, whatever the cache does.
-    pub(super) fn persist(&mut self, range: Range<u64>) -> Result<(), Status> {
-        if let Some(unflushed) = &mut self.unflushed {
-            unflushed.forget(&range);
-        }
-        match &mut self.backing {
-            Backing::Ram(_) | Backing::Layers(_) => Ok(()),
-            Backing::File(file) => file.persist(range),
-        }
-    }
-
-    /// Makes everything durable.
+    /// Makes everything durable whose command has ended, and waits for it.
     pub(super) fn flush(&mut self) -> Result<(), Status> {
-        if let Some(unflushed) = &mut self.unflushed {
-            unflushed.forget_all();
-        }
-        match &mut self.backing {
-            Backing::Ram(_) | Backing::Layers(_) => Ok(()),
-            Backing::File(file) => file.flush(),
+        match &mut self.disk {
+            Disk::InPlace(disk) => disk.flush(),
+            Disk::Direct(disk) => disk.flush_now(),
         }
     }
 
     pub(super) fn power_cut(&mut self, chance: &mut Chance) {
-        if let (Some(unflushed), Backing::Layers(it)) = (&mut self.unflushed, &mut self.backing) {
-            unflushed.lose(it, chance);
+        match &mut self.disk {
+            Disk::InPlace(disk) => disk.power_cut(chance),
+            // What it lost the kernel has.
+            Disk::Direct(_) => {}
         }
-    }
-
-    fn remember(&mut self, range: &Range<u64>) {
-        if let (Some(unflushed), Backing::Layers(it)) = (&mut self.unflushed, &self.backing) {
-            unflushed.remember(range, it);
-        }
-    }
-
-    /// Without a cache every change is durable before it is answered.
-    fn settle(&mut self, range: Range<u64>) -> Result<(), Status> {
-        if self.cached { Ok(()) } else { self.persist(range) }
     }
 }
 

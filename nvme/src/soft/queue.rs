@@ -15,13 +15,15 @@ pub(super) struct SubmissionQueue {
     head: u32,
     /// The completion queue of its commands.
     pub(super) completion: u16,
+    /// The admin command that deletes it: it waits for commands under way.
+    pub(super) deletion: Option<u16>,
     /// Its shadow doorbell is not looked at until the doorbell is written.
     pub(super) asleep: bool,
 }
 
 impl SubmissionQueue {
     pub(super) fn new(words: Words, entries: u32, completion: u16) -> Self {
-        Self { words, entries, head: 0, completion, asleep: false }
+        Self { words, entries, head: 0, completion, deletion: None, asleep: false }
     }
 
     /// Takes the next command, given what the tail doorbell says. A tail that
@@ -51,27 +53,43 @@ pub(super) struct CompletionQueue {
     tail: u32,
     phase: bool,
     head: u32,
+    /// Entries that commands under way will take.
+    owed: u32,
     /// What is raised by an entry, if its driver has asked for it and may hear it.
     vector: Option<Vector>,
 }
 
 impl CompletionQueue {
     pub(super) fn new(words: Words, entries: u32, vector: Option<Vector>) -> Self {
-        Self { words, entries, tail: 0, phase: true, head: 0, vector }
+        Self { words, entries, tail: 0, phase: true, head: 0, owed: 0, vector }
     }
 
-    /// Whether there is room for an entry. The head doorbell is asked only
-    /// when the last value leaves none.
+    /// Whether there is room for an entry that nobody is owed. The head doorbell is asked
+    /// only when the last value leaves none.
     pub(super) fn has_room(&mut self, head: impl FnOnce() -> u32) -> bool {
-        let next = self.next();
-        if next != self.head {
+        if self.free() > self.owed {
             return true;
         }
         let head = head();
         if head < self.entries {
             self.head = head;
         }
-        next != self.head
+        self.free() > self.owed
+    }
+
+    /// A command stays open: it is owed an entry. The caller has seen room.
+    pub(super) fn owe(&mut self) {
+        self.owed += 1;
+    }
+
+    /// The entry of a command that stayed open is about to be written.
+    pub(super) fn pay(&mut self) {
+        self.owed -= 1;
+    }
+
+    fn free(&self) -> u32 {
+        let wrapped = if self.tail < self.head { 0 } else { self.entries };
+        wrapped + self.head - self.tail - 1
     }
 
     /// Writes an entry; the caller has seen room.

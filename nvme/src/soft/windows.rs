@@ -140,6 +140,11 @@ impl Windows {
 
     /// The memory that a place is in.
     pub(super) fn memory(&self, place: Place) -> &Memory {
+        self.shared(place)
+    }
+
+    /// The same, for who uses it longer than a call.
+    pub(super) fn shared(&self, place: Place) -> &Arc<Memory> {
         self.list[place.window].memory()
     }
 

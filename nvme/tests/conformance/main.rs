@@ -7,6 +7,8 @@
 
 mod admin;
 mod data;
+#[path = "../direct_folder/mod.rs"]
+mod direct_folder;
 mod guest;
 mod qtest;
 mod queues;

@@ -24,13 +24,16 @@ use nvme::command::Command;
 use nvme::completion::Status;
 use nvme::pci::sysfs::Sysfs;
 use nvme::pci::{self, PhysicalBus, VfioBus, physical_arena};
-use nvme::soft::Disorder;
+use nvme::soft::{Disorder, FileIo, FileOptions};
 use nvme::vfio_user::{Exported, VfioUserBus};
 use nvme::{
     Bus, Controller, LbaSize, Namespace, QueuePair, SoftController, SoftNamespace, SoftOptions,
     StartError,
 };
 
+use tempfile::TempDir;
+
+use crate::direct_folder::direct_folder;
 use crate::qtest::Qemu;
 
 /// Bytes of each namespace.
@@ -74,6 +77,7 @@ pub(crate) fn all() -> Vec<Subject> {
         return devices;
     }
     let mut all = vec![soft_here(), soft_in_disorder(), soft_beside(), soft_over_vfio_user()];
+    all.extend([direct_here(), direct_in_disorder(), direct_beside()].into_iter().flatten());
     match Qemu::start(NAMESPACE_BYTES, MAX_TRANSFER, QUEUES, SERIAL) {
         Ok(qemu) => all.push(Subject {
             name: "QEMU",
@@ -143,6 +147,41 @@ fn soft_in_disorder() -> Subject {
     let soft = soft(SoftOptions { disorder, ..options() });
     let (bus, life) = (soft.bus(), Box::new(()));
     Subject { name: "disordered", bus, soft: Some(soft), driven_here: true, _life: life }
+}
+
+/// Two files whose bytes go straight between storage and driver, if there is a file
+/// system for that.
+fn direct(name: &str, options: SoftOptions) -> Option<(Arc<SoftController>, TempDir)> {
+    let folder = direct_folder(name)?;
+    let disk = |name: &str, lba_size| {
+        let (path, create) = (folder.path().join(name), Some(NAMESPACE_BYTES));
+        let options = FileOptions { path, create, io: FileIo::Direct };
+        SoftNamespace::file(&options, lba_size).expect("a namespace")
+    };
+    let disks = vec![disk("large", LbaSize::B4096), disk("small", LbaSize::B512)];
+    Some((SoftController::new(options, disks), folder))
+}
+
+fn direct_here() -> Option<Subject> {
+    let name = "direct";
+    let (soft, folder) = direct(name, options())?;
+    let (bus, life) = (soft.bus(), Box::new(folder));
+    Some(Subject { name, bus, soft: Some(soft), driven_here: true, _life: life })
+}
+
+fn direct_in_disorder() -> Option<Subject> {
+    let disorder = Some(Disorder { seed: 9, held: 24, delay: 2 });
+    let name = "direct, disordered";
+    let (soft, folder) = direct(name, SoftOptions { disorder, ..options() })?;
+    let (bus, life) = (soft.bus(), Box::new(folder));
+    Some(Subject { name, bus, soft: Some(soft), driven_here: true, _life: life })
+}
+
+fn direct_beside() -> Option<Subject> {
+    let name = "direct, second thread";
+    let (soft, folder) = direct(name, options())?;
+    let (bus, life) = (soft.distant_bus(), Box::new((soft.spawn(), folder)));
+    Some(Subject { name, bus, soft: Some(soft), driven_here: false, _life: life })
 }
 
 /// On a second thread: in one a missing fence is invisible.
@@ -239,6 +278,12 @@ impl<'a> Rig<'a> {
         if queue.reap() == 0 && !self.subject.driven_here {
             std::thread::yield_now();
         }
+    }
+
+    /// Whether its controller, if this thread drives it, has to do more than wait.
+    pub(crate) fn has_soft_work(&self) -> bool {
+        let soft = self.subject.soft.as_ref().filter(|_| self.subject.driven_here);
+        soft.is_some_and(|soft| soft.has_work())
     }
 
     /// The admin command is refused with one of these.
