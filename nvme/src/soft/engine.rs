@@ -320,7 +320,11 @@ impl Engine {
             let Some(command) = source.fetch(tail) else { break };
             count += 1;
             let answer = if queue == 0 {
-                self.administer(&command, registers)
+                // An event that is told meanwhile leaves room for this one's answer.
+                self.owe(0);
+                let answer = self.administer(&command, registers);
+                self.pay(0);
+                answer
             } else {
                 self.take(queue, &command)
             };
@@ -394,14 +398,24 @@ impl Engine {
                 < disorder.held.max(1)
     }
 
-    /// Whether a completion of this submission queue's commands has room.
+    /// Whether a completion of this submission queue's commands has room. The head
+    /// doorbell is asked only when the last value leaves none.
+    #[inline]
     pub(super) fn has_room(&mut self, queue: u16, registers: &Registers) -> bool {
         let Some(source) = &self.submission[usize::from(queue)] else { return false };
         let target = source.completion;
-        let completion = self.completion[usize::from(target)].as_mut();
+        let completion = self.completion[usize::from(target)].as_ref();
+        completion.is_some_and(CompletionQueue::has_room) || self.finds_room(target, registers)
+    }
+
+    #[cold]
+    fn finds_room(&mut self, target: u16, registers: &Registers) -> bool {
         let shadow = self.shadow.as_ref().filter(|_| target > 0);
-        let head = || shadow.map_or_else(|| registers.head(target), |shadow| shadow.head(target));
-        completion.is_some_and(|completion| completion.has_room(head))
+        let head = shadow.map_or_else(|| registers.head(target), |shadow| shadow.head(target));
+        self.completion[usize::from(target)].as_mut().is_some_and(|completion| {
+            completion.learn_head(head);
+            completion.has_room()
+        })
     }
 
     pub(super) fn post(&mut self, queue: u16, id: u16, status: Status, result: u32) {

@@ -45,6 +45,7 @@ impl InPlace {
         self.cached = cached;
     }
 
+    #[inline]
     pub(super) fn read(
         &mut self,
         at: u64,
@@ -60,6 +61,7 @@ impl InPlace {
         Ok(())
     }
 
+    #[inline]
     pub(super) fn write(
         &mut self,
         at: u64,

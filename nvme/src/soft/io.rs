@@ -1,15 +1,11 @@
 //! The NVM command set (NVM Command Set 1.0, section 3.2).
 
 use std::ops::Range;
-use std::sync::Arc;
-
-use block_core::Memory;
 
 use super::direct::Owner;
 use super::engine::Engine;
 use super::namespace::{Disk, whole_pages};
-use super::prp::{self, Piece};
-use super::windows::Windows;
+use super::prp;
 use crate::command::{
     ALL_NAMESPACES, Command, DATASET_DEALLOCATE, DEALLOCATE_ZEROES, FORCE_UNIT_ACCESS, io,
 };
@@ -55,8 +51,8 @@ impl Engine {
         let disk = match &mut self.namespaces[index].disk {
             Disk::InPlace(disk) => disk,
             Disk::Direct(disk) => {
-                let memory = memory_of(&self.windows, &self.pieces);
-                return disk.read(owner(queue, command), bytes, memory).map(|()| UnderWay);
+                let pieces = (&self.windows, &self.pieces[..]);
+                return disk.read(owner(queue, command), bytes, pieces).map(|()| UnderWay);
             }
         };
         let mut at = bytes.start;
@@ -76,8 +72,8 @@ impl Engine {
         let disk = match &mut self.namespaces[index].disk {
             Disk::InPlace(disk) => disk,
             Disk::Direct(disk) => {
-                let memory = memory_of(&self.windows, &self.pieces);
-                let begun = disk.write(owner(queue, command), bytes, memory, through);
+                let pieces = (&self.windows, &self.pieces[..]);
+                let begun = disk.write(owner(queue, command), bytes, pieces, through);
                 return begun.map(|()| UnderWay);
             }
         };
@@ -196,12 +192,4 @@ impl Engine {
 /// The command, as whoever does it later names it.
 fn owner(queue: u16, command: &Command) -> Owner {
     Owner { queue, id: command.id() }
-}
-
-/// The pieces of a transfer, with what keeps them mapped.
-fn memory_of<'a>(
-    windows: &'a Windows,
-    pieces: &'a [Piece],
-) -> impl Iterator<Item = (&'a Arc<Memory>, usize, usize)> {
-    pieces.iter().map(|piece| (windows.shared(piece.place), piece.place.offset, piece.bytes))
 }

@@ -117,7 +117,8 @@ impl Engine {
         }
     }
 
-    fn pay(&mut self, queue: u16) {
+    /// It is about to be written, or owed no more.
+    pub(super) fn pay(&mut self, queue: u16) {
         if let Some(source) = &self.submission[usize::from(queue)]
             && let Some(completion) = &mut self.completion[usize::from(source.completion)]
         {
@@ -127,7 +128,7 @@ impl Engine {
 
     /// Whether a command of this queue can be begun, whichever disk it is for.
     pub(super) fn has_place(&self, queue: u16) -> bool {
-        queue == 0 || !self.has_direct || self.disks().all(|disk| disk.has_place())
+        !self.has_direct || queue == 0 || self.disks().all(|disk| disk.has_place())
     }
 
     /// Whether the kernel has commands.

@@ -85,6 +85,7 @@ fn add_page(
     add(windows, iova, bytes, pieces)
 }
 
+#[inline]
 fn add(windows: &Windows, iova: u64, bytes: usize, pieces: &mut Vec<Piece>) -> Result<(), Status> {
     let place = windows.find(iova, bytes).ok_or(Status::DATA_TRANSFER)?;
     match pieces.last_mut() {

@@ -53,43 +53,44 @@ pub(super) struct CompletionQueue {
     tail: u32,
     phase: bool,
     head: u32,
-    /// Entries that commands under way will take.
-    owed: u32,
+    /// Entries that are free for who is owed none, as far as is known.
+    room: u32,
     /// What is raised by an entry, if its driver has asked for it and may hear it.
     vector: Option<Vector>,
 }
 
 impl CompletionQueue {
     pub(super) fn new(words: Words, entries: u32, vector: Option<Vector>) -> Self {
-        Self { words, entries, tail: 0, phase: true, head: 0, owed: 0, vector }
+        Self { words, entries, tail: 0, phase: true, head: 0, room: entries - 1, vector }
     }
 
-    /// Whether there is room for an entry that nobody is owed. The head doorbell is asked
-    /// only when the last value leaves none.
-    pub(super) fn has_room(&mut self, head: impl FnOnce() -> u32) -> bool {
-        if self.free() > self.owed {
-            return true;
-        }
-        let head = head();
-        if head < self.entries {
+    /// Whether there is room for an entry that nobody is owed, by what is known of the
+    /// head.
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.room > 0
+    }
+
+    /// The driver has taken entries up to this one. It cannot have taken what is not
+    /// there: such a value frees nothing.
+    pub(super) fn learn_head(&mut self, head: u32) {
+        let after_head =
+            |place: u32| if place < self.head { place + self.entries } else { place } - self.head;
+        let taken = after_head(head);
+        if head < self.entries && taken <= after_head(self.tail) {
+            self.room += taken;
             self.head = head;
         }
-        self.free() > self.owed
     }
 
     /// A command stays open: it is owed an entry. The caller has seen room.
     pub(super) fn owe(&mut self) {
-        self.owed += 1;
+        self.room -= 1;
     }
 
     /// The entry of a command that stayed open is about to be written.
     pub(super) fn pay(&mut self) {
-        self.owed -= 1;
-    }
-
-    fn free(&self) -> u32 {
-        let wrapped = if self.tail < self.head { 0 } else { self.entries };
-        wrapped + self.head - self.tail - 1
+        self.room += 1;
     }
 
     /// Writes an entry; the caller has seen room.
@@ -106,6 +107,7 @@ impl CompletionQueue {
         self.words.store(base, first, Ordering::Relaxed);
         // Release: who sees the phase sees the data.
         self.words.store(base + 1, last, Ordering::Release);
+        self.room -= 1;
         self.tail = self.next();
         if self.tail == 0 {
             self.phase = !self.phase;

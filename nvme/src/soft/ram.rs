@@ -23,10 +23,12 @@ impl Ram {
         Ok(Self { memory: Memory::anonymous(bytes)? })
     }
 
+    #[inline]
     pub(super) fn read(&self, at: usize, to: &Memory, offset: usize, bytes: usize) {
         sys::copy(&self.memory, at, to, offset, bytes);
     }
 
+    #[inline]
     pub(super) fn write(&mut self, at: usize, from: &Memory, offset: usize, bytes: usize) {
         sys::copy(from, offset, &self.memory, at, bytes);
     }

@@ -42,6 +42,8 @@ use rustix::fs::fstat;
 
 use super::file::OpenFile;
 use super::namespace::whole_pages;
+use super::prp::Piece;
+use super::windows::Windows;
 use crate::completion::Status;
 use crate::identify::LbaSize;
 use crate::sys as memory;
@@ -90,6 +92,9 @@ pub(super) struct DirectDisk {
     /// The storage failed, or someone cut the file: nothing is believed again.
     failed: bool,
 }
+
+/// The memory of a transfer, as the driver has opened it.
+type Pieces<'a> = (&'a Windows, &'a [Piece]);
 
 /// A command that has ended.
 #[derive(Debug)]
@@ -163,12 +168,15 @@ impl DirectDisk {
         self.jobs.iter().any(|job| job.owner.is_some_and(|owner| owner.queue == queue))
     }
 
-    /// Begins to read bytes into pieces of memory; the caller has seen a place.
-    pub(super) fn read<'a>(
+    /// Begins to read bytes into pieces of memory; the caller has seen a place. This and
+    /// the next are out of line: what is done at once does not become slower for them.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn read(
         &mut self,
         owner: Owner,
         range: Range<u64>,
-        pieces: impl Iterator<Item = (&'a Arc<Memory>, usize, usize)>,
+        pieces: Pieces<'_>,
     ) -> Result<(), Status> {
         self.check(Status::READ_ERROR)?;
         let job = self.start(owner, Kind::Read);
@@ -178,11 +186,13 @@ impl DirectDisk {
     }
 
     /// Begins to write pieces of memory, past the cache if `through`.
-    pub(super) fn write<'a>(
+    #[cold]
+    #[inline(never)]
+    pub(super) fn write(
         &mut self,
         owner: Owner,
         range: Range<u64>,
-        pieces: impl Iterator<Item = (&'a Arc<Memory>, usize, usize)>,
+        pieces: Pieces<'_>,
         through: bool,
     ) -> Result<(), Status> {
         self.check(Status::WRITE_FAULT)?;
@@ -309,15 +319,17 @@ impl DirectDisk {
 
     /// The driver's memory is the job's from now on. If the kernel cannot take it as it
     /// lies, there is other memory to go through.
-    fn take_memory<'a>(
+    fn take_memory(
         &mut self,
         place: u16,
         range: &Range<u64>,
-        pieces: impl Iterator<Item = (&'a Arc<Memory>, usize, usize)>,
+        (windows, pieces): Pieces<'_>,
     ) -> Result<(), Status> {
         let job = &mut self.jobs[usize::from(place)];
         job.bytes = range.end - range.start;
-        job.parts.extend(pieces.map(|(memory, offset, bytes)| Part::new(memory, offset, bytes)));
+        let part =
+            |&Piece { place, bytes }: &Piece| Part::new(windows.shared(place), place.offset, bytes);
+        job.parts.extend(pieces.iter().map(part));
         let Alignment { memory, file } = self.alignment;
         let fits = |part: &Part| {
             part.address().is_multiple_of(memory) && part.bytes().is_multiple_of(file)
