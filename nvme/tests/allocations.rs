@@ -58,12 +58,15 @@ fn round(rig: &Rig, namespace: &Namespace, pool: &Pool) {
 #[test]
 fn no_request_allocates_once_the_path_is_warm() {
     let folder = tempfile::tempdir().expect("a folder");
-    let options =
-        FileOptions { path: folder.path().join("disk"), create: Some(1 << 20), io: FileIo::Auto };
-    let file = SoftNamespace::file(&options, LbaSize::B512).expect("a namespace");
-    let rig = Rig::with_depth(SoftOptions::default(), vec![memory(256), file], Drive::Here, 5);
+    let file = |name: &str, io| {
+        let options = FileOptions { path: folder.path().join(name), create: Some(1 << 20), io };
+        SoftNamespace::file(&options, LbaSize::B512).expect("a namespace")
+    };
+    // The second is used directly where there is a file system for that.
+    let disks = vec![memory(256), file("mapped", FileIo::Mapped), file("auto", FileIo::Auto)];
+    let rig = Rig::with_depth(SoftOptions::default(), disks, Drive::Here, 5);
     let pool = rig.pool(4, 4 * 4096);
-    for id in [1, 2] {
+    for id in [1, 2, 3] {
         let namespace = rig.namespace(id);
         for _ in 0..10 {
             round(&rig, &namespace, &pool);

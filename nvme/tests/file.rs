@@ -18,22 +18,34 @@ use nvme::{LbaSize, SoftNamespace, SoftOptions};
 const BLOCK: usize = 4096;
 const MIB: u64 = 1 << 20;
 
-/// Folders on file systems that differ: the usual one, and tmpfs, where a read
-/// through a mapping fills holes.
-fn folders() -> Vec<TempDir> {
-    let memory = Path::new("/dev/shm");
-    let mut folders = vec![tempfile::tempdir().expect("a folder")];
-    folders.extend(memory.is_dir().then(|| tempfile::tempdir_in(memory).expect("a folder")));
-    folders
+/// A folder, and how files in it are used.
+struct Place {
+    folder: TempDir,
+    io: FileIo,
 }
 
-fn open(path: &Path, create: Option<u64>) -> Result<SoftNamespace, OpenError> {
-    let io = FileIo::Auto;
+/// The usual file system, as it chooses and mapped; and tmpfs, where a read through a
+/// mapping fills holes.
+fn places() -> Vec<Place> {
+    let memory = Path::new("/dev/shm");
+    let usual = || tempfile::tempdir().expect("a folder");
+    let mut places = vec![
+        Place { folder: usual(), io: FileIo::Auto },
+        Place { folder: usual(), io: FileIo::Mapped },
+    ];
+    places.extend(memory.is_dir().then(|| {
+        let folder = tempfile::tempdir_in(memory).expect("a folder");
+        Place { folder, io: FileIo::Auto }
+    }));
+    places
+}
+
+fn open(path: &Path, create: Option<u64>, io: FileIo) -> Result<SoftNamespace, OpenError> {
     SoftNamespace::file(&FileOptions { path: path.to_owned(), create, io }, LbaSize::B4096)
 }
 
-fn rig(path: &Path, create: Option<u64>, write_cache: bool) -> Rig {
-    let namespace = open(path, create).expect("a namespace");
+fn rig(path: &Path, io: FileIo, create: Option<u64>, write_cache: bool) -> Rig {
+    let namespace = open(path, create, io).expect("a namespace");
     let options = SoftOptions { write_cache, ..SoftOptions::default() };
     Rig::new(options, vec![namespace, memory(16)], Drive::Here)
 }
@@ -45,13 +57,13 @@ fn taken(path: &Path) -> u64 {
 
 #[test]
 fn data_survives_the_controller_and_holes_stay_holes() {
-    folders().iter().for_each(survives);
+    places().iter().for_each(survives);
 }
 
-fn survives(folder: &TempDir) {
+fn survives(Place { folder, io }: &Place) {
     let path = folder.path().join("disk");
     for (round, write_cache) in [(0_u8, true), (1, true), (2, false)] {
-        let rig = rig(&path, Some(64 * MIB), write_cache);
+        let rig = rig(&path, *io, Some(64 * MIB), write_cache);
         let pool = rig.pool(1, 64 * BLOCK);
         let namespace = rig.namespace(1);
         assert_eq!(namespace.blocks().bytes(), 64 * MIB);
@@ -79,12 +91,12 @@ fn survives(folder: &TempDir) {
 
 #[test]
 fn deallocated_space_goes_back_to_the_file_system() {
-    folders().iter().for_each(goes_back);
+    places().iter().for_each(goes_back);
 }
 
-fn goes_back(folder: &TempDir) {
+fn goes_back(Place { folder, io }: &Place) {
     let path = folder.path().join("disk");
-    let rig = rig(&path, Some(16 * MIB), true);
+    let rig = rig(&path, *io, Some(16 * MIB), true);
     let pool = rig.pool(1, 256 * BLOCK);
     let namespace = rig.namespace(1);
     for at in (0..1024).step_by(256) {
@@ -121,12 +133,12 @@ fn goes_back(folder: &TempDir) {
 /// file system is full. The space was punched away like any other.
 #[test]
 fn zeroes_that_are_to_keep_their_space_keep_it() {
-    folders().iter().for_each(keeps_space);
+    places().iter().for_each(keeps_space);
 }
 
-fn keeps_space(folder: &TempDir) {
+fn keeps_space(Place { folder, io }: &Place) {
     let path = folder.path().join("disk");
-    let rig = rig(&path, Some(16 * MIB), true);
+    let rig = rig(&path, *io, Some(16 * MIB), true);
     let pool = rig.pool(1, 256 * BLOCK);
     let namespace = rig.namespace(1);
     for at in (0..1024).step_by(256) {
@@ -156,13 +168,13 @@ fn keeps_space(folder: &TempDir) {
 /// other one and the process live on.
 #[test]
 fn a_file_cut_under_us_fails_its_namespace_and_no_other() {
-    folders().iter().for_each(cut_under_us);
+    places().iter().for_each(cut_under_us);
 }
 
-fn cut_under_us(folder: &TempDir) {
+fn cut_under_us(Place { folder, io }: &Place) {
     for case in ["read", "write", "hole"] {
         let path = folder.path().join(case);
-        let rig = rig(&path, Some(4 * MIB), true);
+        let rig = rig(&path, *io, Some(4 * MIB), true);
         let pool = rig.pool(1, BLOCK);
         let (namespace, other) = (rig.namespace(1), rig.namespace(2));
         let write = namespace.write(Pba(900), filled(&pool, 5), 0..1, Durability::Cached);
@@ -189,6 +201,7 @@ fn cut_under_us(folder: &TempDir) {
 fn a_file_that_cannot_serve_is_refused_with_a_sentence() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk");
+    let open = |path: &Path, create| open(path, create, FileIo::Auto);
     let sentence = |create| open(&path, create).expect_err("refused").to_string();
     assert!(sentence(None).contains("give a size to create it"));
     assert!(sentence(Some(5000)).contains("multiple of 4096"));

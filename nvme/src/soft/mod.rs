@@ -26,6 +26,7 @@ mod later;
 mod layers;
 mod log;
 mod namespace;
+mod open;
 mod prp;
 mod queue;
 mod ram;
@@ -54,9 +55,9 @@ use windows::Registry;
 pub use direct::NotDirect;
 pub use disorder::Disorder;
 pub use fault::Fault;
-pub use file::{BadFileIo, FileIo, FileOptions, OpenError};
 pub use layers::Image;
 pub use namespace::SoftNamespace;
+pub use open::{BadFileIo, FileIo, FileOptions, OpenError};
 pub use thread::Runner;
 
 /// What a soft controller is like.
@@ -299,6 +300,11 @@ impl SoftController {
     /// it has ended.
     pub(crate) fn close_memory(&self, iova: u64) {
         self.registry.remove(iova);
+        self.finish();
+    }
+
+    /// Waits until the kernel has no command of it.
+    pub(crate) fn finish(&self) {
         self.engine().finish();
     }
 

@@ -6,9 +6,10 @@ use std::ops::Range;
 
 use super::direct::DirectDisk;
 use super::disorder::Chance;
-use super::file::{FileDisk, FileIo, FileOptions, OpenError, OpenFile};
+use super::file::FileDisk;
 use super::in_place::{Backing, InPlace};
 use super::layers::{Image, Layers};
+use super::open::{FileIo, FileOptions, OpenError, OpenFile};
 use super::ram::Ram;
 use super::unflushed::Unflushed;
 use crate::completion::Status;

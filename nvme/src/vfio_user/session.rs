@@ -307,6 +307,7 @@ impl<'a> Session<'a> {
             if self.soft.read_register(CSTS) & CSTS_READY == 0 {
                 break;
             }
+            self.soft.finish();
         }
     }
 }

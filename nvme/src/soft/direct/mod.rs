@@ -40,8 +40,8 @@ use std::sync::Arc;
 use block_core::Memory;
 use rustix::fs::fstat;
 
-use super::file::OpenFile;
 use super::namespace::whole_pages;
+use super::open::OpenFile;
 use super::prp::Piece;
 use super::windows::Windows;
 use crate::completion::Status;
