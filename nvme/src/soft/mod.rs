@@ -188,13 +188,11 @@ impl SoftController {
         );
         let engine = Engine::new(options.clone(), namespaces, interrupts.clone());
         let bells = engine.bells();
-        Arc::new(Self {
-            registers: Registers::new(options.queues, options.queue_entries, doorbells),
-            registry,
-            engine: Mutex::new(engine),
-            interrupts,
-            bells,
-        })
+        let registers = Registers::new(options.queues, options.queue_entries, doorbells);
+        if engine.has_direct {
+            registers.take_long();
+        }
+        Arc::new(Self { registers, registry, engine: Mutex::new(engine), interrupts, bells })
     }
 
     /// A bus for a driver whose thread also drives the controller: waiting for

@@ -16,6 +16,9 @@ pub(super) const VERSION: u32 = 0x0002_0000;
 const CONTIGUOUS_QUEUES: u64 = 1 << 16;
 /// CAP.TO, in 500 ms: a file may take its time to be written out.
 const READY_TIMEOUT: u64 = 20 << 24;
+/// The same where a reset waits for the kernel's I/O, which waits for whatever else is
+/// done to its file system.
+const LONG_READY_TIMEOUT: u32 = 120 << 24;
 /// CAP.CSS bit 0: the NVM command set.
 const NVM_COMMANDS: u64 = 1 << 37;
 
@@ -91,6 +94,12 @@ impl Registers {
         registers.word(CAP + 4).store((cap >> 32) as u32, Ordering::Relaxed);
         registers.word(VS).store(VERSION, Ordering::Relaxed);
         registers
+    }
+
+    /// Its driver shall be patient with a reset.
+    pub(super) fn take_long(&self) {
+        let cap = self.word(CAP).load(Ordering::Relaxed) & 0x00ff_ffff;
+        self.word(CAP).store(cap | LONG_READY_TIMEOUT, Ordering::Relaxed);
     }
 
     /// The driver reads.

@@ -73,14 +73,15 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// One that does nothing, with room for parts and steps as they come.
+    /// One that does nothing, with room for the parts and steps of most; for more it is
+    /// made once.
     pub(super) fn idle() -> Self {
         Self {
             kind: Kind::Flush,
             owner: None,
-            steps: Vec::new(),
+            steps: Vec::with_capacity(4),
             now: Step::Sync,
-            parts: Vec::new(),
+            parts: Vec::with_capacity(4),
             bounce: None,
             bytes: 0,
             through: false,

@@ -86,7 +86,6 @@ pub(super) struct Ring {
 }
 
 /// What an operation needs until its completion.
-#[derive(Default)]
 struct Place {
     is_busy: bool,
     iovecs: Vec<libc::iovec>,
@@ -124,7 +123,7 @@ impl Ring {
         // Each operation has one completion: there is room for all.
         assert!(ring.params().sq_entries() >= u32::from(places));
         assert!(ring.params().cq_entries() >= u32::from(places));
-        let places = (0..places).map(|_| Place::default()).collect();
+        let places = (0..places).map(|_| Place::roomy()).collect();
         Ok((Self { ring, file, places, busy: 0, untold: 0 }, bell))
     }
 
@@ -240,6 +239,11 @@ impl Ring {
 }
 
 impl Place {
+    /// A free one, with room for the parts of most operations.
+    fn roomy() -> Self {
+        Self { is_busy: false, iovecs: Vec::with_capacity(4), memory: Vec::with_capacity(4) }
+    }
+
     /// Keeps the parts' memory and a list of them: what is in it, and where it is.
     fn keep(&mut self, parts: &[Part]) -> (&[libc::iovec], (*const libc::iovec, u32)) {
         assert!(parts.len() <= MAX_PARTS);
