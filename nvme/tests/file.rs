@@ -6,6 +6,7 @@ mod harness;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use block_core::device::{Device, Durability};
 use block_core::{BlockError, Pba};
@@ -216,4 +217,19 @@ fn a_file_that_cannot_serve_is_refused_with_a_sentence() {
     assert_eq!(std::fs::metadata(&path).expect("it is there").len(), 5000);
     let error = open(folder.path(), None).expect_err("a folder");
     assert!(matches!(error, OpenError::NotAFile { .. }), "{error}");
+}
+
+/// A server was killed while the kernel had commands of it, and the next one, started at
+/// once, was refused the file: it stays locked until they have ended.
+#[test]
+fn a_file_that_is_about_to_be_given_up_is_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("disk");
+    let first = open(&path, Some(MIB), FileIo::Auto).expect("it is made");
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(first);
+    });
+    assert!(open(&path, None, FileIo::Auto).is_ok());
+    holder.join().expect("it ends");
 }

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use super::direct::NotDirect;
 use crate::PAGE;
@@ -85,6 +86,11 @@ pub enum OpenError {
     Direct { path: PathBuf, why: NotDirect },
 }
 
+/// How long whoever has the file is waited for. When a process is killed whose commands
+/// the kernel has, the file is still written to, and stays locked, until they have ended.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
 /// A file that is there, large enough, and locked against other processes.
 #[derive(Debug)]
 pub(super) struct OpenFile {
@@ -99,7 +105,7 @@ impl OpenFile {
     pub(super) fn open(options: &FileOptions) -> Result<Self, OpenError> {
         let path = options.path.clone();
         let file = open_or_create(&path, options.create)?;
-        match file.try_lock() {
+        match lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { path }),
             Err(TryLockError::Error(error)) => return Err(OpenError::Open { path, error }),
@@ -127,6 +133,18 @@ impl OpenFile {
             return Err(OpenError::TooSmall { path, bytes: size });
         }
         Ok(Self { path, file, bytes })
+    }
+}
+
+fn lock(file: &File) -> Result<(), TryLockError> {
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
