@@ -25,8 +25,8 @@ pub(crate) struct Counted {
 const CHECKSUMS: [&str; 2] = ["block-core/src/crc", "block_core::crc"];
 
 /// What the names of the soft controller's functions contain, or of who called a
-/// copy for it.
-const CONTROLLER: [&str; 2] = ["nvme/src/soft", "nvme::soft"];
+/// copy for it: it alone copies between pieces of DMA memory.
+const CONTROLLER: [&str; 3] = ["nvme/src/soft", "nvme::soft", "nvme::sys::copy"];
 
 /// Instructions of the fastest copy of a block, 32 bytes a load and a store: whoever
 /// has a copy made for so many a request copies its data.
