@@ -4,7 +4,7 @@ use std::future::Future;
 use std::rc::Rc;
 
 use crate::buffer::Buffer;
-use crate::device::Durability;
+use crate::device::{Durability, Tag, Transfer};
 use crate::error::BlockError;
 use crate::unit::{BlockCount, LbaRange};
 
@@ -47,6 +47,24 @@ pub trait Blocks {
         place: usize,
         durability: Durability,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)>;
+
+    /// Begins a read or a write of blocks that lie on the device as they are, as
+    /// [`Device::begin`] does. By default none do.
+    ///
+    /// # Errors
+    /// The buffer: this request takes a future, and nothing has been done.
+    ///
+    /// [`Device::begin`]: crate::Device::begin
+    fn begin(
+        &self,
+        transfer: Transfer,
+        range: LbaRange,
+        buffer: Buffer,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let _ = (transfer, range, tag);
+        Err(buffer)
+    }
 
     /// Rises when any block may have become another one without a change of
     /// the caller's: the volume was restored, or made smaller.
@@ -100,6 +118,17 @@ impl<B: Blocks> Blocks for Rc<B> {
         durability: Durability,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
         (**self).write(range, buffer, place, durability)
+    }
+
+    #[inline]
+    fn begin(
+        &self,
+        transfer: Transfer,
+        range: LbaRange,
+        buffer: Buffer,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        (**self).begin(transfer, range, buffer, tag)
     }
 
     fn version(&self) -> u64 {

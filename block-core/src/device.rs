@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::buffer::Buffer;
 use crate::error::BlockError;
+use crate::request::Op;
 use crate::unit::{BlockCount, Extent, Pba};
 
 /// When a write may be answered.
@@ -14,6 +15,52 @@ pub enum Durability {
     Cached,
     /// When it is durable (NVMe: Force Unit Access).
     Through,
+}
+
+/// Names a request to whoever began it ([`Device::begin`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tag(pub u32);
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// From the device.
+    Read,
+    /// To the device.
+    Write(Durability),
+}
+
+impl Transfer {
+    /// What an operation is for a device, if it moves data.
+    #[must_use]
+    pub const fn of(op: Op) -> Option<Self> {
+        match op {
+            Op::Read => Some(Self::Read),
+            Op::Write => Some(Self::Write(Durability::Cached)),
+            Op::WriteThrough => Some(Self::Write(Durability::Through)),
+            _ => None,
+        }
+    }
+}
+
+/// What a request that was begun has come to.
+#[derive(Debug)]
+pub struct Ended {
+    /// Which one.
+    pub tag: Tag,
+    /// Its buffer.
+    pub buffer: Buffer,
+    /// Whether it worked.
+    pub outcome: Result<(), Failure>,
+}
+
+/// Why a request that was begun did not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// As [`Device::read`] or [`Device::write`] would have ended.
+    Error(BlockError),
+    /// The device gave it up unasked, and may do it when it is asked again.
+    GivenUp,
 }
 
 /// Blocks that can be read and written: an NVMe namespace, or a simulated
@@ -54,6 +101,25 @@ pub trait Device {
         blocks: Range<usize>,
         durability: Durability,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)>;
+
+    /// Begins what [`Device::read`] and [`Device::write`] do, without a future: most
+    /// requests need one command and find nothing in their way. The buffer is the
+    /// device's until whatever moves the device hands it back as an [`Ended`].
+    ///
+    /// # Errors
+    /// The buffer: this request takes a future, and nothing has been done. So does every
+    /// request to a device that knows no other way, the usual one.
+    fn begin(
+        &self,
+        transfer: Transfer,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let _ = (transfer, at, blocks, tag);
+        Err(buffer)
+    }
 
     /// Makes every write that has completed durable.
     fn flush(&self) -> impl Future<Output = Result<(), BlockError>>;

@@ -25,7 +25,7 @@ pub use crc::crc32c;
 pub use device::Device;
 pub use error::BlockError;
 pub use mapping::{Mapping, Memory};
-pub use ordered::{Ordered, Scratch, Served};
+pub use ordered::{Begun, Ordered, Scratch, Served};
 pub use range_lock::RangeLock;
 pub use request::{Op, Request};
 pub use time::Time;

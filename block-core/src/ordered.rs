@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use crate::blocks::{Blocks, Completed};
 use crate::buffer::Buffer;
-use crate::device::Durability;
+use crate::device::{Durability, Tag, Transfer};
 use crate::error::BlockError;
-use crate::range_lock::RangeLock;
+use crate::range_lock::{Arrival, RangeLock};
 use crate::request::{Op, Request};
 use crate::unit::{
     BLOCK_SIZE, BlockCount, Lba, LbaRange, MAX_REQUEST_SECTORS, SECTOR_SIZE, SECTORS_PER_BLOCK,
@@ -29,6 +29,23 @@ pub struct Served {
     pub word: u64,
     /// The request's buffer, with the data of a read at its place.
     pub buffer: Option<Buffer>,
+}
+
+/// A request that was begun without a future.
+#[derive(Debug)]
+pub struct Begun {
+    /// What it does.
+    pub op: Op,
+    /// Where.
+    pub range: SectorRange,
+    change: Option<Change>,
+}
+
+/// The turn of a change, and its order number.
+#[derive(Debug)]
+struct Change {
+    turn: Arrival,
+    order: u64,
 }
 
 /// A volume that serves requests.
@@ -92,6 +109,7 @@ impl<B> Ordered<B> {
 impl<B: Blocks> Ordered<B> {
     /// The size.
     #[must_use]
+    #[inline]
     pub fn blocks(&self) -> BlockCount {
         self.blocks.blocks()
     }
@@ -141,6 +159,55 @@ impl<B: Blocks> Ordered<B> {
         }
     }
 
+    /// Begins a request without a future, if it is one of the usual ones: a read, or a
+    /// write of whole blocks that overlaps no other change, of blocks that lie on their
+    /// device as they are. Then the buffer is the device's, and whatever moves that hands
+    /// it back. If not, nothing has been done, and the request is for [`Ordered::serve`].
+    #[inline]
+    pub fn begin(&self, request: &mut Request, tag: Tag) -> Option<Begun> {
+        let Request { op, range: Some(range), .. } = *request else { return None };
+        let transfer = Transfer::of(op).filter(|_| op == Op::Read || range.is_block_aligned())?;
+        self.check(op, Some(range), request.buffer.as_ref()).ok()?;
+        let blocks = range.blocks_touched();
+        let turn = match transfer {
+            Transfer::Read => None,
+            Transfer::Write(_) => Some(self.changes.enter_now(blocks)?),
+        };
+        match self.blocks.begin(transfer, blocks, request.buffer.take()?, tag) {
+            Ok(()) => {
+                let change = turn.map(|turn| Change { turn, order: self.next_order() });
+                Some(Begun { op, range, change })
+            }
+            Err(buffer) => {
+                request.buffer = Some(buffer);
+                turn.into_iter().for_each(|turn| self.changes.leave(&turn));
+                None
+            }
+        }
+    }
+
+    /// What was begun has ended. The order number of a change, else zero.
+    #[inline]
+    pub fn end(&self, begun: &Begun) -> u64 {
+        let Some(Change { turn, order }) = &begun.change else { return 0 };
+        self.changes.leave(turn);
+        *order
+    }
+
+    /// Asks once more for what was begun and the device gave up. It has not ended by that.
+    pub async fn ask_again(
+        &self,
+        begun: &Begun,
+        buffer: Buffer,
+    ) -> (Buffer, Result<(), BlockError>) {
+        let blocks = begun.range.blocks_touched();
+        match Transfer::of(begun.op) {
+            Some(Transfer::Write(how)) => self.blocks.write(blocks, buffer, 0, how).await,
+            _ => self.blocks.read(blocks, buffer, 0).await,
+        }
+    }
+
+    #[inline]
     fn check(
         &self,
         op: Op,

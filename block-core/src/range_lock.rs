@@ -43,6 +43,11 @@ pub struct Turn<'a> {
     arrival: u64,
 }
 
+/// A change's turn that no lifetime ties to the lock.
+#[derive(Debug)]
+#[must_use = "a turn that is not left keeps others waiting"]
+pub struct Arrival(u64);
+
 impl RangeLock {
     /// A lock with room for `capacity` changes at once; more are fine, but
     /// the first time they allocate.
@@ -83,6 +88,19 @@ impl RangeLock {
         turn
     }
 
+    /// The turn of a change that need not wait. It is over when [`RangeLock::leave`] is
+    /// told, not when this is dropped.
+    pub fn enter_now(&self, range: LbaRange) -> Option<Arrival> {
+        let mut inner = self.inner.borrow_mut();
+        let is_free = inner.ahead_of(range) == 0;
+        is_free.then(|| Arrival(inner.admit(range, 0)))
+    }
+
+    /// A turn is over: lets the next one go.
+    pub fn leave(&self, turn: &Arrival) {
+        self.inner.borrow_mut().leave(turn.0);
+    }
+
     /// How many changes have come and not ended.
     #[cfg(test)]
     fn len(&self) -> usize {
@@ -93,12 +111,21 @@ impl RangeLock {
 impl Inner {
     /// The number of a change that has come, and how many it waits for.
     fn arrive(&mut self, range: LbaRange) -> (u64, usize) {
-        let ahead = self.changes.iter().filter(|change| change.range.overlaps(range)).count();
+        let ahead = self.ahead_of(range);
+        self.waiting += usize::from(ahead > 0);
+        (self.admit(range, ahead), ahead)
+    }
+
+    /// How many changes that have come overlap `range`.
+    fn ahead_of(&self, range: LbaRange) -> usize {
+        self.changes.iter().filter(|change| change.range.overlaps(range)).count()
+    }
+
+    fn admit(&mut self, range: LbaRange, ahead: usize) -> u64 {
         let arrival = self.arrived;
         self.arrived += 1;
-        self.waiting += usize::from(ahead > 0);
         self.changes.push(Change { range, arrival, ahead, waker: None });
-        (arrival, ahead)
+        arrival
     }
 
     fn find(&mut self, arrival: u64) -> &mut Change {
@@ -151,6 +178,12 @@ mod tests {
         LbaRange { start: Lba(start), count: BlockCount(count) }
     }
 
+    /// The turn of one that waited if it had to, or of one that would not have.
+    enum Held<'a> {
+        Turn(#[expect(dead_code, reason = "it is held until it is dropped")] Turn<'a>),
+        Now(Arrival),
+    }
+
     type Waiting<'a> = Pin<Box<dyn Future<Output = Turn<'a>> + 'a>>;
 
     fn poll<'a>(waiting: &mut Waiting<'a>) -> Option<Turn<'a>> {
@@ -197,23 +230,37 @@ mod tests {
 
     proptest! {
         /// The model: a change may go if and only if no earlier one that
-        /// overlaps it is still there.
+        /// overlaps it is still there, and one that does not wait enters if and only if
+        /// none is.
         #[test]
         fn exactly_the_right_changes_go(
-            steps in prop::collection::vec((any::<prop::sample::Index>(), 0..3u8, 0..12u64, 1..5u64), 1..100)
+            steps in prop::collection::vec((any::<prop::sample::Index>(), 0..4u8, 0..12u64, 1..5u64), 1..100)
         ) {
             let lock = RangeLock::new(0);
             let mut waiting: Vec<(u64, LbaRange, Waiting<'_>)> = Vec::new();
-            let mut running: Vec<(u64, LbaRange, Turn<'_>)> = Vec::new();
+            let mut running: Vec<(u64, LbaRange, Held<'_>)> = Vec::new();
             for (number, (which, step, start, count)) in (0u64..).zip(steps) {
                 match step {
-                    0 if !running.is_empty() => drop(running.swap_remove(which.index(running.len()))),
+                    0 if !running.is_empty() => {
+                        if let (_, _, Held::Now(turn)) = running.swap_remove(which.index(running.len())) {
+                            lock.leave(&turn);
+                        }
+                    }
                     1 if !waiting.is_empty() => drop(waiting.remove(which.index(waiting.len()))),
+                    2 => {
+                        let range = range(start, count);
+                        let ranges = running.iter().map(|(_, range, _)| *range);
+                        let others = ranges.chain(waiting.iter().map(|(_, range, _)| *range));
+                        let is_free = !others.into_iter().any(|other| other.overlaps(range));
+                        let turn = lock.enter_now(range);
+                        prop_assert_eq!(turn.is_some(), is_free);
+                        running.extend(turn.map(|turn| (number, range, Held::Now(turn))));
+                    }
                     _ => {
                         let range = range(start, count);
                         let mut entering: Waiting<'_> = Box::pin(lock.enter(range));
                         match poll(&mut entering) {
-                            Some(turn) => running.push((number, range, turn)),
+                            Some(turn) => running.push((number, range, Held::Turn(turn))),
                             None => waiting.push((number, range, entering)),
                         }
                     }
@@ -221,7 +268,7 @@ mod tests {
                 let mut still = Vec::new();
                 for (number, range, mut entering) in waiting {
                     match poll(&mut entering) {
-                        Some(turn) => running.push((number, range, turn)),
+                        Some(turn) => running.push((number, range, Held::Turn(turn))),
                         None => still.push((number, range, entering)),
                     }
                 }

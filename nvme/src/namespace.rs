@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::rc::Rc;
 
-use block_core::device::{Device, Durability};
+use block_core::device::{Device, Durability, Tag, Transfer};
 use block_core::unit::BLOCK_SIZE;
 use block_core::{BlockCount, BlockError, Buffer, Extent, Pba};
 
@@ -92,6 +92,13 @@ impl Namespace {
         self.queue.submit(command, data, None, TRIES).await.outcome()
     }
 
+    fn write_kind(&self, durability: Durability) -> Kind {
+        match durability {
+            Durability::Through if self.cached => Kind::WRITE_THROUGH,
+            Durability::Through | Durability::Cached => Kind::WRITE,
+        }
+    }
+
     #[inline]
     pub(crate) fn blocks_command(&self, opcode: u8, start: u64, count: u64, flags: u32) -> Command {
         let lbas = count * self.lbas_per_block;
@@ -141,11 +148,23 @@ impl Device for Namespace {
         blocks: Range<usize>,
         durability: Durability,
     ) -> impl Future<Output = (Buffer, Result<(), BlockError>)> {
-        let kind = match durability {
-            Durability::Through if self.cached => Kind::WRITE_THROUGH,
-            Durability::Through | Durability::Cached => Kind::WRITE,
+        self.transfer(self.write_kind(durability), at, buffer, blocks)
+    }
+
+    #[inline]
+    fn begin(
+        &self,
+        transfer: Transfer,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let kind = match transfer {
+            Transfer::Read => Kind::READ,
+            Transfer::Write(durability) => self.write_kind(durability),
         };
-        self.transfer(kind, at, buffer, blocks)
+        self.begin_transfer(kind, at, buffer, blocks, tag)
     }
 
     async fn flush(&self) -> Result<(), BlockError> {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
+use block_core::device::{Ended, Failure, Tag};
 use block_core::{BlockError, Buffer, DmaMemory};
 
 use crate::PAGE;
@@ -92,6 +93,20 @@ impl Ending {
         }
     }
 
+    /// The outcome for whoever reaps.
+    #[inline]
+    fn told(self) -> Result<(), Failure> {
+        if self.is_success() { Ok(()) } else { Err(self.failure()) }
+    }
+
+    #[cold]
+    fn failure(self) -> Failure {
+        match self.outcome() {
+            Err(error) if !self.is_abort() => Failure::Error(error),
+            _ => Failure::GivenUp,
+        }
+    }
+
     /// The outcome for whoever asked for blocks.
     pub(crate) fn outcome(self) -> Result<(), BlockError> {
         match self.meaning() {
@@ -124,6 +139,23 @@ enum Stage {
     Ended(Ending),
 }
 
+/// Who wants the outcome of a command.
+pub(crate) enum Owner {
+    /// Nobody any more.
+    Nobody,
+    /// A task, which fetches it.
+    Task(Waker),
+    /// Whoever reaps: it is told at once, and the place is free.
+    Reaper(Tag),
+}
+
+/// Who learns that a command has ended.
+pub(crate) enum Learner {
+    Nobody,
+    Task(Waker),
+    Reaper(Ended),
+}
+
 /// A cache line of its own.
 #[repr(align(64))]
 struct Place {
@@ -132,10 +164,10 @@ struct Place {
     id: u16,
     /// Rounds of the queue pair's watch that ended since the command was issued.
     age: u32,
-    /// Of a command that was abandoned, while it is under way.
+    /// While the command is under way: its buffer, unless whoever waits has that.
     buffer: Option<Buffer>,
-    /// Of who wants the outcome. While the command is under way, none means nobody.
-    waker: Option<Waker>,
+    /// While the command is under way: who wants the outcome.
+    owner: Owner,
     /// While it is free: the free place after it.
     next: u16,
 }
@@ -165,8 +197,14 @@ impl Table {
 
     pub(crate) fn new(depth: u16, lists: DmaMemory) -> Self {
         assert!(depth <= MAX_DEPTH && lists.memory().len() >= Self::dma_bytes(depth));
-        let empty =
-            |id| Place { stage: Stage::Free, id, age: 0, buffer: None, waker: None, next: id + 1 };
+        let empty = |id| Place {
+            stage: Stage::Free,
+            id,
+            age: 0,
+            buffer: None,
+            owner: Owner::Nobody,
+            next: id + 1,
+        };
         let places: Vec<Place> = (0..depth).map(empty).collect();
         let list_words = Words::all(&lists);
         Self { free: places.len(), places, first: 0, submitted: 0, ended: 0, lists, list_words }
@@ -188,7 +226,7 @@ impl Table {
     /// Takes a free place for a command, if there is one: its identifier, which names the
     /// place too ([`Table::place_of`]).
     #[inline]
-    pub(crate) fn occupy(&mut self, waker: &Waker) -> Option<u16> {
+    pub(crate) fn occupy(&mut self, owner: impl FnOnce() -> Owner) -> Option<u16> {
         // After the last free place comes one that there is not.
         let place = self.places.get_mut(usize::from(self.first))?;
         self.first = place.next;
@@ -199,8 +237,15 @@ impl Table {
         place.age = 0;
         place.stage = Stage::Busy;
         // A free place has none, so there is nothing to drop.
-        std::mem::forget(place.waker.replace(waker.clone()));
+        std::mem::forget(std::mem::replace(&mut place.owner, owner()));
         Some(place.id)
+    }
+
+    /// The buffer of the command in a place, which has just been taken, until it ends.
+    #[inline]
+    pub(crate) fn keep(&mut self, index: u16, buffer: Buffer) {
+        // As the owner.
+        std::mem::forget(self.places[usize::from(index)].buffer.replace(buffer));
     }
 
     /// Where the command with this identifier is.
@@ -208,22 +253,33 @@ impl Table {
         id & MAX_DEPTH
     }
 
-    /// Ends the command with this identifier, if it is under way. Gives back
-    /// who waits for it, or `None` when the place is free again.
+    /// Ends the command with this identifier, if it is under way, and says who learns of
+    /// it. Unless that is a task, the place is free again.
     #[inline]
-    pub(crate) fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
+    pub(crate) fn end(&mut self, id: u16, ending: Ending) -> Result<Learner, NotUnderWay> {
         let index = Self::place_of(id);
         let place = self.places.get_mut(usize::from(index)).ok_or(NotUnderWay)?;
         if place.id != id || place.stage != Stage::Busy {
             return Err(NotUnderWay);
         }
         self.ended += 1;
-        place.stage = Stage::Ended(ending);
-        let waker = place.waker.take();
-        if waker.is_none() {
-            self.release(index);
+        match std::mem::replace(&mut place.owner, Owner::Nobody) {
+            Owner::Task(waker) => {
+                place.stage = Stage::Ended(ending);
+                return Ok(Learner::Task(waker));
+            }
+            Owner::Reaper(tag) => {
+                if let Some(buffer) = place.buffer.take() {
+                    place.stage = Stage::Free;
+                    place.next = self.first;
+                    (self.first, self.free) = (index, self.free + 1);
+                    return Ok(Learner::Reaper(Ended { tag, buffer, outcome: ending.told() }));
+                }
+            }
+            Owner::Nobody => {}
         }
-        Ok(waker)
+        self.release(index);
+        Ok(Learner::Nobody)
     }
 
     /// Nobody has asked for the outcome that is there.
@@ -285,9 +341,9 @@ impl Table {
     pub(crate) fn wait(&mut self, index: u16, waker: &Waker) {
         let place = &mut self.places[usize::from(index)];
         assert!(place.stage == Stage::Busy, "a place has one owner until it fetched the outcome");
-        match &mut place.waker {
-            Some(old) => old.clone_from(waker),
-            none => *none = Some(waker.clone()),
+        match &mut place.owner {
+            Owner::Task(old) => old.clone_from(waker),
+            other => *other = Owner::Task(waker.clone()),
         }
     }
 
@@ -295,7 +351,7 @@ impl Table {
     /// the buffer stays until the controller has let go of it.
     pub(crate) fn abandon(&mut self, index: u16, buffer: Option<Buffer>) -> bool {
         let place = &mut self.places[usize::from(index)];
-        place.waker = None;
+        place.owner = Owner::Nobody;
         let is_over = matches!(place.stage, Stage::Ended(_));
         if is_over {
             self.release(index);
@@ -374,7 +430,7 @@ mod tests {
 
     /// A command: its identifier.
     fn command(table: &mut Table) -> u16 {
-        table.occupy(Waker::noop()).expect("a free place")
+        table.occupy(|| Owner::Task(Waker::noop().clone())).expect("a free place")
     }
 
     /// A controller repeats a completion after the place has a new command: that one goes
@@ -383,7 +439,10 @@ mod tests {
     fn a_repeated_completion_does_not_end_the_next_command() {
         let mut table = table(1);
         let first = command(&mut table);
-        assert!(table.occupy(Waker::noop()).is_none(), "there is one place");
+        assert!(
+            table.occupy(|| Owner::Task(Waker::noop().clone())).is_none(),
+            "there is one place"
+        );
         assert!(table.end(first, Ending::RESET).is_ok());
         assert_eq!(table.fetch(Table::place_of(first)), Some(Ending::RESET));
         let second = command(&mut table);
@@ -399,11 +458,11 @@ mod tests {
         let id = command(&mut table);
         assert!(!table.abandon(Table::place_of(id), pool.take()));
         assert_eq!((pool.available(), table.free()), (0, 3));
-        assert!(table.end(id, Ending::RESET).expect("it was under way").is_none());
+        assert!(matches!(table.end(id, Ending::RESET), Ok(Learner::Nobody)));
         assert_eq!((pool.available(), table.free()), (1, 4));
         // Nor does it matter which comes first.
         let id = command(&mut table);
-        assert!(table.end(id, Ending::RESET).expect("it was under way").is_some());
+        assert!(matches!(table.end(id, Ending::RESET), Ok(Learner::Task(_))));
         assert!(table.abandon(Table::place_of(id), pool.take()));
         assert_eq!((pool.available(), table.free()), (1, 4));
     }

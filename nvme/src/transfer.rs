@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use block_core::device::Tag;
 use block_core::unit::BLOCK_SIZE;
 use block_core::{BlockCount, BlockError, Buffer, Extent, Pba};
 
@@ -104,6 +105,31 @@ impl Namespace {
         let (buffer, refused) = (Some(buffer), checked.err());
         let part = Part { namespace: self, kind, at, iova, count, buffer, refused };
         Transfer { part: Submission::new(part, TRIES), left: all }
+    }
+
+    /// Reads or writes those blocks of the buffer by one command that nobody waits for. If
+    /// that is not the way, or must not be done, the buffer comes back.
+    #[inline]
+    pub(crate) fn begin_transfer(
+        &self,
+        kind: Kind,
+        at: Pba,
+        buffer: Buffer,
+        blocks: Range<usize>,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let count = blocks.end.saturating_sub(blocks.start);
+        let extent = Extent { start: at, count: BlockCount(count as u64) };
+        let is_one = count > 0 && count <= self.transfer_blocks.get();
+        let is_inside = blocks.end <= buffer.len() / BLOCK_SIZE && self.check(extent).is_ok();
+        let is_read = kind.opcode == io::READ;
+        if !is_one || !is_inside || !(is_read || self.unless_lost(Ok(())).is_ok()) {
+            return Err(buffer);
+        }
+        let command = self.blocks_command(kind.opcode, at.0, count as u64, kind.flags);
+        let iova = after(buffer.iova(), blocks.start);
+        let data = Data::Blocks { iova, bytes: count * BLOCK_SIZE };
+        self.queue().begin(Order::of(&command), data, buffer, tag)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake};
 
-use block_core::device::{Device, Durability};
+use block_core::device::{Device, Durability, Ended, Failure, Tag, Transfer};
 use block_core::{BlockError, Buffer, Pba};
 use harness::{Drive, Rig, disorder, filled, memory, poll};
 use nvme::command::io;
@@ -383,4 +383,99 @@ fn without_a_volatile_cache_a_power_cut_takes_nothing() {
         let (buffer, _) = rig.run(namespace.read(Pba(at), filled(&pool, 0), 0..1));
         assert!(buffer.iter().all(|&byte| byte == 1), "block {at}");
     }
+}
+
+/// A command that nobody waits for ends once, with its buffer, however it ends: a device
+/// that lost one would keep a front waiting for ever.
+#[test]
+fn what_nobody_waits_for_is_told_with_its_buffer() {
+    const DEPTH: usize = 4;
+    let rig = Rig::with_depth(SoftOptions::default(), vec![memory(64)], Drive::Here, DEPTH as u16);
+    let pool = rig.pool(DEPTH + 2, BLOCK);
+    let namespace = rig.namespace(1);
+    let begin = |transfer, byte, tag| {
+        let buffer = filled(&pool, byte);
+        namespace.begin(transfer, Pba(u64::from(byte)), buffer, 0..1, Tag(tag)).is_ok()
+    };
+    let turn = || {
+        rig.queue.ring();
+        rig.soft.work();
+        let mut ended = Vec::new();
+        rig.queue.reap_into(&mut ended);
+        ended
+    };
+    let write = Transfer::Write(Durability::Cached);
+    for tag in 0..DEPTH as u32 {
+        assert!(begin(write, tag as u8 + 1, tag), "there is a place for each");
+    }
+    assert!(!begin(write, 9, 9), "no place, so the buffer comes back");
+    assert_eq!(pool.available(), 2, "the others have theirs with the controller");
+    let ended = turn();
+    let tags: Vec<u32> = ended.iter().map(|ended| ended.tag.0).collect();
+    assert_eq!(tags, [0, 1, 2, 3]);
+    assert!(ended.iter().all(|ended| ended.outcome == Ok(())));
+    assert!(ended.iter().zip(1..).all(|(ended, byte)| ended.buffer[0] == byte));
+    drop(ended);
+
+    let only = |ended: Vec<Ended>| {
+        assert_eq!(ended.len(), 1, "one has ended");
+        (ended[0].tag, ended[0].outcome)
+    };
+
+    // What is there is what was written, and beside the device is no way at all.
+    let (buffer, read) = rig.run(namespace.read(Pba(3), filled(&pool, 0), 0..1));
+    assert_eq!((read, buffer[0]), (Ok(()), 3));
+    let beside = namespace.begin(Transfer::Read, Pba(64), buffer, 0..1, Tag(0));
+    assert!(beside.is_err());
+    drop(beside);
+
+    let fail = Fault::Fail { opcode: io::READ, status: Status::READ_ERROR, count: 1 };
+    rig.soft.inject(fail);
+    assert!(begin(Transfer::Read, 1, 7));
+    assert_eq!(only(turn()), (Tag(7), Err(Failure::Error(BlockError::Medium))));
+
+    rig.soft.inject(Fault::Stick { count: 1 });
+    assert!(begin(Transfer::Read, 1, 8));
+    assert!(turn().is_empty(), "it is stuck");
+    let id = rig.queue.any_command().expect("it is under way");
+    assert!(rig.controller.abort(&rig.queue, id).expect("an answer"));
+    assert_eq!(only(turn()), (Tag(8), Err(Failure::GivenUp)));
+
+    // Whether or not somebody reaps between a reset and the new queues.
+    for reaps_between in [true, false] {
+        rig.soft.inject(Fault::Stick { count: 1 });
+        assert!(begin(Transfer::Read, 1, 10));
+        turn();
+        rig.controller.reset().expect("a reset");
+        assert!(!begin(Transfer::Read, 1, 11), "there is no queue");
+        let mut ended = Vec::new();
+        if reaps_between {
+            rig.queue.reap_into(&mut ended);
+        }
+        rig.queue.restart().expect("the queues again");
+        rig.queue.reap_into(&mut ended);
+        assert_eq!(only(ended), (Tag(10), Err(Failure::Error(BlockError::Lost))));
+    }
+    assert_eq!((rig.queue.in_flight(), pool.available()), (0, DEPTH + 2));
+}
+
+/// A command that waits in line for a place must get the one that a command frees for
+/// which nobody waits.
+#[test]
+fn who_waits_in_line_gets_the_place_of_what_nobody_waits_for() {
+    let rig = Rig::with_depth(SoftOptions::default(), vec![memory(64)], Drive::Here, 1);
+    let pool = rig.pool(2, BLOCK);
+    let namespace = rig.namespace(1);
+    let begun = namespace.begin(Transfer::Read, Pba(0), filled(&pool, 1), 0..1, Tag(0));
+    assert!(begun.is_ok());
+    let woken = Arc::new(Flag::default());
+    let waker = Arc::clone(&woken).into();
+    let mut context = Context::from_waker(&waker);
+    let mut read: Write<'_> = Box::pin(namespace.read(Pba(0), filled(&pool, 1), 0..1));
+    assert!(read.as_mut().poll(&mut context).is_pending(), "it stands in line");
+    rig.queue.ring();
+    rig.soft.work();
+    assert_eq!(rig.queue.reap_into(&mut Vec::new()), 1);
+    assert!(woken.0.load(Ordering::Relaxed), "its turn has come");
+    assert_eq!(rig.run(read.as_mut()).1, Ok(()));
 }

@@ -11,14 +11,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
-use block_core::DmaMemory;
+use block_core::device::{Ended, Tag};
+use block_core::{Buffer, DmaMemory};
 
 use crate::PAGE;
-use crate::command::COMMAND_BYTES;
+use crate::command::{COMMAND_BYTES, Order};
 use crate::completion::{COMPLETION_BYTES, Completion};
 use crate::controller::{Core, StartError};
 use crate::ring::{CompletionRing, SubmissionRing};
-use crate::table::{Ending, MAX_DEPTH, NotUnderWay, Table};
+use crate::table::{Data, Ending, Learner, MAX_DEPTH, NotUnderWay, Owner, Table};
 use creation::{RingsPlace, create_queues, delete_queues};
 pub(crate) use submission::{Ask, Submission};
 
@@ -55,6 +56,8 @@ struct State {
     completion: CompletionRing,
     table: Table,
     line: VecDeque<Waiter>,
+    /// What a reset has ended and whoever reaps was not told yet.
+    untold: Vec<Ended>,
     next_number: u64,
     /// The controller is being reset: it is told nothing.
     is_held: bool,
@@ -107,6 +110,7 @@ impl QueuePair {
             memory,
             table,
             line: VecDeque::with_capacity(usize::from(depth)),
+            untold: Vec::new(),
             next_number: 0,
             is_held: false,
             counters: Counters::default(),
@@ -152,7 +156,8 @@ impl QueuePair {
     /// it has announced its sleep.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.with(|state| state.completion.has_news()) || self.is_stale() && self.in_flight() > 0
+        self.with(|state| state.completion.has_news() || !state.untold.is_empty())
+            || self.is_stale() && self.in_flight() > 0
     }
 
     /// Identifier of some command under way, for [`Controller::abort`].
@@ -163,21 +168,63 @@ impl QueuePair {
         self.with(|state| state.table.any_busy())
     }
 
-    /// Takes a bounded burst of completions, frees or hands out what they end
-    /// and wakes who waits. Returns how many there were.
-    pub fn reap(&self) -> usize {
-        if self.is_stale() {
-            return self.fail_all();
+    /// Gives the controller a command for whoever reaps, unless others wait for a place
+    /// or there is no queue: then the buffer comes back.
+    #[inline]
+    pub(crate) fn begin(
+        &self,
+        order: Order,
+        data: Data,
+        buffer: Buffer,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let mut state = self.state.borrow_mut();
+        if !state.line.is_empty() || state.epoch != self.core.epoch() {
+            return Err(buffer);
         }
-        for count in 0..REAP_BURST {
+        let Some(id) = state.table.occupy(|| Owner::Reaper(tag)) else { return Err(buffer) };
+        let place = Table::place_of(id);
+        let pointers = state.table.point(place, data);
+        state.table.keep(place, buffer);
+        state.submission.push(&order.placed(id, pointers));
+        Ok(())
+    }
+
+    /// [`QueuePair::reap_into`] where a future waits for each command.
+    pub fn reap(&self) -> usize {
+        self.reap_into(&mut Vec::new())
+    }
+
+    /// Takes a bounded burst of completions: wakes who waits, and adds what has come of
+    /// commands that nobody waits for ([`Device::begin`]) to `ended`. Returns how many
+    /// there were.
+    ///
+    /// [`Device::begin`]: block_core::Device::begin
+    pub fn reap_into(&self, ended: &mut Vec<Ended>) -> usize {
+        let mut count = 0;
+        let is_stale = self.is_stale();
+        if is_stale {
+            count = self.fail_all();
+        }
+        self.with(|state| {
+            count += state.untold.len();
+            ended.append(&mut state.untold);
+        });
+        while !is_stale && count < REAP_BURST {
             let mut state = self.state.borrow_mut();
-            let Some(last) = state.completion.pop_last() else { return count };
-            let waker = state.end_by(last);
+            let Some(last) = state.completion.pop_last() else { break };
+            let (learner, next) = state.end_by(last);
             // Wakers are foreign code: nothing is borrowed when they run.
             drop(state);
-            waker.into_iter().for_each(Waker::wake);
+            match learner {
+                Learner::Reaper(done) => ended.push(done),
+                Learner::Task(waker) => waker.wake(),
+                Learner::Nobody => {}
+            }
+            next.into_iter().for_each(Waker::wake);
+            count += 1;
         }
-        REAP_BURST
+        count
     }
 
     /// Tells the controller what was submitted and reaped since the last call:
@@ -264,11 +311,17 @@ impl QueuePair {
     #[cold]
     fn fail_all(&self) -> usize {
         let (mut count, ending) = (0, self.core.ending());
-        while let Some(waker) = self.with(|state| {
+        while let Some((learner, next)) = self.with(|state| {
             let id = state.table.any_busy()?;
             Some(state.end_unseen(id, ending))
         }) {
-            waker.into_iter().for_each(Waker::wake);
+            match learner {
+                // It may not be whoever reaps who has stopped the controller.
+                Learner::Reaper(ended) => self.with(|state| state.untold.push(ended)),
+                Learner::Task(waker) => waker.wake(),
+                Learner::Nobody => {}
+            }
+            next.into_iter().for_each(Waker::wake);
             count += 1;
         }
         // Who waits for a place must learn that there is no queue.
@@ -294,46 +347,45 @@ impl Rings {
 }
 
 impl State {
-    /// Ends the command that the last word of a completion names, and who learns of it. It
-    /// is believed if it is one of ours.
+    /// Ends the command that the last word of a completion names: who learns of it, and who
+    /// may go next. It is believed if it is one of ours.
     #[inline]
-    fn end_by(&mut self, last: u64) -> Option<Waker> {
+    fn end_by(&mut self, last: u64) -> (Learner, Option<Waker>) {
         let entry = Completion::from_words([0, last]);
         if entry.submission_queue == self.id
-            && let Ok(waker) = self.end(entry.command_id, Ending::completed(entry.status))
+            && let Ok(news) = self.end(entry.command_id, Ending::completed(entry.status))
         {
-            return waker;
+            return news;
         }
-        self.note_unexpected(last)
+        self.note_unexpected(last);
+        (Learner::Nobody, None)
     }
 
-    /// Ends a command: its task, or, when it was abandoned, the next in line.
-    #[inline]
-    fn end(&mut self, id: u16, ending: Ending) -> Result<Option<Waker>, NotUnderWay> {
+    /// Ends a command. The next in line may go unless a task has to fetch the outcome first.
+    #[inline(always)] // Called twice, which keeps it out of the place that matters.
+    fn end(&mut self, id: u16, ending: Ending) -> Result<(Learner, Option<Waker>), NotUnderWay> {
         // Before it ends: a call between the waker's end and its owner costs every command.
         if !ending.is_success() && self.table.is_busy(id) {
             self.note_failure(ending);
         }
-        Ok(match self.table.end(id, ending)? {
-            None => self.entitled(),
-            waker => waker,
-        })
+        let learner = self.table.end(id, ending)?;
+        let next = if let Learner::Task(_) = learner { None } else { self.entitled() };
+        Ok((learner, next))
     }
 
     #[cold]
-    fn end_unseen(&mut self, id: u16, ending: Ending) -> Option<Waker> {
-        self.end(id, ending).unwrap_or_default()
+    fn end_unseen(&mut self, id: u16, ending: Ending) -> (Learner, Option<Waker>) {
+        self.end(id, ending).unwrap_or((Learner::Nobody, None))
     }
 
     #[cold]
-    fn note_unexpected(&mut self, last: u64) -> Option<Waker> {
+    fn note_unexpected(&mut self, last: u64) {
         let entry = Completion::from_words([0, last]);
         self.counters.unexpected += 1;
         let count = self.counters.unexpected;
         if count.is_power_of_two() {
             tracing::warn!(queue = self.id, ?entry, count, "completion of no command under way");
         }
-        None
     }
 
     #[cold]

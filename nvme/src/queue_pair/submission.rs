@@ -10,7 +10,7 @@ use block_core::{BlockError, Buffer};
 
 use super::{QueuePair, State, Waiter};
 use crate::command::{Command, Order};
-use crate::table::{Data, Ending, Table};
+use crate::table::{Data, Ending, Owner, Table};
 
 /// What is asked of a controller. It becomes a command when there is a place for it.
 pub(crate) trait Ask<'a> {
@@ -141,7 +141,7 @@ impl<'a, A: Ask<'a>> Submission<'a, A> {
         if !state.line.is_empty() || !self.may_go(&state) {
             return self.stand_in_line(state, waker);
         }
-        let Some(id) = state.table.occupy(waker) else {
+        let Some(id) = state.table.occupy(|| Owner::Task(waker.clone())) else {
             return self.stand_in_line(state, waker);
         };
         self.hand_over(&mut state, id)
@@ -228,7 +228,7 @@ impl<'a, A: Ask<'a>> Submission<'a, A> {
         }
         if state.table.free() > position {
             state.line.remove(position);
-            let id = state.table.occupy(waker).expect("a place is free");
+            let id = state.table.occupy(|| Owner::Task(waker.clone())).expect("a place is free");
             return self.hand_over(state, id);
         }
         if let Some(waiter) = state.line.get_mut(position) {
