@@ -4,7 +4,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::{BlockCount, Blocks};
+use block_core::device::{Tag, Transfer};
+use block_core::{BlockCount, Blocks, Buffer, LbaRange};
 
 /// Blocks, while there are some. Nothing is taken away or put in its place
 /// while a request runs.
@@ -28,6 +29,24 @@ impl<B: Blocks> Bound<B> {
         self.now.borrow().clone()
     }
 
+    /// [`Blocks::begin`], unless there are no blocks.
+    ///
+    /// # Errors
+    /// The buffer.
+    #[inline]
+    pub fn begin(
+        &self,
+        transfer: Transfer,
+        range: LbaRange,
+        buffer: Buffer,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        match &*self.now.borrow() {
+            Some(blocks) => blocks.begin(transfer, range, buffer, tag),
+            None => Err(buffer),
+        }
+    }
+
     /// Lets go of the blocks: their device is reset.
     pub fn release(&self) {
         self.blocks.set(self.size());
@@ -41,6 +60,7 @@ impl<B: Blocks> Bound<B> {
 
     /// The size, also while there are no blocks.
     #[must_use]
+    #[inline]
     pub fn size(&self) -> BlockCount {
         self.now.borrow().as_ref().map_or(self.blocks.get(), |blocks| blocks.blocks())
     }

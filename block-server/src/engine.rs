@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use block_core::device::Ended;
 use block_core::{Device, Pool, Time};
 use nvme::arena::Arena;
 use nvme::{
@@ -28,9 +29,10 @@ pub trait Engine {
     /// What volumes are put on.
     type Device: Device + 'static;
 
-    /// Takes a bounded burst of answers and wakes who waits for them. Returns
-    /// how many there were.
-    fn reap(&mut self) -> usize;
+    /// Takes a bounded burst of answers: wakes who waits for them, and adds those
+    /// that nobody waits for ([`Device::begin`]) to `ended`. Returns how many
+    /// there were.
+    fn reap(&mut self, ended: &mut Vec<Ended>) -> usize;
 
     /// Announces everything that was submitted since the last call.
     fn ring(&mut self);
@@ -332,8 +334,8 @@ impl Drive {
 impl Engine for NvmeEngine {
     type Device = Namespace;
 
-    fn reap(&mut self) -> usize {
-        self.drives.iter().map(|drive| drive.queue.reap()).sum()
+    fn reap(&mut self, ended: &mut Vec<Ended>) -> usize {
+        self.drives.iter().map(|drive| drive.queue.reap_into(ended)).sum()
     }
 
     fn ring(&mut self) {

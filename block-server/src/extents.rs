@@ -1,10 +1,10 @@
 //! A raw volume: its blocks lie on a few extents of a device, and nothing is
 //! between.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::device::Durability;
+use block_core::device::{Durability, Tag, Transfer};
 use block_core::unit::{BlockCount, Extent, LbaRange, Pba};
 use block_core::{BlockError, Blocks, Buffer, Completed, Device};
 
@@ -16,6 +16,8 @@ const ZERO_BLOCKS: u64 = 4 * 1024;
 #[derive(Debug)]
 pub struct RawVolume<D> {
     device: Rc<D>,
+    /// The size, which is asked for more often than where the blocks are.
+    blocks: Cell<BlockCount>,
     map: RefCell<ExtentMap>,
 }
 
@@ -23,12 +25,14 @@ impl<D: Device> RawVolume<D> {
     /// The volume of `blocks` that lie on `extents`.
     #[must_use]
     pub fn new(device: Rc<D>, blocks: BlockCount, extents: &[Extent]) -> Self {
-        Self { device, map: RefCell::new(ExtentMap::new(blocks, extents)) }
+        let map = RefCell::new(ExtentMap::new(blocks, extents));
+        Self { device, blocks: Cell::new(blocks), map }
     }
 
     /// Gives the volume another size and place. Requests that are on their way
     /// go where they were going: before it shrinks, the caller waits for them.
     pub fn remap(&self, blocks: BlockCount, extents: &[Extent]) {
+        self.blocks.set(blocks);
         *self.map.borrow_mut() = ExtentMap::new(blocks, extents);
     }
 
@@ -46,8 +50,9 @@ impl<D: Device> RawVolume<D> {
 }
 
 impl<D: Device> Blocks for RawVolume<D> {
+    #[inline]
     fn blocks(&self) -> BlockCount {
-        self.map.borrow().blocks
+        self.blocks.get()
     }
 
     async fn read(
@@ -83,6 +88,21 @@ impl<D: Device> Blocks for RawVolume<D> {
             (buffer, outcome) = self.device.write(run.start, buffer, places, durability).await;
         }
         (buffer, outcome)
+    }
+
+    #[inline]
+    fn begin(
+        &self,
+        transfer: Transfer,
+        range: LbaRange,
+        buffer: Buffer,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let run = self.map.borrow().run(range);
+        if run.count != range.count {
+            return Err(buffer);
+        }
+        self.device.begin(transfer, run.start, buffer, 0..run.count.0 as usize, tag)
     }
 
     fn version(&self) -> u64 {
@@ -142,7 +162,6 @@ pub async fn zero_extent(
 /// Where the blocks of a volume are.
 #[derive(Debug)]
 struct ExtentMap {
-    blocks: BlockCount,
     /// The volume's blocks before the end of each extent, and the extent.
     runs: Box<[(u64, Extent)]>,
 }
@@ -158,13 +177,19 @@ impl ExtentMap {
             })
             .collect();
         assert!(blocks.0 <= end, "the extents hold the volume");
-        Self { blocks, runs }
+        Self { runs }
     }
 
     /// Where the blocks of `range` begin on the device, and how many of them
     /// follow each other there. The range is not empty and lies in the volume.
+    #[inline]
     fn run(&self, range: LbaRange) -> Extent {
-        let (end, extent) = self.runs[self.runs.partition_point(|&(end, _)| end <= range.start.0)];
+        let at = match *self.runs {
+            // Most volumes were never grown.
+            [_] => 0,
+            _ => self.runs.partition_point(|&(end, _)| end <= range.start.0),
+        };
+        let (end, extent) = self.runs[at];
         let into = range.start.0 - (end - extent.count.0);
         let count = range.count.0.min(extent.count.0 - into);
         Extent { start: Pba(extent.start.0 + into), count: BlockCount(count) }

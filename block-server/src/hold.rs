@@ -27,12 +27,6 @@ pub struct Hold {
     waiter: RefCell<Option<Waker>>,
 }
 
-/// One running request of a hold.
-#[derive(Debug)]
-pub struct Running<'a> {
-    hold: &'a Hold,
-}
-
 impl Hold {
     /// A hold of `front`.
     #[must_use]
@@ -84,18 +78,32 @@ impl Hold {
         self.running.get() == 0
     }
 
-    /// Counts a request in, unless the hold is over.
+    /// Counts a request in, unless the hold is over; [`Hold::end`] counts it out.
+    ///
+    /// # Errors
+    /// As [`Hold::check`] says.
+    pub fn begin(&self) -> Result<(), BlockError> {
+        self.check()?;
+        self.running.set(self.running.get() + 1);
+        Ok(())
+    }
+
+    /// A request that was counted in has ended.
+    pub fn end(&self) {
+        let running = self.running.get() - 1;
+        self.running.set(running);
+        if running == 0
+            && let Some(waiter) = self.waiter.borrow_mut().take()
+        {
+            waiter.wake();
+        }
+    }
+
+    /// Whether requests may still run.
     ///
     /// # Errors
     /// [`BlockError::Lost`] when the front has to attach the volume anew, else
     /// [`BlockError::NotAttached`].
-    pub fn begin(&self) -> Result<Running<'_>, BlockError> {
-        self.check()?;
-        self.running.set(self.running.get() + 1);
-        Ok(Running { hold: self })
-    }
-
-    /// Whether requests may still run, as [`Hold::begin`] says.
     pub fn check(&self) -> Result<(), BlockError> {
         if self.outdated.get() {
             return Err(BlockError::Lost);
@@ -144,17 +152,5 @@ impl Hold {
             Poll::Pending
         })
         .await;
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        let running = self.hold.running.get() - 1;
-        self.hold.running.set(running);
-        if running == 0
-            && let Some(waiter) = self.hold.waiter.borrow_mut().take()
-        {
-            waiter.wake();
-        }
     }
 }

@@ -32,6 +32,7 @@ pub mod attachments;
 pub mod attributes;
 
 pub mod store;
+pub mod straights;
 
 pub mod raw;
 

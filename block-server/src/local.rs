@@ -151,7 +151,11 @@ impl LocalPath<NvmeEngine> {
 }
 
 impl<E: Engine> Path for LocalPath<E> {
-    fn submit(&mut self, _: Time, part: Part, guest: &mut impl Guest) -> Result<(), Refusal> {
+    fn submit(&mut self, now: Time, part: Part, guest: &mut impl Guest) -> Result<(), Refusal> {
+        if self.now != now {
+            self.now = now;
+            self.worker.tick(now);
+        }
         let Some(&slot) = self.free.last() else { return Err(Refusal::Busy) };
         let mut buffer = None;
         if let Some(range) = part.range.filter(|_| part.op == Op::Read || part.op.carries_data()) {

@@ -118,6 +118,7 @@ impl<D> Room<D> {
     }
 
     /// Leaves an answer to be collected.
+    #[inline]
     pub fn reply(&self, at: SlotRef, reply: Reply) {
         self.replies.borrow_mut().push_back((at, reply));
     }

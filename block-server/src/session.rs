@@ -5,7 +5,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
-use block_core::{BlockCount, BlockError, Device, Op, Request, Served};
+use block_core::device::Tag;
+use block_core::{Begun, BlockCount, BlockError, Buffer, Device, Op, Request, Served, Time};
 use interpose::hooks::{RequestFacts, Ticket};
 use link::{
     Access, AttachReply, AttachRequest, Attached, Caller, Refused, Reply, SlotRef, VolumeHandle,
@@ -14,7 +15,7 @@ use link::{
 use tracing::warn;
 
 use crate::attach::{Claim, Given};
-use crate::hold::{Hold, Running};
+use crate::hold::Hold;
 use crate::room::{Located, Room};
 use crate::volume::Volume;
 
@@ -23,27 +24,33 @@ use crate::volume::Volume;
 pub const MAX_HANDLES: usize = 16 * 1024;
 
 /// One slot: where the worker puts work, and its task finds it.
-#[derive(Default)]
-pub struct Slot {
-    job: Cell<Option<Job>>,
+pub struct Slot<D> {
+    job: Cell<Option<Job<D>>>,
 }
 
 /// What a slot's task does next.
-#[derive(Debug)]
-pub enum Job {
+pub enum Job<D> {
     /// This, and answer.
     Serve(Work),
+    /// Ask the device again for what it gave up, and answer.
+    AskAgain(Straight<D>, Buffer),
     /// End: the session is over.
     End,
 }
 
-impl Slot {
+impl<D> Default for Slot<D> {
+    fn default() -> Self {
+        Self { job: Cell::new(None) }
+    }
+}
+
+impl<D> Slot<D> {
     /// Leaves a job; the caller wakes the task.
-    pub fn put(&self, job: Job) {
+    pub fn put(&self, job: Job<D>) {
         self.job.set(Some(job));
     }
 
-    async fn next(&self) -> Job {
+    async fn next(&self) -> Job<D> {
         poll_fn(|_| match self.job.take() {
             Some(job) => Poll::Ready(job),
             None => Poll::Pending,
@@ -72,18 +79,61 @@ struct Handle<D> {
     told: BlockCount,
 }
 
+/// A request that runs: whoever takes the volume away waits for it.
+struct Running<'a> {
+    hold: &'a Hold,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.hold.end();
+    }
+}
+
+/// A request that runs without its slot's task: the device has it, and its end is told
+/// to the worker. Most requests do: a task, and the futures that it is made of, cost more
+/// than all that is done for them.
+pub struct Straight<D> {
+    handle: Rc<Handle<D>>,
+    arrived: Time,
+    begun: Begun,
+}
+
+impl<D: Device + 'static> Straight<D> {
+    /// It has ended on the device.
+    #[inline]
+    pub fn end(&self, room: &Room<D>, outcome: Result<(), BlockError>, buffer: Buffer) -> Reply {
+        let Self { handle, arrived, begun } = self;
+        let word = handle.volume.requests.end(begun);
+        let reply = handle.answer(Served { outcome, word, buffer: Some(buffer) });
+        handle.hold.end();
+        let facts = RequestFacts { op: begun.op, range: Some(begun.range) };
+        handle.volume.hooks.gone(facts, *arrived, reply.outcome, room.now());
+        reply
+    }
+
+    async fn ask_again(self, room: &Room<D>, buffer: Buffer) -> Reply {
+        let requests = &self.handle.volume.requests;
+        let (buffer, outcome) = requests.ask_again(&self.begun, buffer).await;
+        self.end(room, outcome, buffer)
+    }
+}
+
 impl<D: Device + 'static> Handle<D> {
     /// A request that waited to be admitted did not run: meanwhile the volume
     /// may have been taken away, or resized.
-    fn begin(&self, op: Op) -> Result<Running<'_>, BlockError> {
-        let running = self.hold.begin()?;
-        if self.volume.has_failed() {
-            return Err(BlockError::Medium);
-        }
-        if op.changes() && self.hold.access() == Access::Read {
-            return Err(BlockError::ReadOnly);
-        }
-        Ok(running)
+    #[inline]
+    fn begin(&self, op: Op) -> Result<(), BlockError> {
+        self.hold.begin()?;
+        let refused = if self.volume.has_failed() {
+            BlockError::Medium
+        } else if op.changes() && self.hold.access() == Access::Read {
+            BlockError::ReadOnly
+        } else {
+            return Ok(());
+        };
+        self.hold.end();
+        Err(refused)
     }
 
     /// Waits until the hooks let the request pass.
@@ -97,6 +147,7 @@ impl<D: Device + 'static> Handle<D> {
         }
     }
 
+    #[inline]
     fn answer(&self, served: Served) -> Reply {
         let Served { outcome, word, buffer } = served;
         // An answer from before a reset may be of what is lost.
@@ -127,6 +178,28 @@ impl<D: Device + 'static> Session<D> {
         }
     }
 
+    /// Begins a request without a task, if it is one of the usual ones and nothing is in
+    /// its way. If not, a task finds out what there is to wait for or to refuse, and
+    /// the request is as it was.
+    #[inline]
+    pub fn begin(
+        &self,
+        room: &Room<D>,
+        handle: VolumeHandle,
+        request: &mut Request,
+        tag: Tag,
+    ) -> Option<Straight<D>> {
+        let handle = self.handle(handle)?;
+        let Volume { hooks, requests, .. } = &*handle.volume;
+        handle.begin(request.op).ok()?;
+        let Some(begun) = hooks.is_free().then(|| requests.begin(request, tag)).flatten() else {
+            handle.hold.end();
+            return None;
+        };
+        let arrived = hooks.come(room.clock());
+        Some(Straight { handle, arrived, begun })
+    }
+
     /// One await where nothing is in the request's way.
     async fn serve(&self, room: &Room<D>, handle: VolumeHandle, request: Request) -> Reply {
         let Some(handle) = self.handle(handle) else {
@@ -142,7 +215,8 @@ impl<D: Device + 'static> Session<D> {
             },
         };
         let reply = match handle.begin(request.op) {
-            Ok(running) => {
+            Ok(()) => {
+                let running = Running { hold: &handle.hold };
                 let served = handle.volume.requests.serve(request).await;
                 drop(running);
                 handle.answer(served)
@@ -153,6 +227,7 @@ impl<D: Device + 'static> Session<D> {
         reply
     }
 
+    #[inline]
     fn handle(&self, handle: VolumeHandle) -> Option<Rc<Handle<D>>> {
         self.handles.borrow().get(usize::from(handle.0))?.clone()
     }
@@ -268,17 +343,21 @@ impl<D: Device + 'static> Session<D> {
 pub async fn serve_slot<D: Device + 'static>(
     room: Rc<Room<D>>,
     session: Rc<Session<D>>,
-    slot: Rc<Slot>,
+    slot: Rc<Slot<D>>,
     at: SlotRef,
 ) {
-    while let Job::Serve(work) = slot.next().await {
-        let reply = match work {
-            Work::Block { volume, request } => session.serve(&room, volume, request).await,
-            Work::Attach(request) => {
+    loop {
+        let reply = match slot.next().await {
+            Job::End => return,
+            Job::AskAgain(straight, buffer) => straight.ask_again(&room, buffer).await,
+            Job::Serve(Work::Block { volume, request }) => {
+                session.serve(&room, volume, request).await
+            }
+            Job::Serve(Work::Attach(request)) => {
                 let reply = session.attach(&room, request).await;
                 Reply { attach: Some(Box::new(reply)), ..Reply::plain(Ok(()), 0) }
             }
-            Work::Detach(handle) => session.detach(&room, handle).await,
+            Job::Serve(Work::Detach(handle)) => session.detach(&room, handle).await,
         };
         room.reply(at, reply);
     }

@@ -53,6 +53,7 @@ impl<E: Engine, W: Wire> WorkerStation<E, W> {
 
 impl<E: Engine, W: Wire> Station for WorkerStation<E, W> {
     fn turn(&mut self, now: Time) -> bool {
+        self.worker.tick(now);
         let mut moved = self.receive(now) > 0;
         moved |= self.worker.run(now);
         while let Some(key) = self.worker.next_ending() {

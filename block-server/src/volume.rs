@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::device::Durability;
+use block_core::device::{Durability, Tag, Transfer};
 use block_core::{
     BlockCount, BlockError, Blocks, Buffer, Completed, Device, Lba, LbaRange, Ordered, Scratch,
     Time,
@@ -260,6 +260,7 @@ macro_rules! with_blocks {
 }
 
 impl<D: Device + 'static> Blocks for Backing<D> {
+    #[inline]
     fn blocks(&self) -> BlockCount {
         match self {
             Self::Raw { blocks, .. } => blocks.size(),
@@ -290,6 +291,21 @@ impl<D: Device + 'static> Blocks for Backing<D> {
             |blocks| blocks.write(range, buffer, place, durability).await,
             (buffer, lost)
         )
+    }
+
+    #[inline]
+    fn begin(
+        &self,
+        transfer: Transfer,
+        range: LbaRange,
+        buffer: Buffer,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        match self {
+            Self::Raw { blocks, .. } => blocks.begin(transfer, range, buffer, tag),
+            // They are sealed, and looked up.
+            Self::Pool(_) => Err(buffer),
+        }
     }
 
     fn version(&self) -> u64 {

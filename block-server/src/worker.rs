@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use block_core::device::{Ended, Failure};
 use block_core::unit::{BLOCK_SIZE, MAX_REQUEST_BLOCKS};
-use block_core::{Buffer, Chance, Device, Pool, Time};
+use block_core::{BlockError, Buffer, Chance, Device, Pool, Time};
 use interpose::layout::stream::FRAME_BLOCKS;
 use link::{Caller, Host, PublicKey, Reply, SessionIndex, SlotRef, Work};
 use nvme::Namespace;
@@ -35,6 +36,7 @@ use crate::remembered::Rollback;
 use crate::room::Room;
 use crate::session::{Job, Session, Slot, serve_slot};
 use crate::store::{Means, Store, Transfers};
+use crate::straights::Straights;
 use crate::unlock::Unlock;
 
 /// A small buffer: 8 KiB that begin inside of a block, and a block to merge
@@ -163,6 +165,9 @@ pub struct Worker<E: Engine> {
     large: Pool,
     mailbox: Arc<Mailbox>,
     engine: E,
+    /// Requests that devices have and no task waits for, and those that have ended.
+    straights: Straights<E::Device>,
+    ended: Vec<Ended>,
     limits: Limits,
     slots: usize,
     turns: usize,
@@ -181,7 +186,7 @@ struct Stop {
 /// A session and the tasks of its slots.
 struct Seat<D> {
     session: Rc<Session<D>>,
-    slots: Vec<(Rc<Slot>, TaskId)>,
+    slots: Vec<(Rc<Slot<D>>, TaskId)>,
 }
 
 impl<E: Engine> Worker<E> {
@@ -252,6 +257,8 @@ impl<E: Engine> Worker<E> {
             large,
             mailbox: place.mailbox,
             engine,
+            straights: Straights::with_room_for(limits.slots),
+            ended: Vec::with_capacity(limits.slots),
             limits,
             slots: 0,
             turns: 0,
@@ -262,6 +269,11 @@ impl<E: Engine> Worker<E> {
     /// Lets chance choose the order of tasks that can go on: for simulations.
     pub fn draw_order(&mut self, chance: Chance) {
         self.executor.draw_order(chance);
+    }
+
+    /// A turn begins: what is started from now on has come now.
+    pub fn tick(&mut self, now: Time) {
+        self.room.tick(now);
     }
 
     /// One turn of everything below the wire: takes errands, takes what the
@@ -286,16 +298,38 @@ impl<E: Engine> Worker<E> {
     }
 
     fn step(&mut self) -> usize {
-        let reaped = self.engine.reap();
+        let reaped = self.engine.reap(&mut self.ended);
         // What ended has ended now, not when the turn began.
         if reaped > 0
             && let Some(now) = self.engine.now()
         {
             self.room.tick(now);
         }
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.drain(..).for_each(|ended| self.end_straight(ended));
+        self.ended = ended;
         let ran = self.executor.run(self.turns);
         self.engine.ring();
         reaped + ran
+    }
+
+    /// A request has ended that no task waits for.
+    fn end_straight(&mut self, ended: Ended) {
+        let Ended { tag, buffer, outcome } = ended;
+        let Some((at, straight)) = self.straights.take(tag) else { return };
+        let outcome = match outcome {
+            Ok(()) => Ok(()),
+            Err(Failure::Error(error)) => Err(error),
+            Err(Failure::GivenUp) => match self.slot(at) {
+                Some((slot, task)) => {
+                    slot.put(Job::AskAgain(straight, buffer));
+                    return self.executor.wake(*task);
+                }
+                // The session is over: nobody waits for the answer.
+                None => Err(BlockError::Medium),
+            },
+        };
+        self.room.reply(at, straight.end(&self.room, outcome, buffer));
     }
 
     /// Pools are left as a checkpoint, which opens faster; not for long.
@@ -396,6 +430,10 @@ impl<E: Engine> Worker<E> {
     fn seat(&self, session: SessionIndex) -> Option<&Seat<E::Device>> {
         self.sessions.get(usize::from(session.0))?.as_ref()
     }
+
+    fn slot(&self, at: SlotRef) -> Option<&(Rc<Slot<E::Device>>, TaskId)> {
+        self.seat(at.session)?.slots.get(usize::from(at.slot))
+    }
 }
 
 /// Most memory that a worker with these limits and devices shares with them, in bytes:
@@ -469,15 +507,22 @@ impl<E: Engine> Host for Worker<E> {
         }
     }
 
-    fn start(&mut self, at: SlotRef, work: Work) {
-        let seat = self.seat(at.session).and_then(|seat| seat.slots.get(usize::from(at.slot)));
-        if let Some((slot, task)) = seat {
-            slot.put(Job::Serve(work));
-            self.executor.wake(*task);
-            return;
+    fn start(&mut self, at: SlotRef, mut work: Work) {
+        let seat = self.seat(at.session);
+        let Some((seat, (slot, task))) =
+            seat.and_then(|seat| Some((seat, seat.slots.get(usize::from(at.slot))?)))
+        else {
+            // There was no room for it (`opened` has said so).
+            return self.room.reply(at, refuse(work));
+        };
+        if let Work::Block { volume, request } = &mut work {
+            let tag = self.straights.next();
+            if let Some(straight) = seat.session.begin(&self.room, *volume, request, tag) {
+                return self.straights.put(at, straight);
+            }
         }
-        // There was no room for it (`opened` has said so).
-        self.room.reply(at, refuse(work));
+        slot.put(Job::Serve(work));
+        self.executor.wake(*task);
     }
 
     fn closing(&mut self, session: SessionIndex) {
@@ -500,10 +545,9 @@ impl<E: Engine> Host for Worker<E> {
 
 fn refuse(work: Work) -> Reply {
     match work {
-        Work::Block { request, .. } => Reply {
-            buffer: request.buffer,
-            ..Reply::plain(Err(block_core::BlockError::NotAttached), 0)
-        },
+        Work::Block { request, .. } => {
+            Reply { buffer: request.buffer, ..Reply::plain(Err(BlockError::NotAttached), 0) }
+        }
         Work::Attach(_) => Reply {
             attach: Some(Box::new(link::AttachReply::Refused(link::Refused::Full))),
             ..Reply::plain(Ok(()), 0)
@@ -564,7 +608,8 @@ fn complete<E: Engine, T>(
             return ready;
         }
         engine.ring();
-        if engine.work() + engine.reap() == 0 {
+        // Nothing was begun without a future yet.
+        if engine.work() + engine.reap(&mut Vec::new()) == 0 {
             std::hint::spin_loop();
         }
     }

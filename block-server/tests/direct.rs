@@ -59,7 +59,7 @@ fn a_thread_sleeps_while_the_kernel_reads_and_sleeps_through_nothing() {
                 Poll::Pending => true,
             });
             engine.ring();
-            let moved = engine.work() + engine.reap();
+            let moved = engine.work() + engine.reap(&mut Vec::new());
             if reads.is_empty() {
                 break;
             }

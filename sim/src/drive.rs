@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use block_core::device::Ended;
 use block_core::{Pool, Time};
 use block_server::engine::Change;
 use block_server::{Engine, NvmeEngine};
@@ -145,8 +146,8 @@ pub struct DriveEngine {
 impl Engine for DriveEngine {
     type Device = Namespace;
 
-    fn reap(&mut self) -> usize {
-        self.nvme.reap()
+    fn reap(&mut self, ended: &mut Vec<Ended>) -> usize {
+        self.nvme.reap(ended)
     }
 
     fn ring(&mut self) {

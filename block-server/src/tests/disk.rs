@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-use block_core::device::Durability;
+use block_core::device::{Durability, Ended, Failure, Tag, Transfer};
 use block_core::unit::{BLOCK_SIZE, BlockCount, Extent, Pba, SECTOR_SIZE};
 use block_core::{BlockError, Buffer, Device};
 use rand::rngs::StdRng;
@@ -46,6 +46,8 @@ enum Command {
 
 enum Entry {
     Queued(Command),
+    /// Begun without a future.
+    Begun(Command, Tag),
     Done(Option<Buffer>, Result<(), BlockError>),
 }
 
@@ -66,8 +68,11 @@ pub(super) struct SimDisk {
     executed: Rc<Cell<usize>>,
     /// Fails writes to this block, as rot under a head would.
     pub(super) broken: Rc<Cell<Option<u64>>>,
+    /// Gives up what is begun without a future.
+    pub(super) gives_up: Rc<Cell<bool>>,
     /// What was deallocated, command by command.
     pub(super) deallocated: Rc<RefCell<Vec<Extent>>>,
+    ended: Rc<RefCell<Vec<Ended>>>,
 }
 
 impl SimDisk {
@@ -83,7 +88,9 @@ impl SimDisk {
             state: Rc::new(RefCell::new(state)),
             executed: Rc::default(),
             broken: Rc::default(),
+            gives_up: Rc::default(),
             deallocated: Rc::default(),
+            ended: Rc::default(),
         }
     }
 
@@ -96,21 +103,34 @@ impl SimDisk {
     pub(super) fn step(&self) -> bool {
         let mut state = self.state.borrow_mut();
         let queued: Vec<usize> = (0..state.entries.len())
-            .filter(|&at| matches!(state.entries[at], Some((Entry::Queued(_), _))))
+            .filter(|&at| {
+                matches!(state.entries[at], Some((Entry::Queued(_) | Entry::Begun(..), _)))
+            })
             .collect();
         if queued.is_empty() {
             return false;
         }
         let at = queued[state.random.random_range(0..queued.len())];
-        let Some((Entry::Queued(command), waker)) = state.entries[at].take() else { return false };
         let broken = self.broken.get();
-        let (buffer, outcome) = state.execute(command, broken);
-        state.entries[at] = Some((Entry::Done(buffer, outcome), None));
         self.executed.set(self.executed.get() + 1);
-        if let Some(waker) = waker {
-            waker.wake();
+        match state.entries[at].take() {
+            Some((Entry::Queued(command), waker)) => {
+                let (buffer, outcome) = state.execute(command, broken);
+                state.entries[at] = Some((Entry::Done(buffer, outcome), None));
+                waker.into_iter().for_each(Waker::wake);
+            }
+            Some((Entry::Begun(command, tag), _)) => {
+                let ended = state.end(command, tag, broken, self.gives_up.get());
+                self.ended.borrow_mut().push(ended);
+            }
+            _ => return false,
         }
         true
+    }
+
+    /// What has ended of what was begun without a future.
+    pub(super) fn take_ended(&self) -> Vec<Ended> {
+        self.ended.take()
     }
 
     /// What the medium holds after a power cut now: of each sector any version
@@ -166,7 +186,7 @@ impl SimDisk {
     }
 
     async fn run(&self, command: Command) -> (Option<Buffer>, Result<(), BlockError>) {
-        let at = self.state.borrow_mut().queue(command);
+        let at = self.state.borrow_mut().put_entry(Entry::Queued(command));
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
             match state.entries[at].take() {
@@ -184,13 +204,26 @@ impl SimDisk {
 }
 
 impl State {
-    fn queue(&mut self, command: Command) -> usize {
+    fn put_entry(&mut self, entry: Entry) -> usize {
         let at = self.entries.iter().position(Option::is_none).unwrap_or(self.entries.len());
         if at == self.entries.len() {
             self.entries.push(None);
         }
-        self.entries[at] = Some((Entry::Queued(command), None));
+        self.entries[at] = Some((entry, None));
         at
+    }
+
+    fn end(&mut self, command: Command, tag: Tag, broken: Option<u64>, gives_up: bool) -> Ended {
+        let (buffer, outcome) = match command {
+            Command::Read { buffer, .. } | Command::Write { buffer, .. } if gives_up => {
+                (Some(buffer), Err(Failure::GivenUp))
+            }
+            command => {
+                let (buffer, outcome) = self.execute(command, broken);
+                (buffer, outcome.map_err(Failure::Error))
+            }
+        };
+        Ended { tag, buffer: buffer.expect("it moves data"), outcome }
     }
 
     fn block(&self, at: u64) -> Block {
@@ -290,6 +323,23 @@ impl Device for SimDisk {
         let command = Command::Write { at, buffer, places: blocks, durability };
         let (buffer, outcome) = self.run(command).await;
         (buffer.expect("a write gives its buffer back"), outcome)
+    }
+
+    fn begin(
+        &self,
+        transfer: Transfer,
+        at: Pba,
+        buffer: Buffer,
+        places: Range<usize>,
+        tag: Tag,
+    ) -> Result<(), Buffer> {
+        let command = match transfer {
+            Transfer::Read => Command::Read { at, buffer, places },
+            Transfer::Write(durability) => Command::Write { at, buffer, places, durability },
+        };
+        let mut state = self.state.borrow_mut();
+        state.put_entry(Entry::Begun(command, tag));
+        Ok(())
     }
 
     async fn flush(&self) -> Result<(), BlockError> {

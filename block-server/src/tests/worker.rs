@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use block_core::device::Ended;
 use block_core::unit::{BLOCK_SIZE, SectorRange};
 use block_core::{BlockError, Op, Pool, Request, Time};
 use link::{
@@ -35,8 +36,10 @@ struct SimEngine {
 impl Engine for SimEngine {
     type Device = SimDisk;
 
-    fn reap(&mut self) -> usize {
-        0
+    fn reap(&mut self, ended: &mut Vec<Ended>) -> usize {
+        let before = ended.len();
+        ended.append(&mut self.disk.take_ended());
+        ended.len() - before
     }
 
     fn ring(&mut self) {}
@@ -418,4 +421,45 @@ fn what_there_is_no_room_for_is_refused_and_not_lost() {
 
 fn caller(number: u8) -> Caller {
     Caller { front: front(number), key: None }
+}
+
+/// A device gives a write up that nobody waits for. It is asked for again, and what comes
+/// later to the same block still waits for it: else the older data would win.
+#[test]
+fn what_a_device_gives_up_is_done_before_what_came_after_it() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
+    let attached = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    rig.held.set(true);
+    rig.disk.gives_up.set(true);
+    rig.write(slot(0, 1), attached.handle);
+    rig.write(slot(0, 2), attached.handle);
+    rig.settle();
+    let before = rig.disk.executed();
+    rig.held.set(false);
+    let first = rig.reply(slot(0, 1)).expect("answered");
+    let second = rig.reply(slot(0, 2)).expect("answered");
+    assert_eq!((first.outcome, second.outcome), (Ok(()), Ok(())));
+    assert!(second.word > first.word, "{} after {}", second.word, first.word);
+    assert_eq!(rig.disk.executed() - before, 3, "given up, done, and the one after it");
+    assert!(rig.replies.is_empty(), "each is answered once");
+}
+
+/// The session ends while the device has a request that it then gives up: nobody is there
+/// to ask again, and the next front must not wait for it.
+#[test]
+fn what_a_device_gives_up_for_a_session_that_is_over_has_ended() {
+    let mut rig = Rig::new();
+    rig.worker.opened(SessionIndex(0), caller(1), 1, SLOTS);
+    let old = rig.attach(slot(0, 0), "a", Access::Write).expect("free");
+    rig.held.set(true);
+    rig.disk.gives_up.set(true);
+    rig.write(slot(0, 1), old.handle);
+    rig.settle();
+    rig.worker.closed(SessionIndex(0));
+    rig.worker.opened(SessionIndex(1), caller(1), 1, SLOTS);
+    rig.ask_attach(slot(1, 0), "a", Access::Write);
+    assert!(rig.reply(slot(1, 0)).is_none(), "the device has the old write");
+    rig.held.set(false);
+    assert!(attached(rig.reply(slot(1, 0)).expect("it has ended")).is_ok());
 }

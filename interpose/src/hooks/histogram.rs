@@ -26,6 +26,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Counts one latency.
+    #[inline]
     pub fn record(&mut self, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(nanos)] += 1;
@@ -75,6 +76,7 @@ impl Histogram {
     }
 }
 
+#[inline]
 fn bucket(nanos: u64) -> usize {
     if nanos < PER_OCTAVE as u64 {
         return nanos as usize;

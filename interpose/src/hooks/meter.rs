@@ -87,8 +87,7 @@ pub(super) struct Running(Rc<Meter>);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Self(meter) = self;
-        meter.in_flight.set(meter.in_flight.get() - 1);
+        self.0.go();
     }
 }
 
@@ -108,10 +107,23 @@ impl Meter {
 
     /// A request has arrived; it runs until the answer is dropped.
     pub(super) fn arrive(self: &Rc<Self>) -> Running {
-        self.in_flight.set(self.in_flight.get() + 1);
+        self.come();
         Running(Rc::clone(self))
     }
 
+    /// A request has arrived; it runs until [`Meter::go`].
+    #[inline]
+    pub(super) fn come(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    /// A request that has arrived runs no more.
+    #[inline]
+    pub(super) fn go(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
+    }
+
+    #[inline]
     pub(super) fn done(
         &self,
         facts: RequestFacts,

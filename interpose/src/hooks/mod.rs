@@ -1,9 +1,9 @@
 //! Interposers: pairs of hooks around every request of a volume, `admit`
 //! before it runs (which may wait) and `done` after it.
 //!
-//! What stands around a volume is an array in a fixed order, outermost first:
-//! the meter and the recorder see what the guest sees, the throttle's waiting
-//! included. Only the meter is always there; the others come and go while
+//! What stands around a volume stands in a fixed order, outermost first: the meter
+//! and the recorder see what the guest sees, the throttle's waiting included. Only
+//! the meter is always there; the others are an array, and come and go while
 //! requests run. No hook serves a request.
 
 pub mod clock;
@@ -14,7 +14,7 @@ pub mod trace;
 
 mod bucket;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use block_core::{BlockError, Op, Request, SectorRange, Time};
@@ -64,15 +64,13 @@ pub struct Ticket {
 /// Places of the array, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
-    Meter,
     Record,
     Throttle,
 }
 
-/// One interposer.
+/// One interposer that is not always there.
 #[derive(Clone, Debug)]
 enum Hook {
-    Meter(Rc<Meter>),
     Record(Rc<Recorder>),
     Throttle(Rc<Throttle>),
 }
@@ -80,7 +78,6 @@ enum Hook {
 impl Hook {
     fn place(&self) -> Place {
         match self {
-            Self::Meter(_) => Place::Meter,
             Self::Record(_) => Place::Record,
             Self::Throttle(_) => Place::Throttle,
         }
@@ -89,22 +86,20 @@ impl Hook {
     /// Whether the request may pass now; if so it has.
     fn try_admit(&self, facts: RequestFacts, clock: &TurnClock) -> bool {
         match self {
-            Self::Meter(_) | Self::Record(_) => true,
+            Self::Record(_) => true,
             Self::Throttle(throttle) => throttle.try_admit(facts, clock),
         }
     }
 
     async fn admit(&self, facts: RequestFacts, clock: &TurnClock) {
         match self {
-            Self::Meter(_) | Self::Record(_) => {}
+            Self::Record(_) => {}
             Self::Throttle(throttle) => throttle.admit(facts, clock).await,
         }
     }
 
-    fn done(&self, now: Time, ticket: &Ticket, outcome: Result<(), BlockError>) {
-        let Ticket { facts, arrived, .. } = *ticket;
+    fn done(&self, facts: RequestFacts, arrived: Time, outcome: Result<(), BlockError>, now: Time) {
         match self {
-            Self::Meter(meter) => meter.done(facts, now - arrived, outcome),
             Self::Record(recorder) => recorder.done(facts, arrived, now, outcome),
             Self::Throttle(_) => {}
         }
@@ -115,7 +110,10 @@ impl Hook {
 #[derive(Debug)]
 pub struct Hooks {
     meter: Rc<Meter>,
+    /// The others.
     array: RefCell<Vec<Hook>>,
+    /// Whether there is a throttle among them.
+    limited: Cell<bool>,
 }
 
 impl Hooks {
@@ -123,8 +121,7 @@ impl Hooks {
     #[must_use]
     pub fn new(limits: Option<Limits>, now: Time) -> Self {
         let meter = Rc::new(Meter::default());
-        let array = RefCell::new(vec![Hook::Meter(Rc::clone(&meter))]);
-        let hooks = Self { meter, array };
+        let hooks = Self { meter, array: RefCell::default(), limited: Cell::new(false) };
         hooks.set_limits(limits, now);
         hooks
     }
@@ -137,6 +134,48 @@ impl Hooks {
         passes.then(|| self.arrive(facts, clock))
     }
 
+    /// Whether no hook makes anybody wait, as around most volumes.
+    #[must_use]
+    #[inline]
+    pub fn is_free(&self) -> bool {
+        !self.limited.get()
+    }
+
+    /// Lets a request pass while the hooks are free ([`Hooks::is_free`]), without a
+    /// ticket: when it has come. [`Hooks::gone`] follows.
+    #[inline]
+    pub fn come(&self, clock: &TurnClock) -> Time {
+        self.meter.come();
+        clock.now()
+    }
+
+    /// A request has ended that had no ticket.
+    #[inline]
+    pub fn gone(
+        &self,
+        facts: RequestFacts,
+        arrived: Time,
+        outcome: Result<(), BlockError>,
+        now: Time,
+    ) {
+        self.meter.go();
+        self.ended(facts, arrived, outcome, now);
+    }
+
+    #[inline]
+    fn ended(
+        &self,
+        facts: RequestFacts,
+        arrived: Time,
+        outcome: Result<(), BlockError>,
+        now: Time,
+    ) {
+        let array = self.array.borrow();
+        array.iter().rev().for_each(|hook| hook.done(facts, arrived, outcome, now));
+        self.meter.done(facts, now - arrived, outcome);
+    }
+
+    #[inline]
     fn arrive(&self, facts: RequestFacts, clock: &TurnClock) -> Ticket {
         Ticket { facts, arrived: clock.now(), _running: self.meter.arrive() }
     }
@@ -156,8 +195,7 @@ impl Hooks {
 
     /// The request has ended.
     pub fn done(&self, ticket: Ticket, outcome: Result<(), BlockError>, now: Time) {
-        let array = self.array.borrow();
-        array.iter().rev().for_each(|hook| hook.done(now, &ticket, outcome));
+        self.ended(ticket.facts, ticket.arrived, outcome, now);
     }
 
     /// What the requests were and how long they took.
@@ -212,7 +250,7 @@ impl Hooks {
         let array = self.array.borrow();
         array.iter().find_map(|hook| match hook {
             Hook::Record(recorder) => Some(recorder.recorded()),
-            Hook::Meter(_) | Hook::Throttle(_) => None,
+            Hook::Throttle(_) => None,
         })
     }
 
@@ -220,7 +258,7 @@ impl Hooks {
         let array = self.array.borrow();
         array.iter().find_map(|hook| match hook {
             Hook::Throttle(throttle) => Some(Rc::clone(throttle)),
-            Hook::Meter(_) | Hook::Record(_) => None,
+            Hook::Record(_) => None,
         })
     }
 
@@ -233,12 +271,15 @@ impl Hooks {
         let mut array = self.array.borrow_mut();
         let at = array.partition_point(|other| other.place() < hook.place());
         array.insert(at, hook);
+        self.limited.set(array.iter().any(|hook| hook.place() == Place::Throttle));
     }
 
     fn take(&self, place: Place) -> Option<Hook> {
         let mut array = self.array.borrow_mut();
         let at = array.iter().position(|hook| hook.place() == place)?;
-        Some(array.remove(at))
+        let hook = array.remove(at);
+        self.limited.set(array.iter().any(|hook| hook.place() == Place::Throttle));
+        Some(hook)
     }
 }
 
