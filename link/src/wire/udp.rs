@@ -20,6 +20,7 @@ use crate::wire::{Peer, Wire};
 
 /// What one call to the kernel may carry: the largest IP packet.
 const BATCH_BYTES: usize = 65_507;
+const _: () = assert!(MAX_FRAME <= BATCH_BYTES);
 
 /// Datagrams (each perhaps a coalesced burst) taken by one call.
 const RECEIVE_DATAGRAMS: usize = 8;
@@ -56,12 +57,16 @@ pub struct Udp {
 /// Frames of one size to one peer, end to end.
 #[derive(Debug)]
 struct Batch {
-    bytes: Vec<u8>,
+    room: Box<[u8]>,
+    /// Bytes of the room that are filled.
+    bytes: usize,
     to: Option<UdpPeer>,
+    /// Bytes of each frame but the last, which may be shorter.
     frame: usize,
     frames: usize,
-    /// A shorter frame ends a batch: the kernel cuts at equal distances.
-    complete: bool,
+    /// How many more it takes. A shorter one is the last: the kernel cuts at equal
+    /// distances.
+    left: usize,
 }
 
 /// A host and port, and which of our own addresses it speaks to: what is sent
@@ -151,24 +156,24 @@ impl Udp {
     fn send_batch(&mut self) {
         let Some(to) = self.batch.to.take() else { return };
         let segment_size = (self.batch.frames > 1).then_some(self.batch.frame);
-        if let Err(error) = transmit(&self.socket, &self.state, to, &self.batch.bytes, segment_size)
-        {
+        let bytes = &self.batch.room[..self.batch.bytes];
+        if let Err(error) = transmit(&self.socket, &self.state, to, bytes, segment_size) {
             if segment_size.is_some() && error.kind() != io::ErrorKind::WouldBlock {
                 self.send_singly(to);
             } else {
                 self.note_error(to, &error);
             }
         }
-        self.batch.clear();
+        self.batch.left = 0;
     }
 
     /// Sends the frames of a batch one by one: the kernel takes none of a batch
     /// in which some are too large for the path.
     fn send_singly(&mut self, to: UdpPeer) {
         let mut too_large = false;
-        for start in (0..self.batch.bytes.len()).step_by(self.batch.frame) {
-            let end = self.batch.bytes.len().min(start + self.batch.frame);
-            let frame = &self.batch.bytes[start..end];
+        for start in (0..self.batch.bytes).step_by(self.batch.frame) {
+            let end = self.batch.bytes.min(start + self.batch.frame);
+            let frame = &self.batch.room[start..end];
             if let Err(error) = transmit(&self.socket, &self.state, to, frame, None) {
                 too_large |= quinn_udp::is_msg_size_err(&error);
                 self.note_error(to, &error);
@@ -218,42 +223,28 @@ fn transmit(
 
 impl Batch {
     fn new() -> Self {
-        Self {
-            bytes: Vec::with_capacity(BATCH_BYTES + MAX_FRAME),
-            to: None,
-            frame: 0,
-            frames: 0,
-            complete: false,
-        }
+        let room = vec![0; BATCH_BYTES].into_boxed_slice();
+        Self { room, bytes: 0, to: None, frame: 0, frames: 0, left: 0 }
     }
 
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.to = None;
-        self.frames = 0;
-        self.complete = false;
+    /// Begins anew, with frames of so many bytes, and so many at `most`.
+    fn begin(&mut self, to: UdpPeer, frame: usize, most: usize) {
+        let left = most.min(BATCH_BYTES / frame);
+        (self.bytes, self.to, self.frame, self.frames, self.left) = (0, Some(to), frame, 0, left);
     }
 
-    fn takes(&self, to: UdpPeer, frame: usize, most: usize) -> bool {
-        self.to.is_none_or(|batched| {
-            batched == to
-                && !self.complete
-                && frame <= self.frame
-                && self.frames < most
-                && self.bytes.len() + frame <= BATCH_BYTES
-        })
+    fn takes(&self, to: UdpPeer, frame: usize) -> bool {
+        self.left > 0 && frame <= self.frame && self.to == Some(to)
     }
 
-    fn push(&mut self, to: UdpPeer, header: &[u8], payload: &[u8]) {
-        let frame = header.len() + payload.len();
-        if self.to.is_none() {
-            self.to = Some(to);
-            self.frame = frame;
-        }
-        self.complete = frame < self.frame;
+    fn push(&mut self, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+        let frame = HEADER_BYTES + payload.len();
+        let (head, rest) = self.room[self.bytes..][..frame].split_at_mut(HEADER_BYTES);
+        head.copy_from_slice(header);
+        rest.copy_from_slice(payload);
+        self.bytes += frame;
         self.frames += 1;
-        self.bytes.extend_from_slice(header);
-        self.bytes.extend_from_slice(payload);
+        self.left = if frame < self.frame { 0 } else { self.left - 1 };
     }
 }
 
@@ -296,10 +287,11 @@ impl Wire for Udp {
 
     fn send(&mut self, to: UdpPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let frame = HEADER_BYTES + payload.len();
-        if !self.batch.takes(to, frame, self.state.max_gso_segments()) {
+        if !self.batch.takes(to, frame) {
             self.send_batch();
+            self.batch.begin(to, frame, self.state.max_gso_segments());
         }
-        self.batch.push(to, header, payload);
+        self.batch.push(header, payload);
     }
 
     fn flush(&mut self) {
