@@ -39,6 +39,10 @@ pub const MAX_PAYLOAD: usize = crate::segment::SEGMENT_SIZES[0];
 pub const MAX_FRAME: usize = HEADER_BYTES + MAX_PAYLOAD;
 
 const MAGIC: [u8; 2] = *b"vR";
+
+/// Where the flags are.
+const FLAGS: usize = 39;
+
 /// Where the tag begins.
 pub(crate) const TAG: usize = 48;
 
@@ -177,36 +181,44 @@ impl Header {
     /// The header as bytes, with the tag of a frame in the clear.
     #[must_use]
     pub fn encode(&self, kind: Kind, payload: &[u8]) -> [u8; HEADER_BYTES] {
-        debug_assert!(payload.len() <= MAX_PAYLOAD);
-        let mut bytes = self.fields(kind, IN_THE_CLEAR);
-        let crc = crc32c(&[&bytes[..TAG], payload]);
-        bytes[TAG..TAG + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
+        let mut bytes = [0; HEADER_BYTES];
+        self.write(kind, payload, &mut bytes);
         bytes
+    }
+
+    /// [`Header::encode`] to where it is sent from: what is returned would be copied
+    /// there.
+    #[inline]
+    pub(crate) fn write(&self, kind: Kind, payload: &[u8], to: &mut [u8; HEADER_BYTES]) {
+        debug_assert!(payload.len() <= MAX_PAYLOAD);
+        self.write_fields(kind, IN_THE_CLEAR, to);
+        let crc = crc32c(&[&to[..TAG], payload]);
+        to[TAG..TAG + CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// The header of a frame that is being sealed, still without a tag.
-    pub(crate) fn encode_sealed(&self, kind: Kind, odd_phase: bool) -> [u8; HEADER_BYTES] {
-        self.fields(kind, if odd_phase { KEY_PHASE } else { 0 })
+    #[inline]
+    pub(crate) fn write_sealed(&self, kind: Kind, odd_phase: bool, to: &mut [u8; HEADER_BYTES]) {
+        self.write_fields(kind, if odd_phase { KEY_PHASE } else { 0 }, to);
     }
 
     #[inline]
-    fn fields(&self, kind: Kind, flags: u8) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[0..2].copy_from_slice(&MAGIC);
-        bytes[2] = VERSION;
-        bytes[3] = kind as u8;
-        bytes[4..8].copy_from_slice(&self.session.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.counter.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.number.to_le_bytes());
-        bytes[24..26].copy_from_slice(&self.slot.to_le_bytes());
-        bytes[26..28].copy_from_slice(&self.attempt.to_le_bytes());
-        bytes[28..32].copy_from_slice(&self.offset.to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.count.to_le_bytes());
-        bytes[36..38].copy_from_slice(&self.volume.to_le_bytes());
-        bytes[38] = self.op;
-        bytes[39] = if self.news { flags | NEWS } else { flags };
-        bytes[40..48].copy_from_slice(&self.word.to_le_bytes());
-        bytes
+    fn write_fields(&self, kind: Kind, flags: u8, to: &mut [u8; HEADER_BYTES]) {
+        to[0..2].copy_from_slice(&MAGIC);
+        to[2] = VERSION;
+        to[3] = kind as u8;
+        to[4..8].copy_from_slice(&self.session.to_le_bytes());
+        to[8..16].copy_from_slice(&self.counter.to_le_bytes());
+        to[16..24].copy_from_slice(&self.number.to_le_bytes());
+        to[24..26].copy_from_slice(&self.slot.to_le_bytes());
+        to[26..28].copy_from_slice(&self.attempt.to_le_bytes());
+        to[28..32].copy_from_slice(&self.offset.to_le_bytes());
+        to[32..36].copy_from_slice(&self.count.to_le_bytes());
+        to[36..38].copy_from_slice(&self.volume.to_le_bytes());
+        to[38] = self.op;
+        to[FLAGS] = if self.news { flags | NEWS } else { flags };
+        to[40..48].copy_from_slice(&self.word.to_le_bytes());
+        to[TAG..].fill(0);
     }
 
     #[inline]
@@ -222,30 +234,19 @@ impl Header {
             volume: u16_at(head, 36),
             op: head[38],
             word: u64_at(head, 40),
-            news: head[39] & NEWS != 0,
+            news: head[FLAGS] & NEWS != 0,
         }
     }
 }
 
-/// What came, before anybody knows who sent it.
+/// What came, before anybody knows who sent it: in the clear, and whole, as anybody
+/// may make it, or what says that it is sealed. Of that nothing is to be believed
+/// before a session has opened it.
 #[derive(Debug)]
-pub(crate) enum Arrived<'a> {
-    /// In the clear, and whole. Anybody may have made it.
-    Clear(Frame<'a>),
-    /// It says that it is sealed.
-    Sealed(SealedFrame<'a>),
-}
-
-/// A frame that says that it is sealed. Nothing of it is to be believed before
-/// a session has opened it.
-#[derive(Debug)]
-pub(crate) struct SealedFrame<'a> {
-    pub(crate) kind: Kind,
-    pub(crate) header: Header,
-    pub(crate) odd_phase: bool,
+pub(crate) struct Arrived<'a> {
+    kind: Kind,
     pub(crate) head: &'a [u8; HEADER_BYTES],
-    pub(crate) tag: [u8; 16],
-    /// Still encrypted.
+    /// Still encrypted if it is sealed.
     pub(crate) payload: &'a mut [u8],
 }
 
@@ -253,42 +254,77 @@ impl<'a> Arrived<'a> {
     /// The frame in `bytes`, as they came from the wire.
     #[inline]
     pub(crate) fn parse(bytes: &'a mut [u8]) -> Result<Self, FrameError> {
-        if bytes.get(39).is_some_and(|flags| flags & IN_THE_CLEAR != 0) {
-            return Frame::parse(bytes).map(Self::Clear);
-        }
         let (head, payload) =
             bytes.split_first_chunk_mut::<HEADER_BYTES>().ok_or(FrameError::Foreign)?;
-        let head = &*head;
-        if head[0..2] != MAGIC || payload.len() > MAX_PAYLOAD {
-            return Err(FrameError::Foreign);
-        }
-        if !(OLDEST_VERSION..=VERSION).contains(&head[2]) {
-            return Err(FrameError::Version(head[2]));
-        }
-        if head[39] & !(NEWS | KEY_PHASE) != 0 {
-            return Err(FrameError::Foreign);
-        }
-        let kind = Kind::from_code(head[3]).ok_or(FrameError::Kind)?;
-        let (header, odd_phase) = (Header::parse(head), head[39] & KEY_PHASE != 0);
-        let tag = array_at(head, TAG);
-        Ok(Self::Sealed(SealedFrame { kind, header, odd_phase, head, tag, payload }))
+        let kind = check(head, payload)?;
+        Ok(Self { kind, head, payload })
     }
 
     /// What it says that it is for.
     pub(crate) const fn kind(&self) -> Kind {
-        match self {
-            Self::Clear(frame) => frame.kind,
-            Self::Sealed(frame) => frame.kind,
-        }
+        self.kind
     }
 
     /// The session that it names.
-    pub(crate) const fn session(&self) -> u32 {
-        match self {
-            Self::Clear(frame) => frame.header.session,
-            Self::Sealed(frame) => frame.header.session,
-        }
+    pub(crate) fn session(&self) -> u32 {
+        self.header().session
     }
+
+    /// Whether it says that it is sealed.
+    pub(crate) const fn is_sealed(&self) -> bool {
+        self.head[FLAGS] & IN_THE_CLEAR == 0
+    }
+
+    /// Whether it says that its keys are of an odd phase.
+    pub(crate) const fn is_of_odd_phase(&self) -> bool {
+        self.head[FLAGS] & KEY_PHASE != 0
+    }
+
+    /// The seal.
+    pub(crate) fn tag(&self) -> [u8; 16] {
+        array_at(self.head, TAG)
+    }
+
+    #[inline]
+    pub(crate) fn header(&self) -> Header {
+        Header::parse(self.head)
+    }
+
+    /// The frame, unless it is sealed.
+    #[inline]
+    pub(crate) fn in_the_clear(self) -> Option<Frame<'a>> {
+        (!self.is_sealed()).then(|| self.opened())
+    }
+
+    /// The frame, of which whoever calls this knows that it is to be believed.
+    #[inline]
+    pub(crate) fn opened(self) -> Frame<'a> {
+        Frame { kind: self.kind, header: self.header(), payload: self.payload }
+    }
+}
+
+/// What can be known of a frame by itself: that it is one of ours, its checksum if it
+/// has one, and what it says that it is for.
+#[inline]
+fn check(head: &[u8; HEADER_BYTES], payload: &[u8]) -> Result<Kind, FrameError> {
+    if head[0..2] != MAGIC || payload.len() > MAX_PAYLOAD {
+        return Err(FrameError::Foreign);
+    }
+    if !(OLDEST_VERSION..=VERSION).contains(&head[2]) {
+        return Err(FrameError::Version(head[2]));
+    }
+    let flags = head[FLAGS] & !NEWS;
+    if flags & IN_THE_CLEAR == 0 {
+        if flags & !KEY_PHASE != 0 {
+            return Err(FrameError::Foreign);
+        }
+    } else if flags != IN_THE_CLEAR
+        || head[TAG + CRC_BYTES..] != [0; HEADER_BYTES - TAG - CRC_BYTES]
+        || u32_at(head, TAG) != crc32c(&[&head[..TAG], payload])
+    {
+        return Err(FrameError::Checksum);
+    }
+    Kind::from_code(head[3]).ok_or(FrameError::Kind)
 }
 
 /// A frame that arrived whole. In the clear its checksum is right, and who sent
@@ -313,20 +349,10 @@ impl<'a> Frame<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
         let (head, payload) =
             bytes.split_first_chunk::<HEADER_BYTES>().ok_or(FrameError::Foreign)?;
-        if head[0..2] != MAGIC || payload.len() > MAX_PAYLOAD {
-            return Err(FrameError::Foreign);
-        }
-        if !(OLDEST_VERSION..=VERSION).contains(&head[2]) {
-            return Err(FrameError::Version(head[2]));
-        }
-        let crc = u32::from_le_bytes([head[48], head[49], head[50], head[51]]);
-        if head[39] & !NEWS != IN_THE_CLEAR
-            || head[TAG + CRC_BYTES..] != [0; HEADER_BYTES - TAG - CRC_BYTES]
-            || crc != crc32c(&[&head[..TAG], payload])
-        {
+        let kind = check(head, payload)?;
+        if head[FLAGS] & IN_THE_CLEAR == 0 {
             return Err(FrameError::Checksum);
         }
-        let kind = Kind::from_code(head[3]).ok_or(FrameError::Kind)?;
         Ok(Self { kind, header: Header::parse(head), payload })
     }
 }

@@ -90,8 +90,8 @@ impl Greeting {
 
     /// Takes an answer; a session when it is the last one.
     pub(super) fn handle_frame(&mut self, now: Time, arrived: Arrived<'_>) -> Option<Offer> {
-        match (arrived.kind(), arrived) {
-            (Kind::Opened, arrived) => {
+        match arrived.kind() {
+            Kind::Opened => {
                 let offer = self.offer.as_mut().filter(|_| self.opening)?;
                 if offer.session != arrived.session() {
                     return None;
@@ -102,11 +102,10 @@ impl Greeting {
                 offer.segments = Segmentation::new(header.count as usize)?;
                 self.offer.take()
             }
-            (_, Arrived::Clear(frame)) => {
-                self.handle_answer(now, &frame);
+            _ => {
+                self.handle_answer(now, &arrived.in_the_clear()?);
                 None
             }
-            (_, Arrived::Sealed(_)) => None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::fmt;
 
 use block_core::Time;
 
-use crate::frame::{Arrived, Frame, Header, Kind};
+use crate::frame::{Arrived, Frame, HEADER_BYTES, Header, Kind};
 use crate::noise::Secrets;
 use crate::wire::Wire;
 use chain::Chain;
@@ -84,8 +84,9 @@ impl Guard {
         match self {
             Self::Clear(sent) => {
                 *sent += 1;
-                let header = Header { counter: *sent, ..*header };
-                wire.send(to, &header.encode(kind, payload), payload);
+                let mut head = [0; HEADER_BYTES];
+                Header { counter: *sent, ..*header }.write(kind, payload, &mut head);
+                wire.send(to, &head, payload);
             }
             Self::Sealed(seals) => seals.send(wire, to, header, kind, payload),
         }
@@ -94,14 +95,13 @@ impl Guard {
     /// The frame, if it is one of this session.
     #[inline]
     pub(crate) fn open<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
-        match (self, arrived) {
-            (Self::Clear(_), Arrived::Clear(frame)) => Some(frame),
-            (Self::Sealed(seals), Arrived::Sealed(frame)) => {
-                let frame = seals.opener.open(now, frame)?;
+        match self {
+            Self::Clear(_) => arrived.in_the_clear(),
+            Self::Sealed(seals) => {
+                let frame = seals.opener.open(now, arrived)?;
                 seals.follow();
                 Some(frame)
             }
-            _ => None,
         }
     }
 }

@@ -8,7 +8,7 @@ use ring::aead::{Aad, LessSafeKey};
 use super::chain::Chain;
 use super::sealer::nonce;
 use super::window::Window;
-use crate::frame::{Frame, SEALED_HEADER, SealedFrame};
+use crate::frame::{Arrived, Frame, SEALED_HEADER};
 use crate::rtt::MAX_TIMEOUT;
 
 /// How long frames of the phase before are believed: three of the longest round
@@ -56,13 +56,12 @@ impl Opener {
 
     /// The frame, opened where it is; `None` if it came before, or too late, or
     /// the other end did not make it.
-    pub(super) fn open<'a>(&mut self, now: Time, frame: SealedFrame<'a>) -> Option<Frame<'a>> {
-        let SealedFrame { kind, header, odd_phase, head, tag, payload } = frame;
-        let counter = header.counter;
-        if !self.window.admits(counter) {
+    pub(super) fn open<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
+        let counter = arrived.header().counter;
+        if !arrived.is_sealed() || !self.window.admits(counter) {
             return None;
         }
-        let is_current = odd_phase == (self.phase % 2 == 1);
+        let is_current = arrived.is_of_odd_phase() == (self.phase % 2 == 1);
         let is_old = !is_current && counter < self.lowest;
         if is_old {
             self.old.take_if(|(_, until)| now > *until);
@@ -72,15 +71,15 @@ impl Opener {
             (false, true) => &self.old.as_ref()?.0,
             (false, false) => &self.next,
         };
-        let aad = Aad::from(&head[..SEALED_HEADER]);
-        key.open_in_place_separate_tag(nonce(counter), aad, tag.into(), payload, 0..).ok()?;
+        let (aad, tag) = (Aad::from(&arrived.head[..SEALED_HEADER]), arrived.tag().into());
+        key.open_in_place_separate_tag(nonce(counter), aad, tag, arrived.payload, 0..).ok()?;
         self.window.note(counter);
         if !is_current && !is_old {
             self.advance(now, counter);
         } else if is_current {
             self.lowest = self.lowest.min(counter);
         }
-        Some(Frame { kind, header, payload })
+        Some(arrived.opened())
     }
 
     fn advance(&mut self, now: Time, counter: u64) {

@@ -94,12 +94,11 @@ impl Sealer {
         self.next_counter += 1;
         self.sealed += 1;
         let header = Header { counter: counter.number(), ..*header };
-        let bytes = header.encode_sealed(kind, self.phase % 2 == 1);
         let (head, rest) = self.room.0.split_first_chunk_mut::<HEADER_BYTES>()?;
         let text = rest.get_mut(..payload.len())?;
-        *head = bytes;
+        header.write_sealed(kind, self.phase % 2 == 1, head);
         text.copy_from_slice(payload);
-        let aad = Aad::from(&bytes[..SEALED_HEADER]);
+        let aad = Aad::from(&head[..SEALED_HEADER]);
         let tag = self.key.seal_in_place_separate_tag(counter.into_nonce(), aad, text).ok()?;
         head[TAG..].copy_from_slice(tag.as_ref());
         Some((head, text))

@@ -138,22 +138,38 @@ impl<P: Peer> Server<P> {
     /// Takes one frame, as it came from the wire; a sealed one is opened where
     /// it is.
     pub fn handle_frame(&mut self, now: Time, from: P, bytes: &mut [u8], host: &mut impl Host) {
-        let is_hello = bytes.get(3) == Some(&(Kind::Hello as u8));
-        let arrived = match Arrived::parse(bytes) {
-            Ok(arrived) => arrived,
-            // Whoever says hello in another version gets to know ours; the
-            // answer is shorter than the question.
-            Err(FrameError::Version(_)) if is_hello => return self.refuse_version(from),
-            Err(_) => return,
-        };
-        match (arrived.kind(), arrived) {
-            (Kind::Hello, Arrived::Clear(frame)) => self.handle_hello(now, from, &frame, host),
-            (Kind::Open, arrived) => self.handle_open(now, from, arrived, host),
-            (Kind::Request | Kind::Probe | Kind::Bye, arrived) => {
-                self.handle_session(now, from, arrived, host);
+        match Arrived::parse(bytes) {
+            Ok(arrived) => match arrived.kind() {
+                Kind::Request | Kind::Probe | Kind::Bye => {
+                    self.handle_session(now, from, arrived, host);
+                }
+                _ => self.handle_greeting(now, from, arrived, host),
+            },
+            Err(error) => self.handle_foreign(from, error, bytes),
+        }
+    }
+
+    #[cold]
+    fn handle_greeting(&mut self, now: Time, from: P, arrived: Arrived<'_>, host: &mut impl Host) {
+        match arrived.kind() {
+            Kind::Hello => {
+                if let Some(frame) = arrived.in_the_clear() {
+                    self.handle_hello(now, from, &frame, host);
+                }
             }
+            Kind::Open => self.handle_open(now, from, arrived, host),
             // What servers say is not said to them.
             _ => {}
+        }
+    }
+
+    /// Whoever says hello in another version gets to know ours; the answer is
+    /// shorter than the question.
+    #[cold]
+    fn handle_foreign(&mut self, from: P, error: FrameError, bytes: &[u8]) {
+        let is_hello = bytes.get(3) == Some(&(Kind::Hello as u8));
+        if is_hello && matches!(error, FrameError::Version(_)) {
+            self.refuse_version(from);
         }
     }
 
@@ -191,15 +207,14 @@ impl<P: Peer> Server<P> {
     /// of that has ended, the new one is said to be open.
     fn handle_open(&mut self, now: Time, from: P, arrived: Arrived<'_>, host: &mut impl Host) {
         let id = arrived.session();
-        let index = match self.find(id, from) {
+        let index = match self.find(id, &from) {
             // It did not hear that.
-            Some(index) => {
-                let Some(session) = &mut self.sessions[index] else { return };
+            Some(session) => {
                 let said = session.open(now, arrived).and_then(|frame| Open::parse(frame.payload));
                 if said.is_none() {
                     return;
                 }
-                index
+                session.index()
             }
             None => match self.admit(now, from, arrived, host) {
                 Some(index) => index,
@@ -262,18 +277,18 @@ impl<P: Peer> Server<P> {
         Some(place)
     }
 
-    fn find(&self, id: u32, peer: P) -> Option<usize> {
-        self.sessions.iter().position(|session| {
-            session.as_ref().is_some_and(|session| session.is(id, peer) && !session.is_closing())
-        })
+    #[inline]
+    fn find(&mut self, id: u32, peer: &P) -> Option<&mut Session<P>> {
+        self.sessions.iter_mut().flatten().find(|session| session.is(id, peer))
     }
 
+    #[inline]
     fn handle_session(&mut self, now: Time, from: P, arrived: Arrived<'_>, host: &mut impl Host) {
         let id = arrived.session();
-        let Some(index) = self.find(id, from) else {
+        let mut sessions = self.sessions.iter_mut().flatten();
+        let Some(session) = sessions.find(|session| session.is(id, &from)) else {
             return self.note(from, Note::UnknownSession(id));
         };
-        let Some(session) = &mut self.sessions[index] else { return };
         let Some(frame) = session.open(now, arrived) else { return };
         match frame.kind {
             Kind::Request => {
@@ -282,7 +297,10 @@ impl<P: Peer> Server<P> {
                 session.handle_request(now, &frame, &mut queues, host);
             }
             Kind::Probe => session.handle_probe(&frame, &mut self.queue),
-            _ => self.close(index, host),
+            _ => {
+                let index = session.index();
+                self.close(index, host);
+            }
         }
     }
 
@@ -295,9 +313,9 @@ impl<P: Peer> Server<P> {
         self.forget_if_ended(index, host);
     }
 
+    #[cold]
     fn forget_if_ended(&mut self, index: usize, host: &mut impl Host) {
-        let ended = |session: &mut Session<P>| session.is_closing() && session.running() == 0;
-        if let Some(session) = self.sessions[index].take_if(ended) {
+        if let Some(session) = self.sessions[index].take_if(|session| session.has_ended()) {
             let me = SessionIndex(index as u16);
             self.waiting.retain(|session| *session != me);
             self.queue.retain(|slot| slot.session != me);
@@ -310,8 +328,9 @@ impl<P: Peer> Server<P> {
     pub fn handle_reply(&mut self, now: Time, at: SlotRef, reply: Reply, host: &mut impl Host) {
         let index = usize::from(at.session.0);
         let Some(session) = &mut self.sessions[index] else { return };
-        session.handle_reply(now, at.slot, reply, &mut self.queue);
-        self.forget_if_ended(index, host);
+        if session.handle_reply(now, at.slot, reply, &mut self.queue) {
+            self.forget_if_ended(index, host);
+        }
     }
 
     /// Gives buffers that have become free to the requests that wait for one:
@@ -366,6 +385,7 @@ impl<P: Peer> Server<P> {
         frames > 0
     }
 
+    #[cold]
     fn send_note<W: Wire<Peer = P>>(&mut self, wire: &mut W, to: P, note: &Note) {
         match note {
             Note::Welcome(welcome, session, size) => {
@@ -384,8 +404,7 @@ impl<P: Peer> Server<P> {
                 wire.send(to, &Header::default().encode(Kind::Retry, &body), &body);
             }
             Note::Opened(id) => {
-                let Some(index) = self.find(*id, to) else { return };
-                if let Some(session) = &mut self.sessions[index] {
+                if let Some(session) = self.find(*id, &to) {
                     session.say_opened(wire);
                 }
             }

@@ -3,8 +3,8 @@
 use block_core::unit::MAX_REQUEST_SECTORS;
 use block_core::{Buffer, Op, SectorRange, Time};
 
-use crate::attach::{AttachReply, BODY_BYTES};
-use crate::code::WireOp;
+use crate::attach::BODY_BYTES;
+use crate::code::{Progress, WireOp};
 use crate::frame::Header;
 use crate::path::VolumeHandle;
 use crate::segment::SegmentSet;
@@ -41,7 +41,8 @@ pub(super) struct Asked {
 pub(super) struct Outcome {
     pub(super) code: u8,
     pub(super) word: u64,
-    pub(super) attach: Option<Box<AttachReply>>,
+    /// Of an attach: what its answer carries.
+    pub(super) body: Option<Box<[u8; BODY_BYTES]>>,
     pub(super) news: bool,
 }
 
@@ -53,6 +54,7 @@ pub(super) struct Slot {
     pub(super) asked: Asked,
     /// Of a read: the blocks that the front wants of this attempt.
     pub(super) wanted: u32,
+    /// Of what has ended; until then of something earlier.
     pub(super) outcome: Outcome,
     /// When it could run, then how long that took.
     pub(super) since: Time,
@@ -67,11 +69,19 @@ pub(super) struct Slot {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Due {
     pub(super) answer: bool,
-    /// The segments to ask for.
-    pub(super) missing: Option<SegmentSet>,
-    pub(super) progress: Option<crate::code::Progress>,
+    pub(super) progress: Option<Progress>,
     /// The number that the progress is said of; it may not be the slot's.
     pub(super) progress_number: u64,
+    /// The segments to ask for.
+    pub(super) missing: SegmentSet,
+}
+
+impl Due {
+    /// Whether there is more to say than the answer.
+    #[inline]
+    pub(super) const fn is_more(&self) -> bool {
+        self.progress.is_some() || !self.missing.is_empty()
+    }
 }
 
 impl Slot {
@@ -91,17 +101,15 @@ impl Slot {
         }
     }
 
-    /// Forgets what was here: from now on this is the slot's request.
+    /// Forgets what was here, of which nothing is under way: from now on this is
+    /// the slot's request.
+    #[inline]
     pub(super) fn begin(&mut self, now: Time, header: &Header, asked: Asked) {
         self.number = header.number;
         self.attempt = header.attempt;
-        self.phase = Phase::Idle;
         self.asked = asked;
         self.since = now;
         self.wanted = header.offset;
-        self.outcome = Outcome::NONE;
-        self.held_micros = 0;
-        self.last_counter = 0;
         self.due = Due::default();
     }
 
@@ -111,7 +119,7 @@ impl Slot {
 }
 
 impl Outcome {
-    const NONE: Self = Self { code: 0, word: 0, attach: None, news: false };
+    pub(super) const NONE: Self = Self { code: 0, word: 0, body: None, news: false };
 }
 
 impl Asked {
@@ -120,6 +128,7 @@ impl Asked {
         Self { op: WireOp::Block(Op::Flush), volume: VolumeHandle(0), range: None, bytes: 0 };
 
     /// What a request's header asks for, or `None` when it contradicts itself.
+    #[inline]
     pub(super) fn parse(header: &Header) -> Option<Self> {
         let op = WireOp::from_code(header.op)?;
         let range = SectorRange::new(header.word, header.count);

@@ -343,19 +343,15 @@ impl<P: Peer> Session<P> {
     /// The frame, if the server has made it; or its hint that it knows no such
     /// session, which is never sealed.
     fn verified<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
-        match arrived {
+        if self.guard.is_sealed() && !arrived.is_sealed() {
             // Anybody can say that. Who hears the server knows better.
-            Arrived::Clear(frame) if self.guard.is_sealed() => {
-                let is_hint = frame.kind == Kind::UnknownSession;
-                let is_silent = self.unheard.is_some_and(|since| now - since >= HINT_SILENCE);
-                (is_hint && is_silent).then_some(frame)
-            }
-            arrived => {
-                let frame = self.guard.open(now, arrived)?;
-                self.unheard = None;
-                Some(frame)
-            }
+            let is_hint = arrived.kind() == Kind::UnknownSession;
+            let is_silent = self.unheard.is_some_and(|since| now - since >= HINT_SILENCE);
+            return if is_hint && is_silent { arrived.in_the_clear() } else { None };
         }
+        let frame = self.guard.open(now, arrived)?;
+        self.unheard = None;
+        Some(frame)
     }
 
     /// A new session begins: everything that was outstanding starts over in

@@ -7,7 +7,7 @@ use super::Session;
 use crate::code::{Progress, REORDER_FRAMES};
 use crate::frame::{Frame, Header, Kind};
 use crate::host::SlotRef;
-use crate::server::slot::Phase;
+use crate::server::slot::{Phase, Slot};
 use crate::wire::Wire;
 
 impl<P: Copy + Eq> Session<P> {
@@ -27,7 +27,7 @@ impl<P: Copy + Eq> Session<P> {
         } else {
             match &slot.phase {
                 Phase::Receiving { received, .. } => {
-                    slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
+                    slot.due.missing = self.cut.all(slot.asked.bytes).without(*received);
                 }
                 Phase::Waiting | Phase::Running | Phase::Sending { .. } => {
                     progress = Some(Progress::Running);
@@ -57,7 +57,7 @@ impl<P: Copy + Eq> Session<P> {
             let Phase::Receiving { received, .. } = &slot.phase else { continue };
             let gap = counter.saturating_sub(slot.last_counter) > REORDER_FRAMES;
             if !received.is_empty() && gap {
-                slot.due.missing = Some(self.cut.all(slot.asked.bytes).without(*received));
+                slot.due.missing = self.cut.all(slot.asked.bytes).without(*received);
                 slot.last_counter = counter;
                 self.enqueue(index, send);
             }
@@ -72,65 +72,73 @@ impl<P: Copy + Eq> Session<P> {
     }
 
     /// Sends what is due for a slot; how many frames.
+    #[inline]
     pub(in crate::server) fn transmit<W: Wire<Peer = P>>(
         &mut self,
         slot: u16,
         wire: &mut W,
     ) -> usize {
-        let index = usize::from(slot);
-        let entry = &mut self.slots[index];
+        let entry = &mut self.slots[usize::from(slot)];
         entry.queued = false;
         if self.closing {
             return 0;
         }
-        let mut frames = 0;
-        let (id, peer, credit) = (self.id, self.peer, self.credit);
-        let guard = &mut self.guard;
-        let mut send = |mut header: Header, kind, payload: &[u8]| {
-            header.session = id;
-            header.slot = slot;
-            header.volume = credit;
-            frames += 1;
-            guard.send(wire, peer, &header, kind, payload);
+        let header = Header {
+            session: self.id,
+            number: entry.number,
+            slot,
+            attempt: entry.attempt,
+            volume: self.credit,
+            ..Header::default()
         };
-        let base = Header { number: entry.number, attempt: entry.attempt, ..Header::default() };
-        let due = std::mem::take(&mut entry.due);
-        if let Some(progress) = due.progress {
-            let number = due.progress_number;
-            send(Header { number, op: progress as u8, ..base }, Kind::State, &[]);
+        let mut frames = 0;
+        let (guard, peer) = (&mut self.guard, self.peer);
+        let mut send = |header: &Header, kind, payload: &[u8]| {
+            frames += 1;
+            guard.send(wire, peer, header, kind, payload);
+        };
+        if entry.due.is_more() {
+            transmit_more(entry, &header, &mut send);
         }
-        if let Some(missing) = due.missing
-            && matches!(entry.phase, Phase::Receiving { .. })
-        {
-            send(base, Kind::Missing, &missing.0.to_le_bytes());
-        }
-        if !due.answer {
+        if !std::mem::take(&mut entry.due.answer) {
             return frames;
         }
-        let answer = Header {
+        let mut answer = Header {
             op: entry.outcome.code,
             count: entry.held_micros,
             word: entry.outcome.word,
             news: entry.outcome.news,
-            ..base
+            ..header
         };
         match &mut entry.phase {
             Phase::Sending { buffer, unsent } => {
-                let (start, bytes) = (entry.asked.data_start(), entry.asked.bytes);
+                let data = &buffer[entry.asked.data_start()..];
                 while let Some(segment) = unsent.pop() {
-                    let range = self.cut.range(segment, bytes);
-                    let offset = range.start as u32;
-                    let payload = &buffer[start + range.start..start + range.end];
-                    send(Header { offset, ..answer }, Kind::Answer, payload);
+                    let range = self.cut.range(segment, entry.asked.bytes);
+                    answer.offset = range.start as u32;
+                    send(&answer, Kind::Answer, &data[range]);
                 }
                 entry.phase = Phase::Done;
             }
-            Phase::Done => match &entry.outcome.attach {
-                Some(reply) => send(answer, Kind::Answer, &reply.encode()),
-                None => send(answer, Kind::Answer, &[]),
-            },
+            Phase::Done => {
+                let body = entry.outcome.body.as_deref();
+                send(&answer, Kind::Answer, body.map_or(&[], |body| &body[..]));
+            }
             _ => {}
         }
         frames
+    }
+}
+
+/// What is due besides the answer: how far a request is, and what it lacks.
+#[cold]
+fn transmit_more(slot: &mut Slot, header: &Header, mut send: impl FnMut(&Header, Kind, &[u8])) {
+    if let Some(progress) = slot.due.progress.take() {
+        let number = slot.due.progress_number;
+        send(&Header { number, op: progress as u8, ..*header }, Kind::State, &[]);
+    }
+    let missing = std::mem::take(&mut slot.due.missing);
+    if !missing.is_empty() && matches!(slot.phase, Phase::Receiving { .. }) {
+        send(header, Kind::Missing, &missing.0.to_le_bytes());
     }
 }

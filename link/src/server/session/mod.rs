@@ -5,6 +5,7 @@ mod answers;
 
 use std::collections::VecDeque;
 
+use block_core::error::outcome_code;
 use block_core::{BlockError, Buffer, Request, Time};
 
 use crate::attach::AttachRequest;
@@ -15,7 +16,7 @@ use crate::seal::Guard;
 use crate::security::Caller;
 use crate::segment::{SegmentSet, Segmentation};
 use crate::server::door::Offer;
-use crate::server::slot::{Asked, Due, Phase, Slot};
+use crate::server::slot::{Asked, Due, Outcome, Phase, Slot};
 
 #[derive(Debug)]
 pub(in crate::server) struct Session<P> {
@@ -87,11 +88,20 @@ impl<P: Copy + Eq> Session<P> {
 
     /// Buffers that the session has, or soon has had.
     const fn held(&self) -> usize {
+        // Mostly nothing is partly received, and 128 bits take long to count.
+        if self.receiving == 0 {
+            return self.running;
+        }
         self.running + self.receiving.count_ones() as usize
     }
 
-    pub(in crate::server) fn is(&self, id: u32, peer: P) -> bool {
-        self.id == id && self.peer == peer
+    /// Whether frames that name this session, and come from there, are its.
+    pub(in crate::server) fn is(&self, id: u32, peer: &P) -> bool {
+        self.id == id && self.peer == *peer && !self.closing
+    }
+
+    pub(in crate::server) const fn index(&self) -> usize {
+        self.index.0 as usize
     }
 
     pub(in crate::server) const fn id(&self) -> u32 {
@@ -120,6 +130,7 @@ impl<P: Copy + Eq> Session<P> {
     }
 
     /// A frame of the front, if it is one: then the front was heard.
+    #[inline]
     pub(in crate::server) fn open<'a>(
         &mut self,
         now: Time,
@@ -159,8 +170,9 @@ impl<P: Copy + Eq> Session<P> {
         self.closing
     }
 
-    pub(in crate::server) const fn running(&self) -> usize {
-        self.running
+    /// Whether nothing is left of it but its place.
+    pub(in crate::server) const fn has_ended(&self) -> bool {
+        self.closing && self.running == 0
     }
 
     /// Drops everything but what the worker has.
@@ -179,6 +191,7 @@ impl<P: Copy + Eq> Session<P> {
         SlotRef { session: self.index, slot: slot as u16 }
     }
 
+    #[inline]
     fn enqueue(&mut self, index: usize, send: &mut VecDeque<SlotRef>) {
         let at = self.at(index);
         let slot = &mut self.slots[index];
@@ -188,6 +201,7 @@ impl<P: Copy + Eq> Session<P> {
         }
     }
 
+    #[inline]
     pub(in crate::server) fn handle_request(
         &mut self,
         now: Time,
@@ -197,48 +211,67 @@ impl<P: Copy + Eq> Session<P> {
     ) {
         let header = &frame.header;
         let index = usize::from(header.slot);
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        if header.number > slot.number {
+        let Some(slot) = self.slots.get(index) else { return };
+        if header.number < slot.number {
+            return;
+        }
+        // A request whose buffer was taken back begins anew.
+        if header.number > slot.number || matches!(slot.phase, Phase::Idle) {
             // The front has given the old request up, but the worker still has
             // it: the new one waits at the front until that has ended.
             if matches!(slot.phase, Phase::Running) {
                 return;
             }
-            self.begin(now, index, header, queues, host);
-        } else if header.number == slot.number && matches!(slot.phase, Phase::Idle) {
-            // Its buffer was taken back: it begins anew.
-            self.begin(now, index, header, queues, host);
-        } else if header.number == slot.number {
-            self.repeat(now, index, header, queues, host);
+            self.begin(now, index, frame, queues, host);
         } else {
-            return;
-        }
-        if self.slots[index].number == header.number && !frame.payload.is_empty() {
+            self.repeat(now, index, header, queues, host);
             self.take_segment(now, index, frame, queues.send, host);
         }
-        self.ask_for_gaps(header.counter, queues.send);
+        if self.receiving != 0 {
+            self.ask_for_gaps(header.counter, queues.send);
+        }
     }
 
-    /// A new request in a slot: what was there is forgotten.
+    /// A new request in a slot: what was there is forgotten. Nearly always it has
+    /// brought its data, if it has any, and there is a buffer: then the worker has
+    /// it at once.
+    #[inline]
     fn begin(
         &mut self,
         now: Time,
         index: usize,
-        header: &Header,
+        frame: &Frame<'_>,
         queues: &mut Queues<'_>,
         host: &mut impl Host,
     ) {
-        let asked = Asked::parse(header);
-        let waited = matches!(self.slots[index].phase, Phase::Waiting);
+        if !matches!(self.slots[index].phase, Phase::Idle | Phase::Done) {
+            self.give_up(index);
+        }
+        let asked = Asked::parse(&frame.header);
+        self.slots[index].begin(now, &frame.header, asked.unwrap_or(Asked::NOTHING));
+        let Some(asked) = asked else {
+            return self.end(now, index, BlockError::Malformed, queues.send);
+        };
+        let bytes = asked.buffer_bytes();
+        let buffer = match self.find_buffer(bytes, host) {
+            None if bytes > 0 => return self.wait(index, queues.waiting),
+            Some(buffer) if asked.carries_data() => {
+                let Some(buffer) = self.receive(now, index, buffer, frame, queues.send) else {
+                    return;
+                };
+                Some(buffer)
+            }
+            buffer => buffer,
+        };
+        self.start(now, index, buffer, queues.send, host);
+    }
+
+    /// What was under way in a slot, and the worker does not have, is dropped.
+    #[cold]
+    fn give_up(&mut self, index: usize) {
         self.receiving &= !(1 << index);
-        self.slots[index].begin(now, header, asked.unwrap_or(Asked::NOTHING));
-        if waited {
-            self.waiting.retain(|waiting| usize::from(*waiting) != index);
-        }
-        match asked {
-            Some(_) => self.find_buffer(now, index, queues, host),
-            None => self.end(now, index, Err(BlockError::Malformed), queues.send),
-        }
+        self.waiting.retain(|waiting| usize::from(*waiting) != index);
+        self.slots[index].phase = Phase::Idle;
     }
 
     /// The same request again: a read with a new attempt is read again,
@@ -261,7 +294,11 @@ impl<P: Copy + Eq> Session<P> {
             {
                 slot.attempt = header.attempt;
                 slot.wanted = header.offset;
-                self.find_buffer(now, index, queues, host);
+                let bytes = slot.asked.buffer_bytes();
+                match self.find_buffer(bytes, host) {
+                    None => self.wait(index, queues.waiting),
+                    buffer => self.start(now, index, buffer, queues.send, host),
+                }
             }
             // A copy of a frame whose data has left already.
             Phase::Done if slot.is_read() && slot.outcome.code == 0 => {}
@@ -278,29 +315,20 @@ impl<P: Copy + Eq> Session<P> {
         }
     }
 
-    /// Gets the request the buffer that it takes, at once or in its turn.
-    fn find_buffer(
-        &mut self,
-        now: Time,
-        index: usize,
-        queues: &mut Queues<'_>,
-        host: &mut impl Host,
-    ) {
-        let bytes = self.slots[index].asked.buffer_bytes();
-        if bytes == 0 {
-            return self.start(now, index, None, queues.send, host);
-        }
-        let none_waits = self.waiting.is_empty();
-        let buffer = if none_waits { host.buffer(bytes, self.held()) } else { None };
-        match buffer {
-            Some(buffer) => self.have_buffer(now, index, buffer, queues.send, host),
-            None => {
-                self.slots[index].phase = Phase::Waiting;
-                self.waiting.push_back(index as u16);
-                if !std::mem::replace(&mut self.listed, true) {
-                    queues.waiting.push_back(self.index);
-                }
-            }
+    /// A buffer of so many bytes, if any are wanted, there is one, and nobody has
+    /// waited for it before.
+    #[inline]
+    fn find_buffer(&mut self, bytes: usize, host: &mut impl Host) -> Option<Buffer> {
+        if bytes > 0 && self.waiting.is_empty() { host.buffer(bytes, self.held()) } else { None }
+    }
+
+    /// A request gets its buffer in its turn.
+    #[cold]
+    fn wait(&mut self, index: usize, sessions: &mut VecDeque<SessionIndex>) {
+        self.slots[index].phase = Phase::Waiting;
+        self.waiting.push_back(index as u16);
+        if !std::mem::replace(&mut self.listed, true) {
+            sessions.push_back(self.index);
         }
     }
 
@@ -320,39 +348,58 @@ impl<P: Copy + Eq> Session<P> {
             return Granted::No;
         };
         self.waiting.pop_front();
-        self.have_buffer(now, index, buffer, send, host);
-        // What was sent while there was no buffer for it is gone.
         let slot = &mut self.slots[index];
-        if matches!(slot.phase, Phase::Receiving { .. }) {
-            slot.due.missing = Some(self.cut.all(slot.asked.bytes));
-            self.enqueue(index, send);
+        if slot.asked.carries_data() {
+            slot.since = now;
+            // What was sent while there was no buffer for it is gone.
+            let all = self.cut.all(slot.asked.bytes);
+            self.await_segments(index, buffer, all, send);
+        } else {
+            self.start(now, index, Some(buffer), send, host);
         }
         Granted::Yes
     }
 
-    fn have_buffer(
+    /// The buffer of a request that has just begun, when all its data came with it.
+    /// Otherwise it keeps the buffer until it has.
+    #[inline]
+    fn receive(
         &mut self,
         now: Time,
         index: usize,
-        buffer: Buffer,
+        mut buffer: Buffer,
+        frame: &Frame<'_>,
         send: &mut VecDeque<SlotRef>,
-        host: &mut impl Host,
+    ) -> Option<Buffer> {
+        let asked = &self.slots[index].asked;
+        let (offset, bytes) = (frame.header.offset as usize, asked.bytes);
+        if frame.payload.len() == bytes && self.cut.index(offset, bytes, bytes).is_some() {
+            buffer[asked.data_start()..][..bytes].copy_from_slice(frame.payload);
+            return Some(buffer);
+        }
+        let unscheduled = self.cut.within(bytes, UNSCHEDULED_BYTES);
+        self.await_segments(index, buffer, self.cut.all(bytes).without(unscheduled), send);
+        self.put_segment(now, index, frame)
+    }
+
+    /// From now on the request's segments are taken, and these are asked for.
+    fn await_segments(
+        &mut self,
+        index: usize,
+        buffer: Buffer,
+        missing: SegmentSet,
+        send: &mut VecDeque<SlotRef>,
     ) {
         let slot = &mut self.slots[index];
-        if !slot.asked.carries_data() {
-            return self.start(now, index, Some(buffer), send, host);
-        }
         slot.phase = Phase::Receiving { buffer, received: SegmentSet::EMPTY };
-        slot.since = now;
         self.receiving |= 1 << index;
-        let unscheduled = self.cut.within(slot.asked.bytes, UNSCHEDULED_BYTES);
-        let granted = self.cut.all(slot.asked.bytes).without(unscheduled);
-        if !granted.is_empty() {
-            slot.due.missing = Some(granted);
+        if !missing.is_empty() {
+            slot.due.missing = missing;
             self.enqueue(index, send);
         }
     }
 
+    /// One more frame of a request that has begun.
     fn take_segment(
         &mut self,
         now: Time,
@@ -361,31 +408,39 @@ impl<P: Copy + Eq> Session<P> {
         send: &mut VecDeque<SlotRef>,
         host: &mut impl Host,
     ) {
-        let slot = &mut self.slots[index];
-        let asked = slot.asked;
-        let Phase::Receiving { buffer, received } = &mut slot.phase else { return };
-        let (offset, len) = (frame.header.offset as usize, frame.payload.len());
-        let Some(segment) = self.cut.index(offset, len, asked.bytes) else { return };
-        slot.last_counter = frame.header.counter;
-        if received.contains(segment) {
-            return;
-        }
-        // Only what is new is a sign that the rest will come.
-        slot.since = now;
-        let start = asked.data_start() + offset;
-        buffer[start..start + len].copy_from_slice(frame.payload);
-        received.insert(segment);
-        if *received != self.cut.all(asked.bytes) {
-            return;
-        }
-        self.receiving &= !(1 << index);
-        slot.due.missing = None;
-        if let Phase::Receiving { buffer, .. } = std::mem::replace(&mut slot.phase, Phase::Idle) {
+        if let Some(buffer) = self.put_segment(now, index, frame) {
             self.start(now, index, Some(buffer), send, host);
         }
     }
 
+    /// Copies a segment to its place; the buffer when it was the last one.
+    fn put_segment(&mut self, now: Time, index: usize, frame: &Frame<'_>) -> Option<Buffer> {
+        let slot = &mut self.slots[index];
+        let asked = slot.asked;
+        let Phase::Receiving { buffer, received } = &mut slot.phase else { return None };
+        let (offset, len) = (frame.header.offset as usize, frame.payload.len());
+        let segment = self.cut.index(offset, len, asked.bytes)?;
+        slot.last_counter = frame.header.counter;
+        if received.contains(segment) {
+            return None;
+        }
+        // Only what is new is a sign that the rest will come.
+        slot.since = now;
+        buffer[asked.data_start() + offset..][..len].copy_from_slice(frame.payload);
+        received.insert(segment);
+        if *received != self.cut.all(asked.bytes) {
+            return None;
+        }
+        self.receiving &= !(1 << index);
+        slot.due.missing = SegmentSet::EMPTY;
+        match std::mem::replace(&mut slot.phase, Phase::Idle) {
+            Phase::Receiving { buffer, .. } => Some(buffer),
+            _ => None,
+        }
+    }
+
     /// Gives the request to the worker.
+    #[inline]
     fn start(
         &mut self,
         now: Time,
@@ -396,39 +451,41 @@ impl<P: Copy + Eq> Session<P> {
     ) {
         let at = self.at(index);
         let slot = &mut self.slots[index];
-        slot.phase = Phase::Running;
-        slot.since = now;
         let Asked { op, volume, range, .. } = slot.asked;
         let work = match op {
             WireOp::Block(op) => Work::Block { volume, request: Request { op, range, buffer } },
             WireOp::Detach => Work::Detach(volume),
             WireOp::Attach => match buffer.as_deref().and_then(AttachRequest::parse) {
                 Some(request) => Work::Attach(request),
-                None => return self.end(now, index, Err(BlockError::Malformed), send),
+                None => return self.end(now, index, BlockError::Malformed, send),
             },
         };
+        slot.phase = Phase::Running;
+        slot.since = now;
         self.running += 1;
         host.start(at, work);
     }
 
+    /// Takes what the worker came to; whether the session is over, and this was
+    /// the last that it waited for.
+    #[inline]
     pub(in crate::server) fn handle_reply(
         &mut self,
         now: Time,
         slot: u16,
         reply: Reply,
         send: &mut VecDeque<SlotRef>,
-    ) {
+    ) -> bool {
         let index = usize::from(slot);
+        let slot = &mut self.slots[index];
         self.running -= 1;
         if self.closing {
-            self.slots[index].phase = Phase::Idle;
-            return;
+            slot.phase = Phase::Idle;
+            return self.running == 0;
         }
         let Reply { outcome, word, buffer, attach, news } = reply;
-        let slot = &mut self.slots[index];
-        slot.outcome.word = word;
-        slot.outcome.attach = attach;
-        slot.outcome.news = news;
+        let body = attach.map(|attach| Box::new(attach.encode()));
+        slot.outcome = Outcome { code: outcome_code(outcome), word, body, news };
         slot.phase = match buffer {
             Some(buffer) if slot.is_read() && outcome.is_ok() => {
                 let unsent = self.cut.of_blocks(slot.wanted, slot.asked.bytes);
@@ -436,32 +493,25 @@ impl<P: Copy + Eq> Session<P> {
             }
             _ => Phase::Done,
         };
-        self.answer(now, index, outcome, send);
+        self.answer(now, index, send);
+        false
     }
 
     /// Ends what the worker was not given.
-    fn end(
-        &mut self,
-        now: Time,
-        index: usize,
-        outcome: Result<(), BlockError>,
-        send: &mut VecDeque<SlotRef>,
-    ) {
-        self.slots[index].phase = Phase::Done;
-        self.answer(now, index, outcome, send);
+    #[cold]
+    fn end(&mut self, now: Time, index: usize, error: BlockError, send: &mut VecDeque<SlotRef>) {
+        let slot = &mut self.slots[index];
+        slot.outcome = Outcome { code: error.code(), ..Outcome::NONE };
+        slot.phase = Phase::Done;
+        self.answer(now, index, send);
     }
 
-    /// Keeps the outcome and lets the answer go.
-    fn answer(
-        &mut self,
-        now: Time,
-        index: usize,
-        outcome: Result<(), BlockError>,
-        send: &mut VecDeque<SlotRef>,
-    ) {
+    /// Lets the answer go.
+    #[inline]
+    fn answer(&mut self, now: Time, index: usize, send: &mut VecDeque<SlotRef>) {
         let slot = &mut self.slots[index];
-        slot.held_micros = u32::try_from((now - slot.since).as_micros()).unwrap_or(u32::MAX);
-        slot.outcome.code = block_core::error::outcome_code(outcome);
+        let held_nanos = now.nanos().saturating_sub(slot.since.nanos());
+        slot.held_micros = u32::try_from(held_nanos / 1000).unwrap_or(u32::MAX);
         slot.due.answer = true;
         self.enqueue(index, send);
     }
