@@ -267,7 +267,7 @@ impl<'a> Arrived<'a> {
 
     /// The session that it names.
     pub(crate) fn session(&self) -> u32 {
-        self.header().session
+        u32_at(self.head, 4)
     }
 
     /// Whether it says that it is sealed.
@@ -285,9 +285,9 @@ impl<'a> Arrived<'a> {
         array_at(self.head, TAG)
     }
 
-    #[inline]
-    pub(crate) fn header(&self) -> Header {
-        Header::parse(self.head)
+    /// This frame's number in its direction.
+    pub(crate) fn counter(&self) -> u64 {
+        u64_at(self.head, 8)
     }
 
     /// The frame, unless it is sealed.
@@ -299,7 +299,7 @@ impl<'a> Arrived<'a> {
     /// The frame, of which whoever calls this knows that it is to be believed.
     #[inline]
     pub(crate) fn opened(self) -> Frame<'a> {
-        Frame { kind: self.kind, header: self.header(), payload: self.payload }
+        Frame { kind: self.kind, header: Header::parse(self.head), payload: self.payload }
     }
 }
 

@@ -184,7 +184,7 @@ fn sealed_frames_open_only_as_they_were_made() {
     for size in [0, 16, 512, 4096] {
         for (guard, kind) in [(&mut front, Kind::Request), (&mut server, Kind::Answer)] {
             let header = Header { session: 7, number: size as u64, ..Header::default() };
-            guard.send(&mut wire, Port(2), &header, kind, &vec![5; size]);
+            guard.send(&mut wire, &Port(2), &header, kind, &vec![5; size]);
             said.push(network.take().expect("it was sent").bytes);
         }
     }
@@ -267,7 +267,7 @@ fn bent_hellos_begin_nothing_and_are_answered_with_less() {
             let mut wire = network.end(Port(1));
             let mut host = Nothing(front.public());
             let mut server = Server::secured(settings, secured());
-            server.handle_frame(Time::ZERO, Port(2), &mut bytes, &mut host);
+            server.handle_frame(Time::ZERO, &Port(2), &mut bytes, &mut host);
             server.transmit(&mut wire);
             let answer = network.take().map_or(0, |answer| answer.bytes.len());
             assert!(answer <= bytes.len() && network.take().is_none());

@@ -120,10 +120,13 @@ impl Segmentation {
     /// The segments that hold a byte of the blocks in `mask` (bit `i`: bytes
     /// `4096 i` to `4096 (i + 1)` of the data).
     #[must_use]
+    #[inline]
     pub fn of_blocks(self, mask: u32, bytes: usize) -> SegmentSet {
-        if mask == ALL_BLOCKS {
-            return self.all(bytes);
-        }
+        if mask == ALL_BLOCKS { self.all(bytes) } else { self.of_some_blocks(mask, bytes) }
+    }
+
+    #[cold]
+    fn of_some_blocks(self, mask: u32, bytes: usize) -> SegmentSet {
         let touches = |index: &usize| {
             let range = self.range(*index, bytes);
             (range.start / BLOCK_SIZE..range.end.div_ceil(BLOCK_SIZE))

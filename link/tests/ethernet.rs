@@ -27,7 +27,7 @@ fn peer_of(wire: &Ethernet) -> EthernetPeer {
 }
 
 fn send(wire: &mut Ethernet, to: EthernetPeer, mark: u8, size: usize) {
-    wire.send(to, &[mark; HEADER_BYTES], &vec![mark; size]);
+    wire.send(&to, &[mark; HEADER_BYTES], &vec![mark; size]);
 }
 
 /// Turns `wire` until so many frames came, or for a while.
@@ -35,7 +35,7 @@ fn receive(wire: &mut Ethernet, frames: usize) -> Vec<(EthernetPeer, Vec<u8>)> {
     let mut all = Vec::new();
     let end = Instant::now() + Duration::from_secs(5);
     while all.len() < frames && Instant::now() < end {
-        wire.receive(&mut |from, frame| all.push((from, frame.to_vec()))).expect("receive");
+        wire.receive(&mut |from, frame| all.push((*from, frame.to_vec()))).expect("receive");
     }
     all
 }
@@ -46,7 +46,7 @@ fn ask_until_heard(front: &mut Ethernet, to: EthernetPeer, server: &mut Ethernet
         send(front, to, 1, 100);
         front.flush();
         let mut heard = None;
-        server.receive(&mut |from, _| heard = Some(from)).expect("receive");
+        server.receive(&mut |from, _| heard = Some(*from)).expect("receive");
         if let Some(from) = heard {
             return from;
         }

@@ -30,7 +30,7 @@ fn receive(wire: &mut AnyWire) -> (AnyPeer, Vec<u8>) {
     let end = Instant::now() + Duration::from_secs(5);
     while Instant::now() < end {
         let mut heard = None;
-        wire.receive(&mut |from, frame| heard = Some((from, frame.to_vec()))).expect("receive");
+        wire.receive(&mut |from, frame| heard = Some((*from, frame.to_vec()))).expect("receive");
         if let Some(heard) = heard {
             return heard;
         }
@@ -41,11 +41,11 @@ fn receive(wire: &mut AnyWire) -> (AnyPeer, Vec<u8>) {
 /// Asks and is answered: by whom it asked, as it named it.
 fn ask(front: &mut AnyWire, server: &mut AnyWire, at: &str) {
     let asked = front.peer(&address(at));
-    front.send(asked, &[1; HEADER_BYTES], &[1; 4096]);
+    front.send(&asked, &[1; HEADER_BYTES], &[1; 4096]);
     front.flush();
     let (from, frame) = receive(server);
     assert_eq!(frame, [1; HEADER_BYTES + 4096]);
-    server.send(from, &[2; HEADER_BYTES], &[2; 8192]);
+    server.send(&from, &[2; HEADER_BYTES], &[2; 8192]);
     server.flush();
     assert_eq!(receive(front), (asked, vec![2; HEADER_BYTES + 8192]));
 }

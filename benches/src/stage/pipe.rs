@@ -41,16 +41,16 @@ pub(super) fn pair(names: [Port; 2]) -> [Pipe; 2] {
 impl Wire for Pipe {
     type Peer = Port;
 
-    fn receive(&mut self, take: &mut dyn FnMut(Port, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&Port, &mut [u8])) -> io::Result<usize> {
         let mut queue = self.arrived.borrow_mut();
         let waiting = std::mem::take(&mut queue.waiting);
         for (bytes, frame) in &mut queue.frames[..waiting] {
-            take(self.peer, &mut frame[..*bytes]);
+            take(&self.peer, &mut frame[..*bytes]);
         }
         Ok(waiting)
     }
 
-    fn send(&mut self, _: Port, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, _: &Port, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let mut queue = self.sent.borrow_mut();
         let place = queue.waiting;
         let Some((bytes, frame)) = queue.frames.get_mut(place) else { return };

@@ -228,7 +228,7 @@ impl Greeting {
                 self.opening = true;
                 let open = Open { nonce: offer.welcome.nonce, segments: offer.segments }.encode();
                 let header = Header { session: offer.session, ..Header::default() };
-                offer.guard.send(wire, to, &header, Kind::Open, &open);
+                offer.guard.send(wire, &to, &header, Kind::Open, &open);
             }
         }
         self.next = now + self.pause;
@@ -259,7 +259,7 @@ impl Greeting {
                 None => hello.encode(body),
             }
             let header: [u8; HEADER_BYTES] = Header::default().encode(Kind::Hello, body);
-            wire.send(to, &header, body);
+            wire.send(&to, &header, body);
             // By itself: one that is too large must not take another with it.
             wire.flush();
         }

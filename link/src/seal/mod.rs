@@ -76,7 +76,7 @@ impl Guard {
     pub(crate) fn send<W: Wire>(
         &mut self,
         wire: &mut W,
-        to: W::Peer,
+        to: &W::Peer,
         header: &Header,
         kind: Kind,
         payload: &[u8],
@@ -88,7 +88,7 @@ impl Guard {
                 Header { counter: *sent, ..*header }.write(kind, payload, &mut head);
                 wire.send(to, &head, payload);
             }
-            Self::Sealed(seals) => seals.send(wire, to, header, kind, payload),
+            Self::Sealed(seals) => seals.send(wire, to, *header, kind, payload),
         }
     }
 
@@ -110,8 +110,8 @@ impl Seals {
     fn send<W: Wire>(
         &mut self,
         wire: &mut W,
-        to: W::Peer,
-        header: &Header,
+        to: &W::Peer,
+        header: Header,
         kind: Kind,
         payload: &[u8],
     ) {
@@ -121,7 +121,7 @@ impl Seals {
         {
             self.sealer.advance();
         }
-        if let Some((header, payload)) = self.sealer.seal(header, kind, payload) {
+        if let Some((header, payload)) = self.sealer.seal(&header, kind, payload) {
             wire.send(to, header, payload);
         }
     }

@@ -57,7 +57,7 @@ impl Opener {
     /// The frame, opened where it is; `None` if it came before, or too late, or
     /// the other end did not make it.
     pub(super) fn open<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
-        let counter = arrived.header().counter;
+        let counter = arrived.counter();
         if !arrived.is_sealed() || !self.window.admits(counter) {
             return None;
         }

@@ -13,11 +13,11 @@ struct Kept(Vec<Vec<u8>>);
 impl Wire for Kept {
     type Peer = Port;
 
-    fn receive(&mut self, _: &mut dyn FnMut(Port, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, _: &mut dyn FnMut(&Port, &mut [u8])) -> io::Result<usize> {
         Ok(0)
     }
 
-    fn send(&mut self, _: Port, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, _: &Port, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         self.0.push([header, payload].concat());
     }
 
@@ -45,7 +45,7 @@ fn sent(guard: &mut Guard, payload: &[u8]) -> Vec<u8> {
     let mut wire = Kept::default();
     guard.send(
         &mut wire,
-        Port(1),
+        &Port(1),
         &Header { number: 7, ..Header::default() },
         Kind::Probe,
         payload,
@@ -177,7 +177,7 @@ fn a_key_that_is_used_up_seals_nothing() {
     seals.sealer.allow(2);
     let mut wire = Kept::default();
     for _ in 0..4 {
-        front.send(&mut wire, Port(1), &Header::default(), Kind::Probe, &[]);
+        front.send(&mut wire, &Port(1), &Header::default(), Kind::Probe, &[]);
     }
     assert_eq!(wire.0.len(), 2);
 }

@@ -79,6 +79,8 @@ pub struct Server<P> {
     identity: Identity,
     gate: Gate,
     sessions: Vec<Option<Session<P>>>,
+    /// Whose frame came last: the next one is mostly of the same.
+    last: usize,
     door: Door<P>,
     notes: VecDeque<(P, Note)>,
     /// Sessions with requests that wait for a buffer. They are served in turn.
@@ -108,6 +110,7 @@ impl<P: Peer> Server<P> {
         let mut entropy = StdRng::from_seed(security.entropy);
         Self {
             sessions: (0..settings.sessions).map(|_| None).collect(),
+            last: 0,
             door: Door::new(StdRng::seed_from_u64(settings.seed)),
             gate: Gate::new(StdRng::from_rng(&mut entropy)),
             identity: Identity::new(security, entropy),
@@ -137,15 +140,15 @@ impl<P: Peer> Server<P> {
 
     /// Takes one frame, as it came from the wire; a sealed one is opened where
     /// it is.
-    pub fn handle_frame(&mut self, now: Time, from: P, bytes: &mut [u8], host: &mut impl Host) {
+    pub fn handle_frame(&mut self, now: Time, from: &P, bytes: &mut [u8], host: &mut impl Host) {
         match Arrived::parse(bytes) {
             Ok(arrived) => match arrived.kind() {
                 Kind::Request | Kind::Probe | Kind::Bye => {
                     self.handle_session(now, from, arrived, host);
                 }
-                _ => self.handle_greeting(now, from, arrived, host),
+                _ => self.handle_greeting(now, *from, arrived, host),
             },
-            Err(error) => self.handle_foreign(from, error, bytes),
+            Err(error) => self.handle_foreign(*from, error, bytes),
         }
     }
 
@@ -283,20 +286,24 @@ impl<P: Peer> Server<P> {
     }
 
     #[inline]
-    fn handle_session(&mut self, now: Time, from: P, arrived: Arrived<'_>, host: &mut impl Host) {
+    fn handle_session(&mut self, now: Time, from: &P, arrived: Arrived<'_>, host: &mut impl Host) {
         let id = arrived.session();
-        let mut sessions = self.sessions.iter_mut().flatten();
-        let Some(session) = sessions.find(|session| session.is(id, &from)) else {
-            return self.note(from, Note::UnknownSession(id));
-        };
+        let last = self.sessions.get(self.last).and_then(Option::as_ref);
+        if !last.is_some_and(|session| session.is(id, from)) {
+            let Some(session) = self.find(id, from) else {
+                return self.note(*from, Note::UnknownSession(id));
+            };
+            self.last = session.index();
+        }
+        let Some(session) = &mut self.sessions[self.last] else { return };
         let Some(frame) = session.open(now, arrived) else { return };
         match frame.kind {
             Kind::Request => {
                 let mut queues =
                     session::Queues { waiting: &mut self.waiting, send: &mut self.queue };
-                session.handle_request(now, &frame, &mut queues, host);
+                session.handle_request(now, frame, &mut queues, host);
             }
-            Kind::Probe => session.handle_probe(&frame, &mut self.queue),
+            Kind::Probe => session.handle_probe(frame, &mut self.queue),
             _ => {
                 let index = session.index();
                 self.close(index, host);
@@ -397,11 +404,11 @@ impl<P: Peer> Server<P> {
             }
             Note::Refuse(refused, cookie) => {
                 let body = refused.encode(*cookie);
-                wire.send(to, &Header::default().encode(Kind::Refuse, &body), &body);
+                wire.send(&to, &Header::default().encode(Kind::Refuse, &body), &body);
             }
             Note::Retry(retry) => {
                 let body = retry.encode();
-                wire.send(to, &Header::default().encode(Kind::Retry, &body), &body);
+                wire.send(&to, &Header::default().encode(Kind::Retry, &body), &body);
             }
             Note::Opened(id) => {
                 if let Some(session) = self.find(*id, &to) {
@@ -410,7 +417,7 @@ impl<P: Peer> Server<P> {
             }
             Note::UnknownSession(session) => {
                 let header = Header { session: *session, ..Header::default() };
-                wire.send(to, &header.encode(Kind::UnknownSession, &[]), &[]);
+                wire.send(&to, &header.encode(Kind::UnknownSession, &[]), &[]);
             }
         }
     }
@@ -444,7 +451,7 @@ fn send_padded<W: Wire>(
     let mut padded = [0; MAX_PAYLOAD];
     let body = &mut padded[..size];
     encode(body);
-    wire.send(to, &header.encode(Kind::Welcome, body), body);
+    wire.send(&to, &header.encode(Kind::Welcome, body), body);
     // By itself: one that is too large must not take another with it.
     wire.flush();
 }

@@ -157,6 +157,7 @@ impl Asked {
 
     /// Bytes of the buffer that the request takes, zero for none: all blocks
     /// that it touches.
+    #[inline]
     pub(super) fn buffer_bytes(&self) -> usize {
         match (self.op, self.range) {
             (WireOp::Attach, _) => block_core::BLOCK_SIZE,

@@ -195,19 +195,19 @@ fn sought(first: &Address, servers: &[&Address]) -> Result<Option<u16>, WireErro
 impl Wire for AnyWire {
     type Peer = AnyPeer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(AnyPeer, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&AnyPeer, &mut [u8])) -> io::Result<usize> {
         match self {
-            Self::Udp(udp) => udp.receive(&mut |from, frame| take(AnyPeer::Udp(from), frame)),
+            Self::Udp(udp) => udp.receive(&mut |from, frame| take(&AnyPeer::Udp(*from), frame)),
             Self::Ethernet(ethernet) => {
-                ethernet.receive(&mut |from, frame| take(AnyPeer::Ethernet(from), frame))
+                ethernet.receive(&mut |from, frame| take(&AnyPeer::Ethernet(*from), frame))
             }
             Self::Shared(shared) => {
-                shared.receive(&mut |from, frame| take(AnyPeer::Shared(from), frame))
+                shared.receive(&mut |from, frame| take(&AnyPeer::Shared(*from), frame))
             }
         }
     }
 
-    fn send(&mut self, to: AnyPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, to: &AnyPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         match (self, to) {
             (Self::Udp(udp), AnyPeer::Udp(to)) => udp.send(to, header, payload),
             (Self::Ethernet(ethernet), AnyPeer::Ethernet(to)) => ethernet.send(to, header, payload),

@@ -142,7 +142,7 @@ impl<W: Wire> Faulty<W> {
         held.retain_mut(|held| {
             held.turns -= 1;
             if held.turns == 0 {
-                self.wire.send(held.to, &held.header, &held.payload);
+                self.wire.send(&held.to, &held.header, &held.payload);
                 *loose = true;
             }
             held.turns > 0
@@ -153,12 +153,12 @@ impl<W: Wire> Faulty<W> {
 impl<W: Wire> Wire for Faulty<W> {
     type Peer = W::Peer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(W::Peer, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&W::Peer, &mut [u8])) -> io::Result<usize> {
         self.release();
         self.wire.receive(take)
     }
 
-    fn send(&mut self, to: W::Peer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, to: &W::Peer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let Some(weather) = &mut self.weather else {
             return self.wire.send(to, header, payload);
         };
@@ -169,7 +169,7 @@ impl<W: Wire> Wire for Faulty<W> {
         }
         if lot < loss + reorder {
             let turns = weather.lots.below(LONGEST_HOLD) + 1;
-            let held = Held { turns, to, header: *header, payload: payload.to_vec() };
+            let held = Held { turns, to: *to, header: *header, payload: payload.to_vec() };
             return weather.held.push(held);
         }
         self.wire.send(to, header, payload);
@@ -230,7 +230,7 @@ mod tests {
         for number in 0..10_000_u16 {
             let mut header = [0; HEADER_BYTES];
             header[..2].copy_from_slice(&number.to_be_bytes());
-            wire.send(Port(2), &header, &[]);
+            wire.send(&Port(2), &header, &[]);
             wire.receive(&mut |_, _| {}).expect("a memory wire");
         }
         wire.receive(&mut |_, _| {}).expect("a memory wire");

@@ -90,16 +90,16 @@ impl Network {
 impl Wire for End {
     type Peer = Port;
 
-    fn receive(&mut self, take: &mut dyn FnMut(Port, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&Port, &mut [u8])) -> io::Result<usize> {
         let mut frames = 0;
         while let Some(mut datagram) = self.arrived.borrow_mut().pop_front() {
-            take(datagram.from, &mut datagram.bytes);
+            take(&datagram.from, &mut datagram.bytes);
             frames += 1;
         }
         Ok(frames)
     }
 
-    fn send(&mut self, to: Port, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, &to: &Port, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let bytes = [header, payload].concat();
         self.sent.borrow_mut().push_back(Datagram { from: self.port, to, bytes });
     }

@@ -23,14 +23,15 @@ pub trait Wire {
     type Peer: Peer;
 
     /// Hands a bounded burst of what has arrived to `take`, which opens sealed
-    /// frames where they are; how many frames.
+    /// frames where they are; how many frames. The peer is lent: some are long, and
+    /// there is one for each frame.
     ///
     /// # Errors
     /// Only when the wire is broken for good.
-    fn receive(&mut self, take: &mut dyn FnMut(Self::Peer, &mut [u8])) -> io::Result<usize>;
+    fn receive(&mut self, take: &mut dyn FnMut(&Self::Peer, &mut [u8])) -> io::Result<usize>;
 
     /// Queues a frame; it leaves with the next [`Wire::flush`] at the latest.
-    fn send(&mut self, to: Self::Peer, header: &[u8; HEADER_BYTES], payload: &[u8]);
+    fn send(&mut self, to: &Self::Peer, header: &[u8; HEADER_BYTES], payload: &[u8]);
 
     /// Sends what is queued. What the wire has no room for is lost: the link
     /// repeats it.

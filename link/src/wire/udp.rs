@@ -233,8 +233,8 @@ impl Batch {
         (self.bytes, self.to, self.frame, self.frames, self.left) = (0, Some(to), frame, 0, left);
     }
 
-    fn takes(&self, to: UdpPeer, frame: usize) -> bool {
-        self.left > 0 && frame <= self.frame && self.to == Some(to)
+    fn takes(&self, to: &UdpPeer, frame: usize) -> bool {
+        self.left > 0 && frame <= self.frame && self.to.as_ref() == Some(to)
     }
 
     fn push(&mut self, header: &[u8; HEADER_BYTES], payload: &[u8]) {
@@ -251,7 +251,7 @@ impl Batch {
 impl Wire for Udp {
     type Peer = UdpPeer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(UdpPeer, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&UdpPeer, &mut [u8])) -> io::Result<usize> {
         let mut frames = 0;
         for _ in 0..RECEIVE_CALLS {
             let mut parts = self.received.chunks_exact_mut(RECEIVE_STRIDE);
@@ -274,7 +274,7 @@ impl Wire for Udp {
                 let from = UdpPeer { address: letter.from, local: letter.to.filter(|_| self.any) };
                 let burst = &mut part[RECEIVE_OFFSET..][..letter.bytes];
                 for frame in burst.chunks_mut(letter.each.max(1)) {
-                    take(from, frame);
+                    take(&from, frame);
                     frames += 1;
                 }
             }
@@ -285,11 +285,11 @@ impl Wire for Udp {
         Ok(frames)
     }
 
-    fn send(&mut self, to: UdpPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, to: &UdpPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let frame = HEADER_BYTES + payload.len();
         if !self.batch.takes(to, frame) {
             self.send_batch();
-            self.batch.begin(to, frame, self.state.max_gso_segments());
+            self.batch.begin(*to, frame, self.state.max_gso_segments());
         }
         self.batch.push(header, payload);
     }
@@ -339,10 +339,10 @@ mod tests {
     }
 
     fn keep_their_borders(mut here: Udp, mut there: Udp) {
-        let to = there.local_address().expect("address").into();
+        let to = UdpPeer::from(there.local_address().expect("address"));
         let sizes = [4096, 4096, 4096, 100, 4096, 0, 0, 0, 8192, 8192, 512, 1368, 1368, 8192];
         for (mark, size) in (0..).zip(sizes) {
-            here.send(to, &[mark; HEADER_BYTES], &vec![mark; size]);
+            here.send(&to, &[mark; HEADER_BYTES], &vec![mark; size]);
         }
         here.flush();
         let frames = receive(&mut there, sizes.len());
@@ -356,9 +356,9 @@ mod tests {
     #[test]
     fn a_batch_larger_than_a_packet_is_cut_not_lost() {
         let (mut here, mut there) = pair();
-        let to = there.local_address().expect("address").into();
+        let to = UdpPeer::from(there.local_address().expect("address"));
         for mark in 0..100 {
-            here.send(to, &[mark; HEADER_BYTES], &[mark; 4096]);
+            here.send(&to, &[mark; HEADER_BYTES], &[mark; 4096]);
         }
         here.flush();
         let marks: Vec<u8> = receive(&mut there, 100).iter().map(|frame| frame[0]).collect();
@@ -380,18 +380,18 @@ mod tests {
     fn answers_from(mut server: Udp, mut front: Udp, address: IpAddr) {
         let port = server.local_address().expect("address").port();
         let asked: UdpPeer = SocketAddr::new(address, port).into();
-        front.send(asked, &[1; HEADER_BYTES], &[]);
+        front.send(&asked, &[1; HEADER_BYTES], &[]);
         front.flush();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
         let mut answered = None;
         while answered.is_none() && std::time::Instant::now() < end {
             let mut asking = Vec::new();
-            server.receive(&mut |from, _| asking.push(from)).expect("receive");
+            server.receive(&mut |from, _| asking.push(*from)).expect("receive");
             for from in asking {
-                server.send(from, &[2; HEADER_BYTES], &[]);
+                server.send(&from, &[2; HEADER_BYTES], &[]);
                 server.flush();
             }
-            front.receive(&mut |from, _| answered = Some(from)).expect("receive");
+            front.receive(&mut |from, _| answered = Some(*from)).expect("receive");
         }
         assert_eq!(answered, Some(asked));
     }
@@ -399,10 +399,10 @@ mod tests {
     #[test]
     fn a_peer_that_is_not_there_breaks_nothing() {
         let (mut here, there) = pair();
-        let to = there.local_address().expect("address").into();
+        let to = UdpPeer::from(there.local_address().expect("address"));
         drop(there);
         for _ in 0..3 {
-            here.send(to, &[0; HEADER_BYTES], &[]);
+            here.send(&to, &[0; HEADER_BYTES], &[]);
             here.flush();
             std::thread::sleep(std::time::Duration::from_millis(5));
             here.receive(&mut |_, _| {}).expect("still usable");

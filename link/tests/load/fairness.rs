@@ -68,7 +68,7 @@ impl Unfinished {
     fn say(&mut self, kind: Kind, header: Header, payload: &[u8]) {
         self.counter += 1;
         let header = Header { session: self.session, counter: self.counter, ..header };
-        self.end.send(SERVER, &header.encode(kind, payload), payload);
+        self.end.send(&SERVER, &header.encode(kind, payload), payload);
     }
 
     fn turn(&mut self) {

@@ -125,7 +125,7 @@ fn random_frames_disturb_nobody() {
         let crc = block_core::crc32c(&[&bytes[..48], &payload]);
         bytes[48..52].copy_from_slice(&crc.to_le_bytes());
         let to = if random.random() { SERVER } else { CLIENT };
-        stranger.send(to, &bytes, &payload);
+        stranger.send(&to, &bytes, &payload);
     }
     world.run(200);
 }

@@ -191,10 +191,10 @@ impl World {
         self.disk.now = self.now;
         let (server, disk, now) = (&mut self.server, &mut self.disk, self.now);
         let mut frames = Vec::new();
-        let take = &mut |from: Port, bytes: &mut [u8]| frames.push((from, bytes.to_vec()));
+        let take = &mut |from: &Port, bytes: &mut [u8]| frames.push((*from, bytes.to_vec()));
         self.server_wire.receive(take).expect("a memory wire");
         for (from, mut bytes) in frames {
-            server.handle_frame(now, from, &mut bytes, disk);
+            server.handle_frame(now, &from, &mut bytes, disk);
         }
         while let Some(place) = disk.running.iter().position(|(due, ..)| *due <= now) {
             let (_, at, work) = disk.running.swap_remove(place);

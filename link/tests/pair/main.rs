@@ -140,7 +140,7 @@ fn a_front_of_another_version_is_told_so() {
     let mut old = pair.network.end(Port(9));
     let mut hello = Header::default().encode(Kind::Hello, &[0; 1024]);
     hello[2] = 77;
-    old.send(SERVER, &hello, &[0; 1024]);
+    old.send(&SERVER, &hello, &[0; 1024]);
     pair.network.deliver_all();
     pair.server_turn();
     let answers = pair.sent();

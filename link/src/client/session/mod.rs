@@ -397,7 +397,7 @@ impl<P: Peer> Session<P> {
     pub(in crate::client) fn close<W: Wire<Peer = P>>(&mut self, wire: &mut W) {
         if self.is_live() {
             let header = Header { session: self.id, ..Header::default() };
-            self.guard.send(wire, self.peer, &header, Kind::Bye, &[]);
+            self.guard.send(wire, &self.peer, &header, Kind::Bye, &[]);
         }
     }
 }

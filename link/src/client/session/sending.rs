@@ -111,7 +111,7 @@ impl<P: Peer> Session<P> {
         header.slot = index;
         let mut frames = 0;
         let mut send = |header: &mut Header, kind, payload: &[u8]| {
-            self.guard.send(wire, self.peer, header, kind, payload);
+            self.guard.send(wire, &self.peer, header, kind, payload);
             frames += 1;
         };
         if std::mem::take(&mut slot.probe_due) && !slot.request_due {

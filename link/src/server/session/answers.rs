@@ -7,16 +7,16 @@ use super::Session;
 use crate::code::{Progress, REORDER_FRAMES};
 use crate::frame::{Frame, Header, Kind};
 use crate::host::SlotRef;
-use crate::server::slot::{Phase, Slot};
+use crate::server::slot::{Outcome, Phase, Slot};
 use crate::wire::Wire;
 
 impl<P: Copy + Eq> Session<P> {
     pub(in crate::server) fn handle_probe(
         &mut self,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         send: &mut VecDeque<SlotRef>,
     ) {
-        let header = &frame.header;
+        let header = frame.header;
         let index = usize::from(header.slot);
         let Some(slot) = self.slots.get_mut(index) else { return };
         let mut progress = None;
@@ -68,7 +68,7 @@ impl<P: Copy + Eq> Session<P> {
     pub(in crate::server) fn say_opened<W: Wire<Peer = P>>(&mut self, wire: &mut W) {
         let count = self.cut.size() as u32;
         let header = Header { session: self.id, count, ..Header::default() };
-        self.guard.send(wire, self.peer, &header, Kind::Opened, &[]);
+        self.guard.send(wire, &self.peer, &header, Kind::Opened, &[]);
     }
 
     /// Sends what is due for a slot; how many frames.
@@ -78,37 +78,23 @@ impl<P: Copy + Eq> Session<P> {
         slot: u16,
         wire: &mut W,
     ) -> usize {
-        let entry = &mut self.slots[usize::from(slot)];
+        let index = usize::from(slot);
+        let entry = &mut self.slots[index];
         entry.queued = false;
         if self.closing {
             return 0;
         }
-        let header = Header {
-            session: self.id,
-            number: entry.number,
-            slot,
-            attempt: entry.attempt,
-            volume: self.credit,
-            ..Header::default()
-        };
-        let mut frames = 0;
-        let (guard, peer) = (&mut self.guard, self.peer);
-        let mut send = |header: &Header, kind, payload: &[u8]| {
-            frames += 1;
-            guard.send(wire, peer, header, kind, payload);
-        };
-        if entry.due.is_more() {
-            transmit_more(entry, &header, &mut send);
-        }
+        let mut frames = if entry.due.is_more() { self.transmit_more(slot, wire) } else { 0 };
+        let base = self.header(slot);
+        let entry = &mut self.slots[index];
         if !std::mem::take(&mut entry.due.answer) {
             return frames;
         }
-        let mut answer = Header {
-            op: entry.outcome.code,
-            count: entry.held_micros,
-            word: entry.outcome.word,
-            news: entry.outcome.news,
-            ..header
+        let Outcome { code: op, word, news, .. } = entry.outcome;
+        let mut answer = Header { op, count: entry.held_micros, word, news, ..base };
+        let mut send = |header: &Header, payload: &[u8]| {
+            frames += 1;
+            self.guard.send(wire, &self.peer, header, Kind::Answer, payload);
         };
         match &mut entry.phase {
             Phase::Sending { buffer, unsent } => {
@@ -116,29 +102,46 @@ impl<P: Copy + Eq> Session<P> {
                 while let Some(segment) = unsent.pop() {
                     let range = self.cut.range(segment, entry.asked.bytes);
                     answer.offset = range.start as u32;
-                    send(&answer, Kind::Answer, &data[range]);
+                    send(&answer, &data[range]);
                 }
                 entry.phase = Phase::Done;
             }
             Phase::Done => {
                 let body = entry.outcome.body.as_deref();
-                send(&answer, Kind::Answer, body.map_or(&[], |body| &body[..]));
+                send(&answer, body.map_or(&[], |body| &body[..]));
             }
             _ => {}
         }
         frames
     }
-}
 
-/// What is due besides the answer: how far a request is, and what it lacks.
-#[cold]
-fn transmit_more(slot: &mut Slot, header: &Header, mut send: impl FnMut(&Header, Kind, &[u8])) {
-    if let Some(progress) = slot.due.progress.take() {
-        let number = slot.due.progress_number;
-        send(&Header { number, op: progress as u8, ..*header }, Kind::State, &[]);
+    /// Sends what is due besides the answer: how far the request is, and what it
+    /// lacks; how many frames.
+    #[cold]
+    fn transmit_more<W: Wire<Peer = P>>(&mut self, slot: u16, wire: &mut W) -> usize {
+        let header = self.header(slot);
+        let entry = &mut self.slots[usize::from(slot)];
+        let mut frames = 0;
+        let mut send = |header: &Header, kind, payload: &[u8]| {
+            frames += 1;
+            self.guard.send(wire, &self.peer, header, kind, payload);
+        };
+        if let Some(progress) = entry.due.progress.take() {
+            let number = entry.due.progress_number;
+            send(&Header { number, op: progress as u8, ..header }, Kind::State, &[]);
+        }
+        let missing = std::mem::take(&mut entry.due.missing);
+        if !missing.is_empty() && matches!(entry.phase, Phase::Receiving { .. }) {
+            send(&header, Kind::Missing, &missing.0.to_le_bytes());
+        }
+        frames
     }
-    let missing = std::mem::take(&mut slot.due.missing);
-    if !missing.is_empty() && matches!(slot.phase, Phase::Receiving { .. }) {
-        send(header, Kind::Missing, &missing.0.to_le_bytes());
+
+    /// What all frames of a slot say.
+    #[inline]
+    fn header(&self, slot: u16) -> Header {
+        let Slot { number, attempt, .. } = self.slots[usize::from(slot)];
+        let (session, volume) = (self.id, self.credit);
+        Header { session, number, slot, attempt, volume, ..Header::default() }
     }
 }

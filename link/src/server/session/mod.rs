@@ -205,11 +205,11 @@ impl<P: Copy + Eq> Session<P> {
     pub(in crate::server) fn handle_request(
         &mut self,
         now: Time,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         queues: &mut Queues<'_>,
         host: &mut impl Host,
     ) {
-        let header = &frame.header;
+        let header = frame.header;
         let index = usize::from(header.slot);
         let Some(slot) = self.slots.get(index) else { return };
         if header.number < slot.number {
@@ -240,18 +240,19 @@ impl<P: Copy + Eq> Session<P> {
         &mut self,
         now: Time,
         index: usize,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         queues: &mut Queues<'_>,
         host: &mut impl Host,
     ) {
         if !matches!(self.slots[index].phase, Phase::Idle | Phase::Done) {
             self.give_up(index);
         }
-        let asked = Asked::parse(&frame.header);
-        self.slots[index].begin(now, &frame.header, asked.unwrap_or(Asked::NOTHING));
-        let Some(asked) = asked else {
+        let slot = &mut self.slots[index];
+        let Some(asked) = Asked::parse(&frame.header) else {
+            slot.begin(now, &frame.header, Asked::NOTHING);
             return self.end(now, index, BlockError::Malformed, queues.send);
         };
+        slot.begin(now, &frame.header, asked);
         let bytes = asked.buffer_bytes();
         let buffer = match self.find_buffer(bytes, host) {
             None if bytes > 0 => return self.wait(index, queues.waiting),
@@ -280,7 +281,7 @@ impl<P: Copy + Eq> Session<P> {
         &mut self,
         now: Time,
         index: usize,
-        header: &Header,
+        header: Header,
         queues: &mut Queues<'_>,
         host: &mut impl Host,
     ) {
@@ -368,7 +369,7 @@ impl<P: Copy + Eq> Session<P> {
         now: Time,
         index: usize,
         mut buffer: Buffer,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         send: &mut VecDeque<SlotRef>,
     ) -> Option<Buffer> {
         let asked = &self.slots[index].asked;
@@ -404,7 +405,7 @@ impl<P: Copy + Eq> Session<P> {
         &mut self,
         now: Time,
         index: usize,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         send: &mut VecDeque<SlotRef>,
         host: &mut impl Host,
     ) {
@@ -414,7 +415,7 @@ impl<P: Copy + Eq> Session<P> {
     }
 
     /// Copies a segment to its place; the buffer when it was the last one.
-    fn put_segment(&mut self, now: Time, index: usize, frame: &Frame<'_>) -> Option<Buffer> {
+    fn put_segment(&mut self, now: Time, index: usize, frame: Frame<'_>) -> Option<Buffer> {
         let slot = &mut self.slots[index];
         let asked = slot.asked;
         let Phase::Receiving { buffer, received } = &mut slot.phase else { return None };
@@ -440,7 +441,7 @@ impl<P: Copy + Eq> Session<P> {
     }
 
     /// Gives the request to the worker.
-    #[inline]
+    #[inline(always)] // It is called from where a request begins, and from rare places.
     fn start(
         &mut self,
         now: Time,

@@ -315,7 +315,7 @@ impl Wire for Ethernet {
     /// An error when the interface was removed: a server is started anew for
     /// another one, a front goes on when one of that name is there again. An
     /// interface that is merely down is waited for.
-    fn receive(&mut self, take: &mut dyn FnMut(EthernetPeer, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&EthernetPeer, &mut [u8])) -> io::Result<usize> {
         if self.gone && !std::mem::replace(&mut self.reported, true) {
             let gone = format!("the network interface {} was removed", self.interface);
             return Err(io::Error::new(io::ErrorKind::NotConnected, gone));
@@ -337,7 +337,7 @@ impl Wire for Ethernet {
                     let is_sought = Some(from.mac) == found;
                     heard |= is_sought;
                     let mac = Some(from.mac).filter(|_| !is_sought);
-                    take(EthernetPeer::new(mac, from.port), frame);
+                    take(&EthernetPeer::new(mac, from.port), frame);
                     frames += 1;
                 }
                 Content::Seek if asked < SEEKERS => {
@@ -365,7 +365,7 @@ impl Wire for Ethernet {
         Ok(frames)
     }
 
-    fn send(&mut self, to: EthernetPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, to: &EthernetPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let mac = match (to.mac, &mut self.sought) {
             (Some(mac), _) => mac,
             (None, Some(sought)) => {

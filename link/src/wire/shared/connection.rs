@@ -143,14 +143,14 @@ impl Connection {
     pub(super) fn receive(
         &mut self,
         frame: &mut [u8; MAX_FRAME],
-        take: &mut dyn FnMut(SharedPeer, &mut [u8]),
+        take: &mut dyn FnMut(&SharedPeer, &mut [u8]),
     ) -> Result<usize, Lie> {
         let Some(shared) = &mut self.shared else { return Ok(0) };
         let slots = shared.reader.filled(shared.words(shared.incoming), BURST)?;
         let mut frames = 0;
         for slot in slots {
             let length = shared.copy(slot, frame)?;
-            take(self.peer, &mut frame[..length]);
+            take(&self.peer, &mut frame[..length]);
             frames += 1;
         }
         if frames > 0 {

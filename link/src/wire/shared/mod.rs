@@ -254,7 +254,7 @@ fn socket_of(path: &Path, worker: u16) -> PathBuf {
 impl Wire for Shared {
     type Peer = SharedPeer;
 
-    fn receive(&mut self, take: &mut dyn FnMut(SharedPeer, &mut [u8])) -> io::Result<usize> {
+    fn receive(&mut self, take: &mut dyn FnMut(&SharedPeer, &mut [u8])) -> io::Result<usize> {
         self.turns += 1;
         if self.turns >= TURNS_PER_LOOK {
             self.look();
@@ -272,7 +272,7 @@ impl Wire for Shared {
         Ok(frames)
     }
 
-    fn send(&mut self, to: SharedPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
+    fn send(&mut self, &to: &SharedPeer, header: &[u8; HEADER_BYTES], payload: &[u8]) {
         let Some(place) = self.connection(to) else { return };
         if self.connections[place].1.send(header, payload).is_err() {
             self.forget(place, "what it wrote there cannot be");

@@ -45,11 +45,11 @@ fn pair(path: &Path) -> ((Shared, SharedPeer), (Shared, SharedPeer)) {
 /// Sends as the link does, again and again, until the server hears.
 fn meet(front: &mut Shared, to: SharedPeer, server: &mut Shared) -> SharedPeer {
     for _ in 0..1000 {
-        front.send(to, &[1; HEADER_BYTES], &[]);
+        front.send(&to, &[1; HEADER_BYTES], &[]);
         front.flush();
         server.has_frames();
         let mut heard = None;
-        server.receive(&mut |from, _| heard = Some(from)).expect("receive");
+        server.receive(&mut |from, _| heard = Some(*from)).expect("receive");
         if let Some(from) = heard {
             return from;
         }
@@ -70,8 +70,8 @@ fn frames_arrive_as_they_were_and_what_has_no_room_is_lost() {
     let ((mut server, to_front), (mut front, to_server)) = pair(&folder.socket());
     for round in 0..5_u8 {
         for size in [0, 1, 4096, 8192] {
-            front.send(to_server, &[round; HEADER_BYTES], &vec![round; size]);
-            server.send(to_front, &[!round; HEADER_BYTES], &vec![!round; size]);
+            front.send(&to_server, &[round; HEADER_BYTES], &vec![round; size]);
+            server.send(&to_front, &[!round; HEADER_BYTES], &vec![!round; size]);
         }
         assert!(received(&mut server).is_empty(), "not before the flush");
         front.flush();
@@ -86,7 +86,7 @@ fn frames_arrive_as_they_were_and_what_has_no_room_is_lost() {
     for number in 0..700_u16 {
         let mut header = [0; HEADER_BYTES];
         header[..2].copy_from_slice(&number.to_le_bytes());
-        front.send(to_server, &header, &[]);
+        front.send(&to_server, &header, &[]);
         front.flush();
     }
     let mut kept = Vec::new();
@@ -95,7 +95,7 @@ fn frames_arrive_as_they_were_and_what_has_no_room_is_lost() {
     }
     let kept: Vec<u16> = kept.iter().map(|f| u16::from_le_bytes([f[0], f[1]])).collect();
     assert_eq!(kept, (0..512).collect::<Vec<u16>>());
-    front.send(to_server, &[7; HEADER_BYTES], &[]);
+    front.send(&to_server, &[7; HEADER_BYTES], &[]);
     front.flush();
     assert_eq!(received(&mut server), [[7; HEADER_BYTES]]);
 }
@@ -140,7 +140,7 @@ fn who_ends_is_noticed_and_who_comes_again_is_known() {
     drop(server);
     assert!(!front.has_frames());
     assert_eq!(front.connections.len(), 0);
-    front.send(to_server, &[0; HEADER_BYTES], &[]);
+    front.send(&to_server, &[0; HEADER_BYTES], &[]);
     front.flush();
     let mut server = Shared::listen(&folder.socket(), 0).expect("a server");
     meet(&mut front, to_server, &mut server);
@@ -158,7 +158,7 @@ fn only_who_announced_a_sleep_is_rung() {
     let folder = Folder::new("bells");
     let ((mut server, _), (mut front, to_server)) = pair(&folder.socket());
     let mut speak = || {
-        front.send(to_server, &[1; HEADER_BYTES], &[]);
+        front.send(&to_server, &[1; HEADER_BYTES], &[]);
         front.flush();
     };
     speak();
@@ -192,7 +192,7 @@ fn two_threads_that_sleep_between_frames_lose_none() {
             assert!(Instant::now() < end, "{heard} heard, {said} said");
             wire.receive(&mut |_, _| heard += 1).expect("receive");
             if said < FRAMES && said < heard + u32::from(begins) {
-                wire.send(to, &[0; HEADER_BYTES], &[]);
+                wire.send(&to, &[0; HEADER_BYTES], &[]);
                 wire.flush();
                 said += 1;
                 continue;
@@ -252,7 +252,7 @@ fn a_front_that_lies_in_shared_memory() {
                 taken.expect("the wire is whole");
                 let peer = server.connections.first().map(|(_, connection)| connection.peer);
                 if let Some(peer) = peer {
-                    server.send(peer, &[3; HEADER_BYTES], &[]);
+                    server.send(&peer, &[3; HEADER_BYTES], &[]);
                     server.flush();
                 }
             }
