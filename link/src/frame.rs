@@ -290,6 +290,11 @@ impl<'a> Arrived<'a> {
         u64_at(self.head, 8)
     }
 
+    /// The same, for as long as it is borrowed.
+    pub(crate) fn lend(&mut self) -> Arrived<'_> {
+        Arrived { kind: self.kind, head: self.head, payload: self.payload }
+    }
+
     /// The frame, unless it is sealed.
     #[inline]
     pub(crate) fn in_the_clear(self) -> Option<Frame<'a>> {
@@ -299,7 +304,7 @@ impl<'a> Arrived<'a> {
     /// The frame, of which whoever calls this knows that it is to be believed.
     #[inline]
     pub(crate) fn opened(self) -> Frame<'a> {
-        Frame { kind: self.kind, header: Header::parse(self.head), payload: self.payload }
+        Frame { kind: self.kind, head: self.head, payload: self.payload }
     }
 }
 
@@ -333,8 +338,7 @@ fn check(head: &[u8; HEADER_BYTES], payload: &[u8]) -> Result<Kind, FrameError> 
 pub struct Frame<'a> {
     /// What it is for.
     pub kind: Kind,
-    /// Its fields.
-    pub header: Header,
+    head: &'a [u8; HEADER_BYTES],
     /// What follows the header.
     pub payload: &'a [u8],
 }
@@ -353,7 +357,14 @@ impl<'a> Frame<'a> {
         if head[FLAGS] & IN_THE_CLEAR == 0 {
             return Err(FrameError::Checksum);
         }
-        Ok(Self { kind, header: Header::parse(head), payload })
+        Ok(Self { kind, head, payload })
+    }
+
+    /// Its fields, read from where they came.
+    #[must_use]
+    #[inline]
+    pub fn header(&self) -> Header {
+        Header::parse(self.head)
     }
 }
 
@@ -420,7 +431,7 @@ mod tests {
         let mut bytes = sample().encode(Kind::Answer, &payload).to_vec();
         bytes.extend(payload);
         let frame = Frame::parse(&bytes).expect("whole");
-        assert_eq!((frame.kind, frame.header), (Kind::Answer, sample()));
+        assert_eq!((frame.kind, frame.header()), (Kind::Answer, sample()));
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(Frame::parse(&bytes).is_err(), "bit {bit}");

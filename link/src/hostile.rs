@@ -70,7 +70,7 @@ fn frames_are_refused_or_are_what_they_say() {
 /// What we make of a frame that was believed.
 fn again(frame: &[u8]) -> Vec<u8> {
     let frame = Frame::parse(frame).expect("it was believed");
-    bytes_of(&frame.header, frame.kind, frame.payload)
+    bytes_of(&frame.header(), frame.kind, frame.payload)
 }
 
 /// A body that is believed means the same when it is said again.

@@ -96,7 +96,7 @@ impl Greeting {
                 if offer.session != arrived.session() {
                     return None;
                 }
-                let Frame { header, .. } = offer.guard.open(now, arrived)?;
+                let header = offer.guard.open(now, arrived)?.header();
                 // The server has the last word on the segment size: it may
                 // have opened the session by an earlier open of ours.
                 offer.segments = Segmentation::new(header.count as usize)?;
@@ -118,7 +118,7 @@ impl Greeting {
                 match &mut self.asking {
                     None => {
                         let welcome = Welcome::parse(frame.payload)?;
-                        let (session, guard) = (frame.header.session, Guard::CLEAR);
+                        let (session, guard) = (frame.header().session, Guard::CLEAR);
                         self.consider(now, Offer { session, welcome, segments, guard });
                     }
                     Some(asking) => {
@@ -158,7 +158,7 @@ impl Greeting {
                     && self
                         .offer
                         .as_ref()
-                        .is_some_and(|offer| offer.session == frame.header.session) =>
+                        .is_some_and(|offer| offer.session == frame.header().session) =>
             {
                 self.begin_anew();
                 self.next = self.next.min(now + FIRST_PAUSE);

@@ -72,7 +72,7 @@ impl Guard {
 
     /// Sends a frame under the next counter. A key that is used up sends
     /// nothing, and the session dies of silence.
-    #[inline]
+    #[inline(always)] // So that the header is put together where it is sent from.
     pub(crate) fn send<W: Wire>(
         &mut self,
         wire: &mut W,
@@ -94,13 +94,13 @@ impl Guard {
 
     /// The frame, if it is one of this session.
     #[inline]
-    pub(crate) fn open<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
+    pub(crate) fn open<'a>(&mut self, now: Time, mut arrived: Arrived<'a>) -> Option<Frame<'a>> {
         match self {
             Self::Clear(_) => arrived.in_the_clear(),
             Self::Sealed(seals) => {
-                let frame = seals.opener.open(now, arrived)?;
+                seals.opener.open(now, arrived.lend())?;
                 seals.follow();
-                Some(frame)
+                Some(arrived.opened())
             }
         }
     }

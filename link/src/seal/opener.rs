@@ -8,7 +8,7 @@ use ring::aead::{Aad, LessSafeKey};
 use super::chain::Chain;
 use super::sealer::nonce;
 use super::window::Window;
-use crate::frame::{Arrived, Frame, SEALED_HEADER};
+use crate::frame::{Arrived, SEALED_HEADER};
 use crate::rtt::MAX_TIMEOUT;
 
 /// How long frames of the phase before are believed: three of the longest round
@@ -54,9 +54,9 @@ impl Opener {
         self.window.newest().saturating_sub(self.lowest)
     }
 
-    /// The frame, opened where it is; `None` if it came before, or too late, or
-    /// the other end did not make it.
-    pub(super) fn open<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
+    /// Opens a frame where it is; `None` if it came before, or too late, or the
+    /// other end did not make it.
+    pub(super) fn open(&mut self, now: Time, arrived: Arrived<'_>) -> Option<()> {
         let counter = arrived.counter();
         if !arrived.is_sealed() || !self.window.admits(counter) {
             return None;
@@ -79,7 +79,7 @@ impl Opener {
         } else if is_current {
             self.lowest = self.lowest.min(counter);
         }
-        Some(arrived.opened())
+        Some(())
     }
 
     fn advance(&mut self, now: Time, counter: u64) {

@@ -1,7 +1,7 @@
 //! A slot at the server: the newest request that the front put there.
 
 use block_core::unit::MAX_REQUEST_SECTORS;
-use block_core::{Buffer, Op, SectorRange, Time};
+use block_core::{BLOCK_SIZE, Buffer, Op, SectorRange, Time};
 
 use crate::attach::BODY_BYTES;
 use crate::code::{Progress, WireOp};
@@ -160,9 +160,9 @@ impl Asked {
     #[inline]
     pub(super) fn buffer_bytes(&self) -> usize {
         match (self.op, self.range) {
-            (WireOp::Attach, _) => block_core::BLOCK_SIZE,
+            (WireOp::Attach, _) => BLOCK_SIZE,
             (WireOp::Block(Op::Read | Op::Write | Op::WriteThrough), Some(range)) => {
-                range.blocks_touched().count.bytes() as usize
+                (range.offset_in_block() + self.bytes).next_multiple_of(BLOCK_SIZE)
             }
             _ => 0,
         }

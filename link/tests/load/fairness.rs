@@ -81,7 +81,7 @@ impl Unfinished {
                 *heard.entry(frame.kind as u8).or_default() += 1;
                 if frame.kind == Kind::Welcome {
                     let nonce: [u8; 8] = frame.payload[8..16].try_into().expect("eight");
-                    welcome = Some((frame.header.session, nonce));
+                    welcome = Some((frame.header().session, nonce));
                 }
             })
             .expect("a memory wire");

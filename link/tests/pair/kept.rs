@@ -146,7 +146,9 @@ fn a_read_waits_for_the_changes_that_are_made_again() {
     pair.restart_server();
     pair.host.verifier = 2;
     // Only attach answers come: those of slot 0.
-    pair.run(Duration::from_secs(1), |frame| frame.kind == Kind::Answer && frame.header.slot != 0);
+    pair.run(Duration::from_secs(1), |frame| {
+        frame.kind == Kind::Answer && frame.header().slot != 0
+    });
     assert!(matches!(pair.client.state(volume), VolumeState::Attached(_)));
     assert_eq!(offer(&mut pair, volume, Op::Read, 800), Err(Refusal::Busy));
     pair.run(Duration::from_secs(1), |_| false);

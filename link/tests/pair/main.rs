@@ -32,7 +32,7 @@ fn a_lost_wish_to_read_again_is_repeated() {
             answers += 1;
             answers == 2
         }
-        Kind::Request if frame.header.attempt > 0 => {
+        Kind::Request if frame.header().attempt > 0 => {
             wishes += 1;
             wishes == 1
         }
@@ -63,7 +63,7 @@ fn the_server_has_the_last_word_on_the_segment_size() {
     pair.client_turn();
     let open = pair.sent();
     assert!(open.iter().any(|datagram| datagram.bytes[3] == Kind::Open as u8));
-    let session = Frame::parse(&smallest.bytes).expect("a welcome").header.session;
+    let session = Frame::parse(&smallest.bytes).expect("a welcome").header().session;
     let stray = Header { session, ..Header::default() }.encode(Kind::UnknownSession, &[]);
     pair.network.deliver(Datagram { from: SERVER, to: CLIENT, bytes: stray.to_vec() });
     pair.network.deliver(smallest);
@@ -355,11 +355,11 @@ fn half_written() -> (Pair, Vec<Datagram>) {
     }
     let mut firsts = Vec::new();
     pair.run(Duration::from_millis(2), |frame| {
-        if frame.kind == Kind::Request && frame.header.offset == 0 {
-            let bytes = [&frame.header.encode(frame.kind, frame.payload)[..], frame.payload];
+        if frame.kind == Kind::Request && frame.header().offset == 0 {
+            let bytes = [&frame.header().encode(frame.kind, frame.payload)[..], frame.payload];
             firsts.push(Datagram { from: CLIENT, to: SERVER, bytes: bytes.concat() });
         }
-        frame.header.offset > 0
+        frame.header().offset > 0
     });
     assert_eq!(firsts.len(), 7);
     (pair, firsts)
@@ -462,7 +462,7 @@ fn the_highest_counter_breaks_nothing() {
     pair.client_turn();
     for datagram in pair.sent() {
         let frame = Frame::parse(&datagram.bytes).expect("our own frame");
-        let header = Header { counter: u64::MAX, ..frame.header };
+        let header = Header { counter: u64::MAX, ..frame.header() };
         let mut bytes = header.encode(frame.kind, frame.payload).to_vec();
         bytes.extend(frame.payload);
         pair.network.deliver(Datagram { bytes, ..datagram });

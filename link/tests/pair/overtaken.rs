@@ -50,7 +50,7 @@ fn work(
                     continue;
                 }
                 if datagram.to != CLIENT {
-                    sent.push((frame.kind, frame.header.attempt));
+                    sent.push((frame.kind, frame.header().attempt));
                 }
                 pair.network.deliver(datagram);
             }
@@ -70,7 +70,8 @@ fn a_read_that_others_have_overtaken_is_read_again_at_once() {
         let (mut pair, volume) = Pair::attached();
         let mut first = None;
         let (guest, sent) = work(&mut pair, volume, Op::Read, |frame| {
-            frame.kind == lost && *first.get_or_insert(frame.header.counter) == frame.header.counter
+            frame.kind == lost
+                && *first.get_or_insert(frame.header().counter) == frame.header().counter
         });
         assert!(guest.0.contains(&0), "{lost:?}: it came though no time went by");
         let again = sent.iter().filter(|it| **it == (Kind::Request, 1)).count();
@@ -85,7 +86,7 @@ fn a_write_that_others_have_overtaken_is_asked_for() {
     let (mut pair, volume) = Pair::attached();
     let mut first = None;
     let (guest, sent) = work(&mut pair, volume, Op::Write, |frame| {
-        let counter = frame.header.counter;
+        let counter = frame.header().counter;
         frame.kind == Kind::Answer && *first.get_or_insert(counter) == counter
     });
     assert!(guest.0.contains(&0), "it came though no time went by");
@@ -102,10 +103,10 @@ fn an_answer_that_is_late_is_an_answer() {
     let (guest, _) = work(&mut pair, volume, Op::Read, |frame| {
         let is_first = frame.kind == Kind::Answer && late.is_none();
         if is_first {
-            late = Some(frame.header);
+            late = Some(frame.header());
         }
         // What it is asked for again is lost.
-        is_first || frame.header.attempt > 0
+        is_first || frame.header().attempt > 0
     });
     assert!(!guest.0.contains(&0));
     let payload = [7; 4096];

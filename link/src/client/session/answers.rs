@@ -35,7 +35,7 @@ impl<P: Peer> Session<P> {
         volumes: &mut [Volume],
         guest: &mut impl Guest,
     ) {
-        let header = &frame.header;
+        let header = &frame.header();
         self.credit = header.volume.max(1);
         let Some(index) = self.slot_of(header) else { return };
         let slot = &mut self.slots[index];
@@ -70,7 +70,7 @@ impl<P: Peer> Session<P> {
     /// have come.
     fn place(&mut self, index: usize, frame: &Frame<'_>, guest: &mut impl Guest) -> bool {
         let slot = &mut self.slots[index];
-        let (offset, len) = (frame.header.offset as usize, frame.payload.len());
+        let (offset, len) = (frame.header().offset as usize, frame.payload.len());
         let Use::Part(part) = slot.purpose else { return false };
         let Some(segment) = self.cut.index(offset, len, slot.bytes) else { return false };
         if slot.received.contains(segment) {
@@ -78,7 +78,7 @@ impl<P: Peer> Session<P> {
         }
         guest.place(part.token, offset, frame.payload);
         slot.received.insert(segment);
-        slot.last_counter = frame.header.counter;
+        slot.last_counter = frame.header().counter;
         slot.doublings = 0;
         let is_whole = slot.received == self.cut.all(slot.bytes);
         self.partly_read &= !(1 << index);
@@ -128,7 +128,7 @@ impl<P: Peer> Session<P> {
         volumes: &mut [Volume],
         guest: &mut impl Guest,
     ) {
-        let word = frame.header.word;
+        let word = frame.header().word;
         match self.slots[index].purpose {
             Use::Free => {}
             Use::Part(_) => self.part_answered(now, index, outcome, word, volumes, guest),
@@ -298,7 +298,7 @@ impl<P: Peer> Session<P> {
     }
 
     pub(super) fn handle_missing(&mut self, now: Time, frame: &Frame<'_>) {
-        let Some(index) = self.slot_of(&frame.header) else { return };
+        let Some(index) = self.slot_of(&frame.header()) else { return };
         let Some(set) = frame.payload.first_chunk() else { return };
         let slot = &mut self.slots[index];
         if slot.carried().is_none() {
@@ -318,9 +318,9 @@ impl<P: Peer> Session<P> {
     }
 
     pub(super) fn handle_state(&mut self, now: Time, frame: &Frame<'_>) {
-        let Some(index) = self.slot_of(&frame.header) else { return };
+        let Some(index) = self.slot_of(&frame.header()) else { return };
         let slot = &mut self.slots[index];
-        match Progress::from_code(frame.header.op) {
+        match Progress::from_code(frame.header().op) {
             Some(Progress::Unknown) => {
                 slot.request_due = true;
                 slot.timed_from = None;
@@ -333,7 +333,7 @@ impl<P: Peer> Session<P> {
             Some(Progress::Finished) if slot.is_read() => {
                 // Else our wish to have it read again was lost: repeat that.
                 slot.request_due = true;
-                if frame.header.attempt == slot.attempt {
+                if frame.header().attempt == slot.attempt {
                     self.read_again(now, index);
                 }
             }

@@ -16,7 +16,7 @@ impl<P: Copy + Eq> Session<P> {
         frame: Frame<'_>,
         send: &mut VecDeque<SlotRef>,
     ) {
-        let header = frame.header;
+        let header = frame.header();
         let index = usize::from(header.slot);
         let Some(slot) = self.slots.get_mut(index) else { return };
         let mut progress = None;

@@ -209,7 +209,7 @@ impl<P: Copy + Eq> Session<P> {
         queues: &mut Queues<'_>,
         host: &mut impl Host,
     ) {
-        let header = frame.header;
+        let header = frame.header();
         let index = usize::from(header.slot);
         let Some(slot) = self.slots.get(index) else { return };
         if header.number < slot.number {
@@ -248,11 +248,11 @@ impl<P: Copy + Eq> Session<P> {
             self.give_up(index);
         }
         let slot = &mut self.slots[index];
-        let Some(asked) = Asked::parse(&frame.header) else {
-            slot.begin(now, &frame.header, Asked::NOTHING);
+        let Some(asked) = Asked::parse(&frame.header()) else {
+            slot.begin(now, &frame.header(), Asked::NOTHING);
             return self.end(now, index, BlockError::Malformed, queues.send);
         };
-        slot.begin(now, &frame.header, asked);
+        slot.begin(now, &frame.header(), asked);
         let bytes = asked.buffer_bytes();
         let buffer = match self.find_buffer(bytes, host) {
             None if bytes > 0 => return self.wait(index, queues.waiting),
@@ -373,7 +373,7 @@ impl<P: Copy + Eq> Session<P> {
         send: &mut VecDeque<SlotRef>,
     ) -> Option<Buffer> {
         let asked = &self.slots[index].asked;
-        let (offset, bytes) = (frame.header.offset as usize, asked.bytes);
+        let (offset, bytes) = (frame.header().offset as usize, asked.bytes);
         if frame.payload.len() == bytes && self.cut.index(offset, bytes, bytes).is_some() {
             buffer[asked.data_start()..][..bytes].copy_from_slice(frame.payload);
             return Some(buffer);
@@ -419,9 +419,9 @@ impl<P: Copy + Eq> Session<P> {
         let slot = &mut self.slots[index];
         let asked = slot.asked;
         let Phase::Receiving { buffer, received } = &mut slot.phase else { return None };
-        let (offset, len) = (frame.header.offset as usize, frame.payload.len());
+        let (offset, len) = (frame.header().offset as usize, frame.payload.len());
         let segment = self.cut.index(offset, len, asked.bytes)?;
-        slot.last_counter = frame.header.counter;
+        slot.last_counter = frame.header().counter;
         if received.contains(segment) {
             return None;
         }
@@ -441,7 +441,7 @@ impl<P: Copy + Eq> Session<P> {
     }
 
     /// Gives the request to the worker.
-    #[inline(always)] // It is called from where a request begins, and from rare places.
+    #[inline(always)] // Also where a request begins, though rare places call it too.
     fn start(
         &mut self,
         now: Time,
@@ -452,17 +452,36 @@ impl<P: Copy + Eq> Session<P> {
     ) {
         let at = self.at(index);
         let slot = &mut self.slots[index];
-        let Asked { op, volume, range, .. } = slot.asked;
-        let work = match op {
-            WireOp::Block(op) => Work::Block { volume, request: Request { op, range, buffer } },
-            WireOp::Detach => Work::Detach(volume),
-            WireOp::Attach => match buffer.as_deref().and_then(AttachRequest::parse) {
+        let Asked { op: WireOp::Block(op), volume, range, .. } = slot.asked else {
+            return self.start_attach(now, index, buffer, send, host);
+        };
+        slot.phase = Phase::Running;
+        slot.since = now;
+        self.running += 1;
+        host.start(at, Work::Block { volume, request: Request { op, range, buffer } });
+    }
+
+    /// Gives an attach or a detach to the worker.
+    #[cold]
+    fn start_attach(
+        &mut self,
+        now: Time,
+        index: usize,
+        body: Option<Buffer>,
+        send: &mut VecDeque<SlotRef>,
+        host: &mut impl Host,
+    ) {
+        let at = self.at(index);
+        let slot = &mut self.slots[index];
+        slot.since = now;
+        let work = match body {
+            None => Work::Detach(slot.asked.volume),
+            Some(body) => match AttachRequest::parse(&body) {
                 Some(request) => Work::Attach(request),
                 None => return self.end(now, index, BlockError::Malformed, send),
             },
         };
         slot.phase = Phase::Running;
-        slot.since = now;
         self.running += 1;
         host.start(at, work);
     }
@@ -487,13 +506,13 @@ impl<P: Copy + Eq> Session<P> {
         let Reply { outcome, word, buffer, attach, news } = reply;
         let body = attach.map(|attach| Box::new(attach.encode()));
         slot.outcome = Outcome { code: outcome_code(outcome), word, body, news };
-        slot.phase = match buffer {
+        match buffer {
             Some(buffer) if slot.is_read() && outcome.is_ok() => {
                 let unsent = self.cut.of_blocks(slot.wanted, slot.asked.bytes);
-                Phase::Sending { buffer, unsent }
+                slot.phase = Phase::Sending { buffer, unsent };
             }
-            _ => Phase::Done,
-        };
+            _ => slot.phase = Phase::Done,
+        }
         self.answer(now, index, send);
         false
     }
