@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use block_core::Time;
+
 /// The time-out before the first sample.
 const INITIAL_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -9,7 +11,7 @@ const INITIAL_TIMEOUT: Duration = Duration::from_millis(100);
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Longer trips count as this: sums of them stay in range.
-const LONGEST_TRIP: Duration = Duration::from_secs(3600);
+const LONGEST_TRIP: u64 = nanos(Duration::from_secs(3600));
 
 /// The smoothed round trip and its variation, as in RFC 6298, in nanoseconds:
 /// each answer is a sample, and a [`Duration`] divides by a thousand million.
@@ -17,37 +19,41 @@ const LONGEST_TRIP: Duration = Duration::from_secs(3600);
 pub(crate) struct RoundTrip {
     smoothed: Option<(u64, u64)>,
     least: u64,
+    /// The time-out of what is asked for the first time.
+    timeout: u64,
 }
 
 impl RoundTrip {
     /// No sample yet; time-outs are never below `least`.
     #[must_use]
     pub(crate) fn new(least: Duration) -> Self {
-        Self { smoothed: None, least: nanos(least) }
+        Self { smoothed: None, least: nanos(least), timeout: nanos(INITIAL_TIMEOUT) }
     }
 
-    /// Takes a sample; only from requests that were sent once.
-    pub(crate) fn sample(&mut self, trip: Duration) {
-        let trip = nanos(trip).min(nanos(LONGEST_TRIP));
-        self.smoothed = Some(match self.smoothed {
+    /// Takes a sample: what was sent at `sent` and `held` microseconds at the
+    /// server is answered. Only of requests that were sent once.
+    #[inline]
+    pub(crate) fn sample(&mut self, sent: Time, now: Time, held: u32) {
+        let trip = now.nanos().saturating_sub(sent.nanos());
+        let trip = trip.saturating_sub(u64::from(held) * 1000).min(LONGEST_TRIP);
+        let (mean, variation) = match self.smoothed {
             None => (trip, trip / 2),
             Some((mean, variation)) => {
                 let error = mean.abs_diff(trip);
                 ((mean * 7 + trip) / 8, (variation * 3 + error) / 4)
             }
-        });
+        };
+        self.smoothed = Some((mean, variation));
+        self.timeout = (mean + variation * 4).max(self.least).min(nanos(MAX_TIMEOUT));
     }
 
-    /// How long to wait for an answer that is asked for the `doublings + 1`st
-    /// time.
+    /// Until when to wait for an answer that is asked for now, for the
+    /// `doublings + 1`st time.
     #[must_use]
-    pub(crate) fn timeout(&self, doublings: u8) -> Duration {
-        let base = match self.smoothed {
-            None => nanos(INITIAL_TIMEOUT),
-            Some((mean, variation)) => (mean + variation * 4).max(self.least),
-        };
-        let doubled = base.saturating_mul(1 << doublings.min(10));
-        Duration::from_nanos(doubled.min(nanos(MAX_TIMEOUT)))
+    #[inline]
+    pub(crate) fn deadline(&self, now: Time, doublings: u8) -> Time {
+        let doubled = self.timeout << doublings.min(10);
+        Time::from_nanos(now.nanos().saturating_add(doubled.min(nanos(MAX_TIMEOUT))))
     }
 }
 
@@ -61,18 +67,29 @@ mod tests {
 
     #[test]
     fn the_timeout_follows_the_samples_and_doubles_to_its_limit() {
+        let sample = |trip: &mut RoundTrip, span: Duration| {
+            let sent = Time::from_nanos(5);
+            // What the server held is no part of the trip.
+            trip.sample(sent, sent + span + Duration::from_micros(70), 70);
+        };
+        let timeout = |trip: &RoundTrip, doublings| {
+            let now = Time::from_nanos(7);
+            trip.deadline(now, doublings) - now
+        };
         let mut trip = RoundTrip::new(Duration::from_millis(1));
-        assert_eq!(trip.timeout(0), INITIAL_TIMEOUT);
+        assert_eq!(timeout(&trip, 0), INITIAL_TIMEOUT);
         for _ in 0..100 {
-            trip.sample(Duration::from_micros(30));
+            sample(&mut trip, Duration::from_micros(30));
         }
-        assert_eq!(trip.timeout(0), Duration::from_millis(1), "the least");
-        assert_eq!(trip.timeout(3), Duration::from_millis(8));
-        assert_eq!(trip.timeout(200), MAX_TIMEOUT);
+        assert_eq!(timeout(&trip, 0), Duration::from_millis(1), "the least");
+        assert_eq!(timeout(&trip, 3), Duration::from_millis(8));
+        assert_eq!(timeout(&trip, 200), MAX_TIMEOUT);
         for _ in 0..100 {
-            trip.sample(Duration::from_millis(20));
+            sample(&mut trip, Duration::from_millis(20));
         }
-        let settled = trip.timeout(0);
+        let settled = timeout(&trip, 0);
         assert!((Duration::from_millis(20)..Duration::from_millis(25)).contains(&settled));
+        sample(&mut trip, Duration::from_secs(1 << 40));
+        assert_eq!(timeout(&trip, 0), MAX_TIMEOUT);
     }
 }

@@ -199,7 +199,7 @@ impl<W: Wire> Client<W> {
     fn receive(&mut self, now: Time, guest: &mut impl Guest) -> usize {
         let Self { wire, sessions, volumes, .. } = self;
         let received = wire.receive(&mut |from, bytes| {
-            let Some(session) = sessions.iter_mut().find(|session| session.peer() == *from) else {
+            let Some(session) = sessions.iter_mut().find(|session| session.is_with(from)) else {
                 return;
             };
             match Arrived::parse(bytes) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use block_core::{Buffer, Op, Time};
 
 use super::kept::Mark;
+use super::session::Ring;
 use crate::attach::BODY_BYTES;
 use crate::path::Part;
 use crate::segment::{ALL_BLOCKS, SegmentSet, Segmentation};
@@ -48,9 +49,21 @@ impl Use {
     }
 }
 
+/// What a slot is to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    Nothing,
+    /// The question how far the request is.
+    Probe,
+    /// The request: of one that carries data, the segments that are unsent. Nothing
+    /// is asked then.
+    Request,
+}
+
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) purpose: Use,
+    /// Zero while the slot is free: what speaks of no request finds no slot.
     pub(super) number: u64,
     pub(super) attempt: u16,
     /// The private copy of what the request carries. Frames are made from it,
@@ -62,35 +75,38 @@ pub(super) struct Slot {
     pub(super) body: Option<[u8; BODY_BYTES]>,
     /// Bytes of data carried or asked for.
     pub(super) bytes: usize,
-    /// Of a write: what is to be sent now.
+    /// Of what carries data, while it is due: the segments to send.
     pub(super) unsent: SegmentSet,
     /// Of a read: what has come, in this attempt or in blocks that an earlier
     /// one completed.
     pub(super) received: SegmentSet,
-    /// A request frame is due (for a write: those of `unsent`).
-    pub(super) request_due: bool,
-    pub(super) probe_due: bool,
+    pub(super) due: Due,
     /// Whether the session's queue holds this slot.
     pub(super) queued: bool,
     /// When the request was sent, as long as it was sent once.
     pub(super) timed_from: Option<Time>,
-    /// When to ask how far it is.
-    pub(super) deadline: Option<Time>,
+    /// When to ask how far it is; [`NEVER`] before it is sent.
+    pub(super) deadline: Time,
     pub(super) doublings: u8,
     /// Whether the server has not yet said that it has a buffer for the write.
     pub(super) unscheduled: bool,
     /// Of a flush: what was answered before it was sent.
     pub(super) covers: Mark,
-    /// The counter of the last frame that brought a segment of the read.
+    /// Of a read of which some segments have come: the counter of the last frame
+    /// that brought one.
     pub(super) last_counter: u64,
     pub(super) lack: Lack,
 }
+
+/// After every other moment.
+pub(super) const NEVER: Time = Time::from_nanos(u64::MAX);
 
 /// What of a request did not come although it was sent, and how often.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lack {
     segments: SegmentSet,
     since: Time,
+    /// The rest means something only when this is not zero.
     repeats: u8,
 }
 
@@ -100,7 +116,7 @@ impl Lack {
     /// Notes that `segments` have to be sent once more. Whether the same ones
     /// did not come so often and for so long that chance does not explain it.
     pub(super) fn note(&mut self, now: Time, segments: SegmentSet) -> bool {
-        if self.segments != segments {
+        if self.repeats == 0 || self.segments != segments {
             *self = Self { segments, since: now, repeats: 0 };
         }
         self.repeats = self.repeats.saturating_add(1);
@@ -119,11 +135,10 @@ impl Slot {
             bytes: 0,
             unsent: SegmentSet::EMPTY,
             received: SegmentSet::EMPTY,
-            request_due: false,
-            probe_due: false,
+            due: Due::Nothing,
             queued: false,
             timed_from: None,
-            deadline: None,
+            deadline: NEVER,
             doublings: 0,
             unscheduled: false,
             covers: Mark::START,
@@ -132,37 +147,52 @@ impl Slot {
         }
     }
 
-    /// Starts, or starts over in a new session, what the slot is used for.
+    /// Starts what the slot is used for: its request is to be sent. What a request
+    /// says and carries is set already, and what says that none is under way was
+    /// set by [`Slot::leave`].
+    #[inline]
     pub(super) fn begin(&mut self, number: u64) {
         self.number = number;
         self.attempt = 0;
-        self.unsent = SegmentSet::EMPTY;
         self.received = SegmentSet::EMPTY;
-        self.request_due = false;
-        self.probe_due = false;
+        self.due = Due::Request;
         self.timed_from = None;
-        self.deadline = None;
         self.doublings = 0;
         self.unscheduled = false;
-        self.last_counter = 0;
-        self.lack = Lack::NONE;
+        self.lack.repeats = 0;
     }
 
     /// Ends what the slot is used for: nothing of it is sent or waited for. The
     /// rest is forgotten when the slot is used again.
-    pub(super) fn leave(&mut self) {
+    #[inline]
+    pub(super) fn leave(&mut self) -> Option<Buffer> {
+        self.purpose = Use::Free;
         self.number = 0;
-        self.request_due = false;
-        self.probe_due = false;
-        self.deadline = None;
-        self.unscheduled = false;
+        self.deadline = NEVER;
+        self.data.take()
+    }
+
+    /// Puts the slot, whose number that is, into the queue of those that have frames
+    /// to send, if it is not there.
+    #[inline]
+    pub(super) fn enter<const N: usize>(&mut self, index: u16, queue: &mut Ring<u16, N>) {
+        if !self.queued {
+            self.queued = true;
+            queue.push(index);
+        }
     }
 
     /// The bytes that the request carries.
+    #[inline]
     pub(super) fn carried(&self) -> Option<&[u8]> {
-        self.body.as_ref().map(|body| &body[..]).or(self.data.as_deref())
+        match (&self.data, &self.body) {
+            (Some(data), _) => Some(data),
+            (None, Some(body)) => Some(body),
+            (None, None) => None,
+        }
     }
 
+    #[inline]
     pub(super) fn is_read(&self) -> bool {
         matches!(self.purpose, Use::Part(Part { op: Op::Read, .. }))
     }
@@ -174,11 +204,12 @@ impl Slot {
         let again = if self.is_block_aligned() { self.wanted(cut) } else { ALL_BLOCKS };
         self.received = self.received.without(cut.of_blocks(again, self.bytes));
         self.attempt = self.attempt.wrapping_add(1);
-        self.request_due = true;
+        self.due = Due::Request;
         self.timed_from = None;
     }
 
     /// The blocks of the data that a read still wants, as its request says it.
+    #[inline]
     pub(super) fn wanted(&self, cut: Segmentation) -> u32 {
         if self.received.is_empty() {
             return ALL_BLOCKS;

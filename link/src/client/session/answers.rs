@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use block_core::{BlockError, Op, Time};
+use block_core::{BlockError, Buffer, Op, Time};
 
-use super::Session;
-use super::sending::earlier;
+use super::{CONTROL, Session};
 use crate::attach::{AttachReply, Refused};
-use crate::client::slot::Use;
+use crate::client::slot::{Due, Use};
 use crate::client::volume::{Recovery, judge};
 use crate::client::{Volume, VolumeState};
 use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES};
 use crate::frame::{Frame, Header};
-use crate::path::Guest;
+use crate::path::{Guest, Token};
 use crate::segment::{SegmentSet, Segmentation};
 use crate::wire::Peer;
 
@@ -21,13 +20,14 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl<P: Peer> Session<P> {
     /// The slot that a frame speaks of, if it speaks of what the slot does now.
+    #[inline]
     pub(super) fn slot_of(&self, header: &Header) -> Option<usize> {
         let index = usize::from(header.slot);
         let slot = self.slots.get(index)?;
-        (slot.purpose != Use::Free && slot.number == header.number && header.number != 0)
-            .then_some(index)
+        (slot.number == header.number && header.number != 0).then_some(index)
     }
 
+    #[inline]
     pub(super) fn handle_answer(
         &mut self,
         now: Time,
@@ -40,10 +40,14 @@ impl<P: Peer> Session<P> {
         let Some(index) = self.slot_of(header) else { return };
         let slot = &mut self.slots[index];
         let outcome = BlockError::from_code(header.op);
+        let read = match slot.purpose {
+            Use::Part(part) if part.op == Op::Read && outcome.is_ok() => Some(part.token),
+            _ => None,
+        };
         // Data of an earlier attempt must not mix with this one's; all of it at
         // once does not, and an error ends the request whichever attempt met it.
-        let is_whole = frame.payload.len() == slot.bytes;
-        if slot.is_read() && slot.attempt != header.attempt && outcome.is_ok() && !is_whole {
+        let is_all = header.offset == 0 && frame.payload.len() == slot.bytes;
+        if read.is_some() && !is_all && slot.attempt != header.attempt {
             return;
         }
         if header.news
@@ -52,12 +56,17 @@ impl<P: Peer> Session<P> {
             volumes[usize::from(part.volume.0)].has_news = true;
         }
         if let Some(sent) = slot.timed_from.take() {
-            let held = Duration::from_micros(u64::from(header.count));
-            self.trip.sample((now - sent).saturating_sub(held));
+            self.trip.sample(sent, now, header.count);
         }
-        if outcome.is_ok() && slot.is_read() {
-            let is_whole = self.place(index, frame, guest);
-            self.read_gaps_again(now, header.counter);
+        if let Some(token) = read {
+            if is_all {
+                guest.place(token, 0, frame.payload);
+            }
+            let is_whole = is_all || self.place(index, token, frame, guest);
+            if self.partly_read != 0 {
+                self.partly_read &= !(u128::from(is_whole) << index);
+                self.read_gaps_again(now, header.counter);
+            }
             if !is_whole {
                 return;
             }
@@ -68,22 +77,25 @@ impl<P: Peer> Session<P> {
 
     /// Puts one verified segment of a read where it belongs; whether all of them
     /// have come.
-    fn place(&mut self, index: usize, frame: &Frame<'_>, guest: &mut impl Guest) -> bool {
+    fn place(
+        &mut self,
+        index: usize,
+        token: Token,
+        frame: &Frame<'_>,
+        guest: &mut impl Guest,
+    ) -> bool {
         let slot = &mut self.slots[index];
         let (offset, len) = (frame.header().offset as usize, frame.payload.len());
-        let Use::Part(part) = slot.purpose else { return false };
         let Some(segment) = self.cut.index(offset, len, slot.bytes) else { return false };
         if slot.received.contains(segment) {
             return false;
         }
-        guest.place(part.token, offset, frame.payload);
+        guest.place(token, offset, frame.payload);
         slot.received.insert(segment);
         slot.last_counter = frame.header().counter;
         slot.doublings = 0;
-        let is_whole = slot.received == self.cut.all(slot.bytes);
-        self.partly_read &= !(1 << index);
-        self.partly_read |= u128::from(!is_whole) << index;
-        is_whole
+        self.partly_read |= 1 << index;
+        slot.received == self.cut.all(slot.bytes)
     }
 
     /// Reads again what a gap shows to be lost: frames sent well after it have
@@ -97,7 +109,7 @@ impl<P: Peer> Session<P> {
             if counter.saturating_sub(slot.last_counter) > REORDER_FRAMES {
                 slot.last_counter = counter;
                 self.read_again(now, index);
-                self.enqueue(index as u16);
+                self.enqueue(index);
             }
         }
     }
@@ -135,11 +147,11 @@ impl<P: Peer> Session<P> {
             Use::Replay { .. } => self.replayed(now, index, outcome, volumes, guest),
             Use::Flush(_) => self.flush_answered(now, index, outcome, word, volumes),
             Use::Attach(volume) => {
-                self.vacate(index, volumes);
+                self.vacate_control();
                 self.attached(now, volume, outcome, frame.payload, volumes, guest);
             }
             Use::Detach(volume) => {
-                self.vacate(index, volumes);
+                self.vacate_control();
                 match outcome {
                     // Not attached any more is as good.
                     Ok(()) | Err(BlockError::NotAttached) => {
@@ -176,9 +188,8 @@ impl<P: Peer> Session<P> {
         if outcome == Err(BlockError::Lost) || outcome.is_ok() && is_stale {
             return self.park_slot(index, volumes);
         }
-        let (data, mark) = (self.slots[index].data.take(), self.slots[index].covers);
-        self.vacate(index, volumes);
-        let volume = &mut volumes[usize::from(part.volume.0)];
+        let mark = self.slots[index].covers;
+        let data = self.vacate(index, volume);
         match part.range.filter(|_| part.op.changes()) {
             Some(range) => volume.end_change(part.op, range, data, outcome),
             None if flushed => volume.flushed(mark),
@@ -191,7 +202,7 @@ impl<P: Peer> Session<P> {
     fn retry_later(&mut self, now: Time, volume: &mut Volume) {
         let at = now + RETRY_PAUSE;
         volume.retry_at = Some(at);
-        self.next_deadline = earlier(self.next_deadline, at);
+        self.next_deadline = self.next_deadline.min(at);
     }
 
     pub(super) fn attached(
@@ -277,23 +288,28 @@ impl<P: Peer> Session<P> {
         }
     }
 
-    /// Frees a slot. What it had under way is the caller's.
-    pub(super) fn vacate(&mut self, index: usize, volumes: &mut [Volume]) {
+    /// Frees a slot of a volume; what its request carried. What it had under way is
+    /// the caller's.
+    #[inline]
+    pub(super) fn vacate(&mut self, index: usize, volume: &mut Volume) -> Option<Buffer> {
         let slot = &mut self.slots[index];
+        if slot.is_read() {
+            self.reading -= slot.bytes;
+            self.partly_read &= !(1 << index);
+        } else if slot.unscheduled {
+            self.unscheduled -= 1;
+        }
+        volume.in_use -= 1;
+        self.free.push(index as u16);
+        slot.leave()
+    }
+
+    /// Frees the control slot.
+    fn vacate_control(&mut self) {
+        let slot = &mut self.slots[usize::from(CONTROL)];
         if slot.unscheduled {
             self.unscheduled -= 1;
         }
-        if let Some(volume) = slot.purpose.volume() {
-            volumes[volume].in_use -= 1;
-            self.free.push(index as u16);
-        }
-        if slot.is_read() {
-            self.reading -= slot.bytes;
-        }
-        self.partly_read &= !(1 << index);
-        slot.purpose = Use::Free;
-        slot.data = None;
-        slot.body = None;
         slot.leave();
     }
 
@@ -308,13 +324,13 @@ impl<P: Peer> Session<P> {
             self.unscheduled -= 1;
         }
         slot.unsent = SegmentSet(u128::from_le_bytes(*set)).and(self.cut.all(slot.bytes));
-        slot.request_due = !slot.unsent.is_empty();
+        slot.due = if slot.unsent.is_empty() { Due::Nothing } else { Due::Request };
         slot.timed_from = None;
         slot.doublings = 0;
         let missing = slot.unsent;
         self.note_lack(now, index, missing);
         self.await_answer(now, index);
-        self.enqueue(index as u16);
+        self.enqueue(index);
     }
 
     pub(super) fn handle_state(&mut self, now: Time, frame: &Frame<'_>) {
@@ -322,7 +338,7 @@ impl<P: Peer> Session<P> {
         let slot = &mut self.slots[index];
         match Progress::from_code(frame.header().op) {
             Some(Progress::Unknown) => {
-                slot.request_due = true;
+                slot.due = Due::Request;
                 slot.timed_from = None;
                 if slot.carried().is_some() {
                     let first = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
@@ -332,7 +348,7 @@ impl<P: Peer> Session<P> {
             }
             Some(Progress::Finished) if slot.is_read() => {
                 // Else our wish to have it read again was lost: repeat that.
-                slot.request_due = true;
+                slot.due = Due::Request;
                 if frame.header().attempt == slot.attempt {
                     self.read_again(now, index);
                 }
@@ -343,6 +359,6 @@ impl<P: Peer> Session<P> {
         // a longer silence would end.
         self.slots[index].doublings = 0;
         self.await_answer(now, index);
-        self.enqueue(index as u16);
+        self.enqueue(index);
     }
 }

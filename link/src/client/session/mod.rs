@@ -7,9 +7,9 @@
 mod answers;
 mod overtaken;
 mod recovery;
+mod ring;
 mod sending;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use block_core::unit::{MAX_REQUEST_BYTES, MAX_REQUEST_SECTORS};
@@ -17,7 +17,7 @@ use block_core::{BlockError, Buffer, Op, Time};
 
 use crate::attach::{AttachRequest, BODY_BYTES};
 use crate::client::greeting::{Greeting, Offer};
-use crate::client::slot::{Slot, Use};
+use crate::client::slot::{NEVER, Slot, Use};
 use crate::client::voice::Voice;
 use crate::client::{Volume, VolumeState};
 use crate::code::UNSCHEDULED_BYTES;
@@ -29,7 +29,7 @@ use crate::seal::Guard;
 use crate::segment::Segmentation;
 use crate::wire::{Peer, Wire};
 use overtaken::Overtaken;
-use sending::earlier;
+pub(in crate::client) use ring::Ring;
 
 /// The control slot.
 const CONTROL: u16 = 0;
@@ -42,6 +42,7 @@ const HINT_SILENCE: Duration = Duration::from_millis(20);
 /// Slots at most, whatever a server offers: the set of partly read slots is a
 /// 128-bit word.
 pub(in crate::client) const MAX_SLOTS: u16 = 128;
+const _: () = assert!(MAX_SLOTS as u32 <= u128::BITS);
 
 #[derive(Debug)]
 enum Phase {
@@ -64,15 +65,15 @@ pub(in crate::client) struct Session<P> {
     slots: Vec<Slot>,
     /// Free slots but the control slot, the last used on top.
     free: Vec<u16>,
-    /// Slots with frames to send.
-    queue: VecDeque<u16>,
+    /// Slots with frames to send, each once.
+    queue: Ring<u16, { MAX_SLOTS as usize }>,
     /// Reads of which some segments have come.
     partly_read: u128,
     next_number: u64,
     next_cookie: u64,
     trip: RoundTrip,
-    /// No slot's deadline is earlier than this.
-    next_deadline: Option<Time>,
+    /// No slot's deadline is earlier than this, and nothing else is due.
+    next_deadline: Time,
     credit: u16,
     unscheduled: u16,
     /// Which requests others have overtaken.
@@ -109,15 +110,15 @@ impl<P: Peer> Session<P> {
             cut: Segmentation::SMALLEST,
             slots: Vec::new(),
             free: Vec::new(),
-            queue: VecDeque::new(),
+            queue: Ring::new(),
             partly_read: 0,
             next_number: 1,
             next_cookie: cookie.wrapping_add(1),
             trip: RoundTrip::new(least_timeout),
-            next_deadline: None,
+            next_deadline: NEVER,
             credit: 0,
             unscheduled: 0,
-            overtaken: Overtaken::default(),
+            overtaken: Overtaken::new(),
             read_window: (window as usize).max(MAX_REQUEST_BYTES),
             reading: 0,
             redirect: None,
@@ -132,6 +133,11 @@ impl<P: Peer> Session<P> {
 
     pub(in crate::client) fn peer(&self) -> P {
         self.peer
+    }
+
+    /// Whether it is the session with that server.
+    pub(in crate::client) fn is_with(&self, peer: &P) -> bool {
+        self.peer == *peer
     }
 
     pub(in crate::client) fn is_live(&self) -> bool {
@@ -151,8 +157,8 @@ impl<P: Peer> Session<P> {
         if let Phase::Greeting(greeting) = &self.phase {
             return Some(greeting.deadline());
         }
-        let bound = self.next_deadline?;
-        if self.slots.iter().any(|slot| slot.deadline.is_some()) {
+        let bound = self.next_deadline;
+        if self.slots.iter().any(|slot| slot.deadline != NEVER) {
             return Some(bound);
         }
         let mine = volumes.iter().filter(|volume| volume.session == self.index);
@@ -201,22 +207,23 @@ impl<P: Peer> Session<P> {
                 return Err(Refusal::Failed(error));
             }
         }
-        self.occupy(Use::Part(part), data, bytes, volumes);
+        self.occupy(Use::Part(part), data, bytes, &mut volumes[index]);
         Ok(())
     }
 
     /// Uses a free slot, which there is, for a volume's request.
-    fn occupy(&mut self, purpose: Use, data: Option<Buffer>, bytes: usize, volumes: &mut [Volume]) {
-        let (Some(index), Some(volume)) = (self.free.pop(), purpose.volume()) else { return };
-        let volume = &mut volumes[volume];
+    #[inline]
+    fn occupy(&mut self, purpose: Use, data: Option<Buffer>, bytes: usize, volume: &mut Volume) {
+        let Some(index) = self.free.pop() else { return };
         volume.in_use += 1;
         let slot = &mut self.slots[usize::from(index)];
         slot.purpose = purpose;
         slot.data = data;
         slot.bytes = bytes;
-        slot.covers = volume.kept.mark();
         if slot.is_read() {
             self.reading += bytes;
+        } else {
+            slot.covers = volume.kept.mark();
         }
         self.begin(index);
     }
@@ -233,26 +240,21 @@ impl<P: Peer> Session<P> {
     }
 
     /// Gives the slot's purpose a number and lets its first frames go.
+    #[inline]
     fn begin(&mut self, index: u16) {
-        let number = self.next_number;
-        self.next_number += 1;
         let slot = &mut self.slots[usize::from(index)];
-        slot.begin(number);
-        slot.request_due = true;
+        slot.begin(self.next_number);
+        self.next_number += 1;
         if slot.carried().is_some() {
             slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
             slot.unscheduled = true;
             self.unscheduled += 1;
         }
-        self.enqueue(index);
+        slot.enter(index, &mut self.queue);
     }
 
-    fn enqueue(&mut self, index: u16) {
-        let slot = &mut self.slots[usize::from(index)];
-        if !slot.queued {
-            slot.queued = true;
-            self.queue.push_back(index);
-        }
+    fn enqueue(&mut self, index: usize) {
+        self.slots[index].enter(index as u16, &mut self.queue);
     }
 
     /// Starts the next attach or detach of this session, if slot 0 is free.
@@ -278,6 +280,7 @@ impl<P: Peer> Session<P> {
         // What is whole is said to be whole before it is given back.
         if volume.may_leave() && volume.unsaid().is_none() {
             slot.purpose = Use::Detach(index);
+            slot.body = None;
             slot.bytes = 0;
         } else {
             volume.has_news = false;
@@ -319,24 +322,17 @@ impl<P: Peer> Session<P> {
         let Some(frame) = self.verified(now, arrived) else { return };
         let frame = &frame;
         match frame.kind {
+            Kind::Answer => self.handle_answer(now, frame, volumes, guest),
+            Kind::Missing => self.handle_missing(now, frame),
+            Kind::State => self.handle_state(now, frame),
             Kind::UnknownSession | Kind::Bye => {
                 tracing::warn!(server = ?self.peer, "the server has no session for us: connecting again");
                 self.greet_again(now, volumes);
             }
-            Kind::Answer => self.handle_answer(now, frame, volumes, guest),
-            Kind::Missing => self.handle_missing(now, frame),
-            Kind::State => self.handle_state(now, frame),
             _ => {}
         }
-        if std::mem::take(&mut self.too_wide) {
-            let segment = self.cut.size();
-            tracing::warn!(
-                server = ?self.peer,
-                segment,
-                "large frames do not arrive any more, small ones do (the path's MTU has changed?): \
-                 connecting again"
-            );
-            self.greet_again(now, volumes);
+        if self.too_wide {
+            self.give_up_width(now, volumes);
         }
     }
 
@@ -354,6 +350,20 @@ impl<P: Peer> Session<P> {
         Some(frame)
     }
 
+    /// Asks for a session with smaller segments.
+    #[cold]
+    fn give_up_width(&mut self, now: Time, volumes: &mut [Volume]) {
+        self.too_wide = false;
+        let segment = self.cut.size();
+        tracing::warn!(
+            server = ?self.peer,
+            segment,
+            "large frames do not arrive any more, small ones do (the path's MTU has changed?): \
+             connecting again"
+        );
+        self.greet_again(now, volumes);
+    }
+
     /// A new session begins: everything that was outstanding starts over in
     /// it, volumes first.
     fn open(&mut self, offer: Offer, volumes: &mut [Volume]) {
@@ -365,14 +375,13 @@ impl<P: Peer> Session<P> {
         self.next_number = 1;
         self.unscheduled = 0;
         self.partly_read = 0;
-        self.next_deadline = None;
+        self.next_deadline = NEVER;
         self.queue.clear();
-        self.overtaken = Overtaken::with_room_for(offer.welcome.slots);
+        self.overtaken.clear();
         let offered = usize::from(offer.welcome.slots.clamp(2, MAX_SLOTS));
         if self.slots.is_empty() {
             self.slots = (0..offered).map(|_| Slot::free()).collect();
             self.free = (1..offered as u16).rev().collect();
-            self.queue.reserve(offered);
         }
         for slot in &mut self.slots {
             slot.queued = false;

@@ -2,47 +2,53 @@
 //! sent later have been answered: a lost frame of a busy session costs about a
 //! round trip more, and no timer that has to allow for the slowest.
 
-use std::collections::VecDeque;
-
 use block_core::Time;
 
-use super::Session;
-use crate::client::slot::Use;
+use super::{MAX_SLOTS, Ring, Session};
+use crate::client::slot::Due;
 use crate::wire::Peer;
 
 /// How many later requests must have been answered. Devices answer out of order,
 /// and a question that was not needed costs two short frames.
 const OVERTAKERS: u32 = 8;
 
+/// Sent requests that are remembered. Most are forgotten when they are answered, so
+/// this many only are when requests are sent again and again; then the oldest are
+/// left to their time-outs.
+const ROOM: usize = 4 * MAX_SLOTS as usize;
+
 /// The requests in the order in which they were sent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Overtaken {
-    sent: VecDeque<(u16, u64)>,
+    /// Slots and numbers.
+    sent: Ring<(u16, u64), ROOM>,
     /// Answers of others since the first of `sent` has been the first: all of
     /// them were sent later.
     overtakers: u32,
-    room: usize,
 }
 
 impl Overtaken {
-    /// For a session with so many slots. Most entries leave when they are
-    /// answered, so more than that is only met when requests are sent again and
-    /// again; then the oldest are left to their time-outs.
-    pub(super) fn with_room_for(slots: u16) -> Self {
-        let room = 4 * usize::from(slots);
-        Self { sent: VecDeque::with_capacity(room), overtakers: 0, room }
+    pub(super) fn new() -> Self {
+        Self { sent: Ring::new(), overtakers: 0 }
+    }
+
+    pub(super) const fn clear(&mut self) {
+        self.sent.clear();
+        self.overtakers = 0;
     }
 
     /// Notes that a request was sent.
+    #[inline]
     pub(super) fn sent(&mut self, slot: u16, number: u64) {
-        if self.sent.len() == self.room {
+        if self.sent.is_full() {
             self.forget_first();
         }
-        self.sent.push_back((slot, number));
+        self.sent.push((slot, number));
     }
 
+    #[inline]
     fn forget_first(&mut self) {
-        self.sent.pop_front();
+        self.sent.pop();
         self.overtakers = 0;
     }
 }
@@ -50,11 +56,12 @@ impl Overtaken {
 impl<P: Peer> Session<P> {
     /// A request was answered; if the oldest that was not has been overtaken by
     /// enough others, it is asked for, once after it was sent.
+    #[inline]
     pub(super) fn ask_for_overtaken(&mut self, now: Time) {
         self.overtaken.overtakers += 1;
-        while let Some(&(index, number)) = self.overtaken.sent.front() {
-            let slot = &self.slots[usize::from(index)];
-            if slot.number == number && slot.purpose != Use::Free {
+        while let Some((index, number)) = self.overtaken.sent.first() {
+            // A free slot's number is no request's.
+            if self.slots[usize::from(index)].number == number {
                 if self.overtaken.overtakers < OVERTAKERS {
                     return;
                 }
@@ -68,14 +75,15 @@ impl<P: Peer> Session<P> {
     /// missing of a read, which is as short and saves a round trip. The next time
     /// the first question is asked: a read that takes long is not asked for again
     /// and again.
+    #[cold]
     fn ask_for(&mut self, now: Time, index: usize) {
         let slot = &mut self.slots[index];
         if slot.is_read() && slot.attempt == 0 {
             self.read_again(now, index);
         } else {
-            slot.probe_due = true;
+            slot.due = slot.due.max(Due::Probe);
             slot.timed_from = None;
         }
-        self.enqueue(index as u16);
+        self.enqueue(index);
     }
 }

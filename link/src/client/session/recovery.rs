@@ -4,7 +4,7 @@
 use block_core::{BlockError, Op, Time};
 
 use super::answers::RETRY_PAUSE;
-use super::{Session, data_bytes, earlier};
+use super::{Session, data_bytes};
 use crate::client::slot::Use;
 use crate::client::volume::{Recovery, overlap};
 use crate::client::{Volume, VolumeState};
@@ -26,8 +26,8 @@ impl<P: Peer> Session<P> {
     /// Takes the request out of one slot, to be sent later.
     pub(super) fn park_slot(&mut self, index: usize, volumes: &mut [Volume]) {
         let purpose = self.slots[index].purpose;
-        let data = self.slots[index].data.take();
-        self.vacate(index, volumes);
+        let Some(volume) = purpose.volume() else { return };
+        let data = self.vacate(index, &mut volumes[volume]);
         match purpose {
             Use::Part(part) => volumes[usize::from(part.volume.0)].parked.push((part, data)),
             Use::Replay { volume, entry } => {
@@ -47,7 +47,7 @@ impl<P: Peer> Session<P> {
         if volumes[index].wants_flush(now) && self.has_slot_for(index, volumes) {
             volumes[index].flushing = true;
             volumes[index].flush_at = None;
-            self.occupy(Use::Flush(index), None, 0, volumes);
+            self.occupy(Use::Flush(index), None, 0, &mut volumes[index]);
         }
         while matches!(volumes[index].state, VolumeState::Attached(_)) && self.is_live() {
             let volume = &mut volumes[index];
@@ -97,7 +97,7 @@ impl<P: Peer> Session<P> {
         let bytes = if has_data { range.bytes() as usize } else { 0 };
         replaying.push(range);
         *recovery = Recovery::Replaying { next: next + 1 };
-        self.occupy(Use::Replay { volume: index, entry: next }, data, bytes, volumes);
+        self.occupy(Use::Replay { volume: index, entry: next }, data, bytes, &mut volumes[index]);
         true
     }
 
@@ -116,7 +116,7 @@ impl<P: Peer> Session<P> {
                 return true;
             }
             let (_, data) = volumes[index].parked.swap_remove(at);
-            self.occupy(Use::Part(part), data, bytes, volumes);
+            self.occupy(Use::Part(part), data, bytes, &mut volumes[index]);
         }
         false
     }
@@ -210,7 +210,7 @@ impl<P: Peer> Session<P> {
 
     pub(super) fn note_retry(&mut self, at: Option<Time>) {
         if let Some(at) = at {
-            self.next_deadline = earlier(self.next_deadline, at);
+            self.next_deadline = self.next_deadline.min(at);
         }
     }
 

@@ -7,7 +7,7 @@ use block_core::{Op, Time};
 use super::{Phase, Session};
 use crate::client::Volume;
 use crate::client::greeting::Caller;
-use crate::client::slot::{Slot, Use};
+use crate::client::slot::{Due, NEVER, Slot, Use};
 use crate::code;
 use crate::frame::{Header, Kind};
 use crate::wire::{Peer, Wire};
@@ -25,40 +25,41 @@ const ASK_OFTEN_TIMES: u8 = 200;
 impl<P: Peer> Session<P> {
     /// Asks how far the requests are whose answers are late.
     pub(in crate::client) fn handle_timeout(&mut self, now: Time, volumes: &[Volume]) {
-        if !self.is_live() || self.next_deadline.is_none_or(|deadline| now < deadline) {
+        if !self.is_live() || now < self.next_deadline {
             return;
         }
         let mine = volumes.iter().filter(|volume| volume.session == self.index);
         let retries = mine.flat_map(|volume| [volume.retry_at, volume.flush_at]);
-        self.next_deadline = retries.flatten().filter(|at| *at > now).min();
+        self.next_deadline = retries.flatten().filter(|at| *at > now).min().unwrap_or(NEVER);
         let mut asks_often = true;
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
-            let Some(deadline) = slot.deadline else { continue };
+            if slot.deadline == NEVER {
+                continue;
+            }
             let asks_often = std::mem::take(&mut asks_often) && slot.doublings < ASK_OFTEN_TIMES;
-            if now < deadline {
-                self.next_deadline = earlier(self.next_deadline, deadline);
+            if now < slot.deadline {
+                self.next_deadline = self.next_deadline.min(slot.deadline);
                 continue;
             }
             slot.doublings = slot.doublings.saturating_add(1);
-            slot.probe_due = true;
+            slot.due = slot.due.max(Due::Probe);
             slot.timed_from = None;
             self.await_answer(now, index);
             if asks_often {
                 let soon = now + ASK_OFTEN;
                 let slot = &mut self.slots[index];
-                slot.deadline = slot.deadline.map(|deadline| deadline.min(soon));
-                self.next_deadline = earlier(self.next_deadline, soon);
+                slot.deadline = slot.deadline.min(soon);
+                self.next_deadline = self.next_deadline.min(soon);
             }
-            self.enqueue(index as u16);
+            self.enqueue(index);
         }
     }
 
     pub(super) fn await_answer(&mut self, now: Time, index: usize) {
         let slot = &mut self.slots[index];
-        let deadline = now + self.trip.timeout(slot.doublings);
-        slot.deadline = Some(deadline);
-        self.next_deadline = earlier(self.next_deadline, deadline);
+        slot.deadline = self.trip.deadline(now, slot.doublings);
+        self.next_deadline = self.next_deadline.min(slot.deadline);
     }
 
     /// Sends what is due; whether anything was.
@@ -74,7 +75,7 @@ impl<P: Peer> Session<P> {
         }
         let mut frames = 0;
         while frames < BURST {
-            let Some(index) = self.queue.pop_front() else { break };
+            let Some(index) = self.queue.pop() else { break };
             frames += self.transmit_slot(now, index, volumes, wire);
         }
         if frames > 0 {
@@ -94,6 +95,7 @@ impl<P: Peer> Session<P> {
         self.is_live() && !self.queue.is_empty()
     }
 
+    #[inline]
     fn transmit_slot<W: Wire<Peer = P>>(
         &mut self,
         now: Time,
@@ -103,64 +105,77 @@ impl<P: Peer> Session<P> {
     ) -> usize {
         let slot = &mut self.slots[usize::from(index)];
         slot.queued = false;
-        if slot.purpose == Use::Free || slot.number == 0 {
+        if slot.number == 0 {
+            return 0;
+        }
+        let due = std::mem::replace(&mut slot.due, Due::Nothing);
+        if due == Due::Nothing {
             return 0;
         }
         let mut header = request_header(slot, volumes);
         header.session = self.id;
         header.slot = index;
+        if due == Due::Probe {
+            self.guard.send(wire, &self.peer, &mut header, Kind::Probe, &[]);
+            return 1;
+        }
         let mut frames = 0;
-        let mut send = |header: &mut Header, kind, payload: &[u8]| {
-            self.guard.send(wire, &self.peer, header, kind, payload);
+        let mut send = |header: &mut Header, payload: &[u8]| {
+            self.guard.send(wire, &self.peer, header, Kind::Request, payload);
             frames += 1;
         };
-        if std::mem::take(&mut slot.probe_due) && !slot.request_due {
-            send(&mut header, Kind::Probe, &[]);
-        }
-        if std::mem::take(&mut slot.request_due) {
-            let unsent = std::mem::take(&mut slot.unsent);
-            match slot.carried() {
-                Some(data) => {
-                    for segment in unsent.iter() {
-                        let range = self.cut.range(segment, slot.bytes);
-                        header.offset = range.start as u32;
-                        send(&mut header, Kind::Request, &data[range]);
-                    }
-                }
-                None => {
-                    header.offset = slot.wanted(self.cut);
-                    send(&mut header, Kind::Request, &[]);
+        match slot.carried() {
+            Some(data) => {
+                for segment in slot.unsent.iter() {
+                    let range = self.cut.range(segment, slot.bytes);
+                    header.offset = range.start as u32;
+                    send(&mut header, &data[range]);
                 }
             }
-            let first = slot.attempt == 0 && slot.deadline.is_none();
-            slot.timed_from = first.then_some(now);
-            self.overtaken.sent(index, slot.number);
-            self.await_answer(now, usize::from(index));
+            None => {
+                header.offset = slot.wanted(self.cut);
+                send(&mut header, &[]);
+            }
         }
+        let first = slot.attempt == 0 && slot.deadline == NEVER;
+        slot.timed_from = first.then_some(now);
+        self.overtaken.sent(index, slot.number);
+        slot.deadline = self.trip.deadline(now, slot.doublings);
+        self.next_deadline = self.next_deadline.min(slot.deadline);
         frames
     }
 }
 
-pub(super) fn earlier(one: Option<Time>, other: Time) -> Option<Time> {
-    Some(one.map_or(other, |one| one.min(other)))
-}
-
 /// The fields that say what the slot asks for.
+#[inline]
 fn request_header(slot: &Slot, volumes: &[Volume]) -> Header {
     let mut header = Header { number: slot.number, attempt: slot.attempt, ..Header::default() };
-    let handle = |volume: usize| volumes[volume].known.map_or(0, |known| known.handle.0);
-    match slot.purpose {
-        Use::Free => {}
-        Use::Part(part) => {
-            header.op = part.op.code();
-            header.volume = handle(usize::from(part.volume.0));
-            if let Some(range) = part.range {
-                header.word = range.start();
-                header.count = range.count();
-            }
+    if let Use::Part(part) = slot.purpose {
+        header.op = part.op.code();
+        header.volume = handle(usize::from(part.volume.0), volumes);
+        if let Some(range) = part.range {
+            header.word = range.start();
+            header.count = range.count();
         }
+    } else {
+        say_own_request(&mut header, slot, volumes);
+    }
+    header
+}
+
+/// What the server calls a volume.
+#[inline]
+fn handle(volume: usize, volumes: &[Volume]) -> u16 {
+    volumes[volume].known.map_or(0, |known| known.handle.0)
+}
+
+/// The fields of a request that no guest made.
+#[cold]
+fn say_own_request(header: &mut Header, slot: &Slot, volumes: &[Volume]) {
+    match slot.purpose {
+        Use::Free | Use::Part(_) => {}
         Use::Replay { volume, entry } => {
-            header.volume = handle(volume);
+            header.volume = handle(volume, volumes);
             if let Some(kept) = volumes[volume].kept.get(entry) {
                 header.op = kept.op.code();
                 header.word = kept.range.start();
@@ -169,7 +184,7 @@ fn request_header(slot: &Slot, volumes: &[Volume]) -> Header {
         }
         Use::Flush(volume) => {
             header.op = Op::Flush.code();
-            header.volume = handle(volume);
+            header.volume = handle(volume, volumes);
         }
         Use::Attach(_) => {
             header.op = code::ATTACH;
@@ -177,8 +192,7 @@ fn request_header(slot: &Slot, volumes: &[Volume]) -> Header {
         }
         Use::Detach(volume) => {
             header.op = code::DETACH;
-            header.volume = handle(volume);
+            header.volume = handle(volume, volumes);
         }
     }
-    header
 }
