@@ -17,7 +17,11 @@ const LONGEST_TRIP: u64 = nanos(Duration::from_secs(3600));
 /// each answer is a sample, and a [`Duration`] divides by a thousand million.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RoundTrip {
-    smoothed: Option<(u64, u64)>,
+    /// Eight times the mean, so that an eighth of a sample counts; zero before the
+    /// first.
+    mean_eightfold: u64,
+    /// Four times the variation, which is what a time-out adds to the mean.
+    variation_fourfold: u64,
     least: u64,
     /// The time-out of what is asked for the first time.
     timeout: u64,
@@ -27,7 +31,12 @@ impl RoundTrip {
     /// No sample yet; time-outs are never below `least`.
     #[must_use]
     pub(crate) fn new(least: Duration) -> Self {
-        Self { smoothed: None, least: nanos(least), timeout: nanos(INITIAL_TIMEOUT) }
+        Self {
+            mean_eightfold: 0,
+            variation_fourfold: 0,
+            least: nanos(least),
+            timeout: nanos(INITIAL_TIMEOUT),
+        }
     }
 
     /// Takes a sample: what was sent at `sent` and `held` microseconds at the
@@ -36,15 +45,15 @@ impl RoundTrip {
     pub(crate) fn sample(&mut self, sent: Time, now: Time, held: u32) {
         let trip = now.nanos().saturating_sub(sent.nanos());
         let trip = trip.saturating_sub(u64::from(held) * 1000).min(LONGEST_TRIP);
-        let (mean, variation) = match self.smoothed {
-            None => (trip, trip / 2),
-            Some((mean, variation)) => {
-                let error = mean.abs_diff(trip);
-                ((mean * 7 + trip) / 8, (variation * 3 + error) / 4)
-            }
-        };
-        self.smoothed = Some((mean, variation));
-        self.timeout = (mean + variation * 4).max(self.least).min(nanos(MAX_TIMEOUT));
+        if self.mean_eightfold == 0 {
+            (self.mean_eightfold, self.variation_fourfold) = (trip * 8, trip * 2);
+        } else {
+            let error = (self.mean_eightfold / 8).abs_diff(trip);
+            self.mean_eightfold = self.mean_eightfold - self.mean_eightfold / 8 + trip;
+            self.variation_fourfold = self.variation_fourfold - self.variation_fourfold / 4 + error;
+        }
+        let timeout = self.mean_eightfold / 8 + self.variation_fourfold;
+        self.timeout = timeout.max(self.least).min(nanos(MAX_TIMEOUT));
     }
 
     /// Until when to wait for an answer that is asked for now, for the
@@ -52,8 +61,11 @@ impl RoundTrip {
     #[must_use]
     #[inline]
     pub(crate) fn deadline(&self, now: Time, doublings: u8) -> Time {
-        let doubled = self.timeout << doublings.min(10);
-        Time::from_nanos(now.nanos().saturating_add(doubled.min(nanos(MAX_TIMEOUT))))
+        let timeout = match doublings {
+            0 => self.timeout,
+            _ => (self.timeout << doublings.min(10)).min(nanos(MAX_TIMEOUT)),
+        };
+        Time::from_nanos(now.nanos().saturating_add(timeout))
     }
 }
 

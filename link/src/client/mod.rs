@@ -255,11 +255,8 @@ impl<W: Wire> Path for Client<W> {
         let Some(volume) = self.volumes.get(index) else {
             return Err(Refusal::Failed(BlockError::NotAttached));
         };
-        match volume.state {
-            _ if volume.leaving => return Err(Refusal::Failed(BlockError::NotAttached)),
-            VolumeState::Attached(_) if volume.is_serving() => {}
-            VolumeState::Attached(_) | VolumeState::Waiting => return Err(Refusal::Busy),
-            _ => return Err(Refusal::Failed(BlockError::NotAttached)),
+        if volume.leaving || !volume.is_serving() {
+            return Err(volume.refusal());
         }
         let session = &mut self.sessions[volume.session];
         session.submit(part, &mut self.volumes, guest)

@@ -162,14 +162,14 @@ impl Slot {
         self.lack.repeats = 0;
     }
 
-    /// Ends what the slot is used for: nothing of it is sent or waited for. The
-    /// rest is forgotten when the slot is used again.
+    /// Ends what the slot is used for, after what it carried was taken: nothing of it
+    /// is sent or waited for. The rest is forgotten when the slot is used again.
     #[inline]
-    pub(super) fn leave(&mut self) -> Option<Buffer> {
+    pub(super) fn leave(&mut self) {
+        debug_assert!(self.data.is_none());
         self.purpose = Use::Free;
         self.number = 0;
         self.deadline = NEVER;
-        self.data.take()
     }
 
     /// Puts the slot, whose number that is, into the queue of those that have frames

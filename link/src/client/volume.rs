@@ -161,6 +161,15 @@ impl Volume {
         matches!(self.state, VolumeState::Attached(_)) && self.recovery == Recovery::Done
     }
 
+    /// Why it takes no new request, when it is not serving or is to leave.
+    #[cold]
+    pub(super) fn refusal(&self) -> Refusal {
+        match self.state {
+            VolumeState::Attached(_) | VolumeState::Waiting if !self.leaving => Refusal::Busy,
+            _ => Refusal::Failed(BlockError::NotAttached),
+        }
+    }
+
     /// Nothing that was sent is answered any more: it is attached anew. Its
     /// slots have been taken from it.
     pub(super) fn lose_session(&mut self) {

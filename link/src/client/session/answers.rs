@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use block_core::{BlockError, Buffer, Op, Time};
+use block_core::{BlockError, Op, Time};
 
+use super::recovery::drain;
 use super::{CONTROL, Session};
 use crate::attach::{AttachReply, Refused};
-use crate::client::slot::{Due, Use};
+use crate::client::slot::{Due, Slot, Use};
 use crate::client::volume::{Recovery, judge};
 use crate::client::{Volume, VolumeState};
 use crate::code::{Progress, REORDER_FRAMES, UNSCHEDULED_BYTES};
 use crate::frame::{Frame, Header};
-use crate::path::{Guest, Token};
+use crate::path::{Guest, Part, Token};
 use crate::segment::{SegmentSet, Segmentation};
 use crate::wire::Peer;
 
@@ -36,70 +37,87 @@ impl<P: Peer> Session<P> {
         guest: &mut impl Guest,
     ) {
         let header = &frame.header();
-        self.credit = header.volume.max(1);
+        self.room.grant(header.volume);
         let Some(index) = self.slot_of(header) else { return };
-        let slot = &mut self.slots[index];
+        let mut slot = &mut self.slots[index];
         let outcome = BlockError::from_code(header.op);
-        let read = match slot.purpose {
-            Use::Part(part) if part.op == Op::Read && outcome.is_ok() => Some(part.token),
-            _ => None,
+        let Use::Part(Part { token, op, volume: handle, .. }) = slot.purpose else {
+            return self.own_answered(now, index, outcome, *frame, volumes, guest);
         };
+        let brings_data = op == Op::Read && outcome.is_ok();
         // Data of an earlier attempt must not mix with this one's; all of it at
         // once does not, and an error ends the request whichever attempt met it.
         let is_all = header.offset == 0 && frame.payload.len() == slot.bytes;
-        if read.is_some() && !is_all && slot.attempt != header.attempt {
+        if brings_data && !is_all && slot.attempt != header.attempt {
             return;
         }
-        if header.news
-            && let Use::Part(part) = slot.purpose
-        {
-            volumes[usize::from(part.volume.0)].has_news = true;
+        let volume = &mut volumes[usize::from(handle.0)];
+        if header.news {
+            volume.has_news = true;
         }
         if let Some(sent) = slot.timed_from.take() {
             self.trip.sample(sent, now, header.count);
         }
-        if let Some(token) = read {
-            if is_all {
-                guest.place(token, 0, frame.payload);
-            }
-            let is_whole = is_all || self.place(index, token, frame, guest);
-            if self.partly_read != 0 {
-                self.partly_read &= !(u128::from(is_whole) << index);
-                self.read_gaps_again(now, header.counter);
-            }
-            if !is_whole {
+        if brings_data && is_all {
+            guest.place(token, 0, frame.payload);
+        } else if brings_data {
+            if !self.place(now, index, token, *frame, guest) {
                 return;
             }
+            slot = &mut self.slots[index];
         }
-        self.finish(now, index, outcome, frame, volumes, guest);
-        self.ask_for_overtaken(now);
+        let may_tell_of_loss = outcome == Err(BlockError::Lost)
+            || op == Op::Flush
+            || volume.recovery == Recovery::Draining;
+        if may_tell_of_loss && !is_last_word(now, op, outcome, header.word, volume) {
+            self.park_slot(index, volumes);
+        } else {
+            if op != Op::Read {
+                end_change_or_flush(outcome, slot, volume);
+            }
+            self.room.give_back(index, slot, volume);
+            guest.complete(token, outcome);
+        }
+        if self.partly_read != 0 {
+            self.partly_read &= !(1 << index);
+            if brings_data {
+                self.read_gaps_again(now, header.counter);
+            }
+        }
+        self.ask_for_overtaken(now, header.number);
     }
 
-    /// Puts one verified segment of a read where it belongs; whether all of them
-    /// have come.
+    /// Puts one verified segment of a read where it belongs; whether all of them have
+    /// come.
+    #[inline(never)]
     fn place(
         &mut self,
+        now: Time,
         index: usize,
         token: Token,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         guest: &mut impl Guest,
     ) -> bool {
         let slot = &mut self.slots[index];
-        let (offset, len) = (frame.header().offset as usize, frame.payload.len());
-        let Some(segment) = self.cut.index(offset, len, slot.bytes) else { return false };
-        if slot.received.contains(segment) {
-            return false;
+        let (offset, counter) = (frame.header().offset as usize, frame.header().counter);
+        let segment = self.cut.index(offset, frame.payload.len(), slot.bytes);
+        if let Some(segment) = segment.filter(|segment| !slot.received.contains(*segment)) {
+            guest.place(token, offset, frame.payload);
+            slot.received.insert(segment);
+            slot.last_counter = counter;
+            slot.doublings = 0;
+            if slot.received == self.cut.all(slot.bytes) {
+                return true;
+            }
+            self.partly_read |= 1 << index;
         }
-        guest.place(token, offset, frame.payload);
-        slot.received.insert(segment);
-        slot.last_counter = frame.header().counter;
-        slot.doublings = 0;
-        self.partly_read |= 1 << index;
-        slot.received == self.cut.all(slot.bytes)
+        self.read_gaps_again(now, counter);
+        false
     }
 
     /// Reads again what a gap shows to be lost: frames sent well after it have
     /// come.
+    #[inline(never)]
     pub(super) fn read_gaps_again(&mut self, now: Time, counter: u64) {
         let mut partly = self.partly_read;
         while partly != 0 {
@@ -130,22 +148,27 @@ impl<P: Peer> Session<P> {
         self.too_wide |= slot.lack.note(now, missing) && missing.iter().any(is_large);
     }
 
-    /// Ends what the slot does.
-    pub(super) fn finish(
+    /// A request was answered that no guest made.
+    #[cold]
+    fn own_answered(
         &mut self,
         now: Time,
         index: usize,
         outcome: Result<(), BlockError>,
-        frame: &Frame<'_>,
+        frame: Frame<'_>,
         volumes: &mut [Volume],
         guest: &mut impl Guest,
     ) {
-        let word = frame.header().word;
-        match self.slots[index].purpose {
-            Use::Free => {}
-            Use::Part(_) => self.part_answered(now, index, outcome, word, volumes, guest),
+        let slot = &mut self.slots[index];
+        if let Some(sent) = slot.timed_from.take() {
+            self.trip.sample(sent, now, frame.header().count);
+        }
+        match slot.purpose {
+            Use::Free | Use::Part(_) => {}
             Use::Replay { .. } => self.replayed(now, index, outcome, volumes, guest),
-            Use::Flush(_) => self.flush_answered(now, index, outcome, word, volumes),
+            Use::Flush(_) => {
+                self.flush_answered(now, index, outcome, frame.header().word, volumes);
+            }
             Use::Attach(volume) => {
                 self.vacate_control();
                 self.attached(now, volume, outcome, frame.payload, volumes, guest);
@@ -158,44 +181,14 @@ impl<P: Peer> Session<P> {
                         volumes[volume].state = VolumeState::Detached;
                     }
                     Err(BlockError::Lost) => {
-                        self.drain(now, &mut volumes[volume], Some(BlockError::Lost));
+                        drain(now, &mut volumes[volume], Some(BlockError::Lost));
                         self.note_retry(volumes[volume].retry_at);
                     }
                     Err(_) => self.retry_later(now, &mut volumes[volume]),
                 }
             }
         }
-    }
-
-    /// A guest's request was answered. An answer that shows that the server
-    /// lost changes is none: the request runs again when they are back.
-    fn part_answered(
-        &mut self,
-        now: Time,
-        index: usize,
-        outcome: Result<(), BlockError>,
-        word: u64,
-        volumes: &mut [Volume],
-        guest: &mut impl Guest,
-    ) {
-        let Use::Part(part) = self.slots[index].purpose else { return };
-        let volume = &mut volumes[usize::from(part.volume.0)];
-        let flushed = part.op == Op::Flush && outcome.is_ok();
-        if outcome == Err(BlockError::Lost) || flushed && !volume.believes(word) {
-            self.drain(now, volume, outcome.err());
-        }
-        let is_stale = volume.recovery == Recovery::Draining && !part.op.changes();
-        if outcome == Err(BlockError::Lost) || outcome.is_ok() && is_stale {
-            return self.park_slot(index, volumes);
-        }
-        let mark = self.slots[index].covers;
-        let data = self.vacate(index, volume);
-        match part.range.filter(|_| part.op.changes()) {
-            Some(range) => volume.end_change(part.op, range, data, outcome),
-            None if flushed => volume.flushed(mark),
-            None => {}
-        }
-        guest.complete(part.token, outcome);
+        self.ask_for_overtaken(now, frame.header().number);
     }
 
     /// Asks for the volume again in a while.
@@ -243,7 +236,7 @@ impl<P: Peer> Session<P> {
                 tracing::info!(volume = %volume.name, sectors = attached.sectors, "attached");
                 match before {
                     VolumeState::Attached(then) if then.verifier == attached.verifier => {}
-                    VolumeState::Attached(_) => self.drain(now, volume, None),
+                    VolumeState::Attached(_) => drain(now, volume, None),
                     _ => volume.begin_recovery(&attached),
                 }
             }
@@ -288,41 +281,22 @@ impl<P: Peer> Session<P> {
         }
     }
 
-    /// Frees a slot of a volume; what its request carried. What it had under way is
-    /// the caller's.
-    #[inline]
-    pub(super) fn vacate(&mut self, index: usize, volume: &mut Volume) -> Option<Buffer> {
-        let slot = &mut self.slots[index];
-        if slot.is_read() {
-            self.reading -= slot.bytes;
-            self.partly_read &= !(1 << index);
-        } else if slot.unscheduled {
-            self.unscheduled -= 1;
-        }
-        volume.in_use -= 1;
-        self.free.push(index as u16);
-        slot.leave()
-    }
-
     /// Frees the control slot.
     fn vacate_control(&mut self) {
         let slot = &mut self.slots[usize::from(CONTROL)];
-        if slot.unscheduled {
-            self.unscheduled -= 1;
-        }
+        self.room.scheduled(slot);
         slot.leave();
     }
 
-    pub(super) fn handle_missing(&mut self, now: Time, frame: &Frame<'_>) {
+    #[inline(never)]
+    pub(super) fn handle_missing(&mut self, now: Time, frame: Frame<'_>) {
         let Some(index) = self.slot_of(&frame.header()) else { return };
         let Some(set) = frame.payload.first_chunk() else { return };
         let slot = &mut self.slots[index];
         if slot.carried().is_none() {
             return;
         }
-        if std::mem::take(&mut slot.unscheduled) {
-            self.unscheduled -= 1;
-        }
+        self.room.scheduled(slot);
         slot.unsent = SegmentSet(u128::from_le_bytes(*set)).and(self.cut.all(slot.bytes));
         slot.due = if slot.unsent.is_empty() { Due::Nothing } else { Due::Request };
         slot.timed_from = None;
@@ -333,7 +307,7 @@ impl<P: Peer> Session<P> {
         self.enqueue(index);
     }
 
-    pub(super) fn handle_state(&mut self, now: Time, frame: &Frame<'_>) {
+    pub(super) fn handle_state(&mut self, now: Time, frame: Frame<'_>) {
         let Some(index) = self.slot_of(&frame.header()) else { return };
         let slot = &mut self.slots[index];
         match Progress::from_code(frame.header().op) {
@@ -360,5 +334,34 @@ impl<P: Peer> Session<P> {
         self.slots[index].doublings = 0;
         self.await_answer(now, index);
         self.enqueue(index);
+    }
+}
+
+/// Whether an answer ends its request. One that shows that the server lost changes
+/// does not: the request runs again when they are back.
+#[inline(never)]
+fn is_last_word(
+    now: Time,
+    op: Op,
+    outcome: Result<(), BlockError>,
+    word: u64,
+    volume: &mut Volume,
+) -> bool {
+    let flushed = op == Op::Flush && outcome.is_ok();
+    if outcome == Err(BlockError::Lost) || flushed && !volume.believes(word) {
+        drain(now, volume, outcome.err());
+    }
+    let is_stale = volume.recovery == Recovery::Draining && !op.changes();
+    outcome != Err(BlockError::Lost) && !(outcome.is_ok() && is_stale)
+}
+
+/// Takes what a change or a flush has done to its volume.
+#[inline(never)]
+fn end_change_or_flush(outcome: Result<(), BlockError>, slot: &mut Slot, volume: &mut Volume) {
+    let Use::Part(Part { op, range, .. }) = slot.purpose else { return };
+    if let Some(range) = range.filter(|_| op.changes()) {
+        volume.end_change(op, range, slot.data.take(), outcome);
+    } else if op == Op::Flush && outcome.is_ok() {
+        volume.flushed(slot.covers);
     }
 }

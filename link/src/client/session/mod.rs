@@ -8,11 +8,12 @@ mod answers;
 mod overtaken;
 mod recovery;
 mod ring;
+mod room;
 mod sending;
 
 use std::time::Duration;
 
-use block_core::unit::{MAX_REQUEST_BYTES, MAX_REQUEST_SECTORS};
+use block_core::unit::MAX_REQUEST_SECTORS;
 use block_core::{BlockError, Buffer, Op, Time};
 
 use crate::attach::{AttachRequest, BODY_BYTES};
@@ -30,6 +31,7 @@ use crate::segment::Segmentation;
 use crate::wire::{Peer, Wire};
 use overtaken::Overtaken;
 pub(in crate::client) use ring::Ring;
+use room::Room;
 
 /// The control slot.
 const CONTROL: u16 = 0;
@@ -63,8 +65,7 @@ pub(in crate::client) struct Session<P> {
     unheard: Option<Time>,
     cut: Segmentation,
     slots: Vec<Slot>,
-    /// Free slots but the control slot, the last used on top.
-    free: Vec<u16>,
+    room: Room,
     /// Slots with frames to send, each once.
     queue: Ring<u16, { MAX_SLOTS as usize }>,
     /// Reads of which some segments have come.
@@ -74,13 +75,8 @@ pub(in crate::client) struct Session<P> {
     trip: RoundTrip,
     /// No slot's deadline is earlier than this, and nothing else is due.
     next_deadline: Time,
-    credit: u16,
-    unscheduled: u16,
     /// Which requests others have overtaken.
     overtaken: Overtaken,
-    /// Bytes that may be asked for at once, and that have been.
-    read_window: usize,
-    reading: usize,
     /// The volume whose attach was answered with another worker's port.
     redirect: Option<(usize, u16)>,
     /// A volume was found to have another size.
@@ -109,18 +105,14 @@ impl<P: Peer> Session<P> {
             unheard: None,
             cut: Segmentation::SMALLEST,
             slots: Vec::new(),
-            free: Vec::new(),
+            room: Room::new(window),
             queue: Ring::new(),
             partly_read: 0,
             next_number: 1,
             next_cookie: cookie.wrapping_add(1),
             trip: RoundTrip::new(least_timeout),
             next_deadline: NEVER,
-            credit: 0,
-            unscheduled: 0,
             overtaken: Overtaken::new(),
-            read_window: (window as usize).max(MAX_REQUEST_BYTES),
-            reading: 0,
             redirect: None,
             resized: false,
             too_wide: false,
@@ -193,8 +185,8 @@ impl<P: Peer> Session<P> {
     ) -> Result<(), Refusal> {
         let bytes = data_bytes(&part).map_err(Refusal::Failed)?;
         let index = usize::from(part.volume.0);
-        let ready = self.is_live() && self.has_slot_for(index, volumes);
-        if !ready || !self.has_credit_for(&part, bytes) {
+        let ready = self.is_live() && self.room.has_slot_for(index, volumes);
+        if !ready || !self.room.has_credit_for(part.op, bytes) {
             return Err(Refusal::Busy);
         }
         let mut data = None;
@@ -212,43 +204,34 @@ impl<P: Peer> Session<P> {
     }
 
     /// Uses a free slot, which there is, for a volume's request.
-    #[inline]
+    #[inline(always)] // Called twice: where a request's time counts, and when volumes recover.
     fn occupy(&mut self, purpose: Use, data: Option<Buffer>, bytes: usize, volume: &mut Volume) {
-        let Some(index) = self.free.pop() else { return };
+        let Some(index) = self.room.take_slot() else { return };
         volume.in_use += 1;
         let slot = &mut self.slots[usize::from(index)];
         slot.purpose = purpose;
-        slot.data = data;
         slot.bytes = bytes;
         if slot.is_read() {
-            self.reading += bytes;
+            self.room.add_read(slot);
         } else {
             slot.covers = volume.kept.mark();
         }
-        self.begin(index);
-    }
-
-    /// Each volume can always get a slot: the last free ones are kept for
-    /// those that have none.
-    fn has_slot_for(&self, volume: usize, volumes: &[Volume]) -> bool {
-        let kept = if self.free.len() > volumes.len() || volumes[volume].in_use == 0 {
-            0
-        } else {
-            volumes.iter().filter(|other| other.in_use == 0).count()
-        };
-        self.free.len() > kept
+        let has_data = data.is_some();
+        if has_data {
+            slot.data = data;
+        }
+        self.begin(index, has_data);
     }
 
     /// Gives the slot's purpose a number and lets its first frames go.
     #[inline]
-    fn begin(&mut self, index: u16) {
+    fn begin(&mut self, index: u16, has_data: bool) {
         let slot = &mut self.slots[usize::from(index)];
         slot.begin(self.next_number);
         self.next_number += 1;
-        if slot.carried().is_some() {
+        if has_data {
             slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
-            slot.unscheduled = true;
-            self.unscheduled += 1;
+            self.room.add_unscheduled(slot);
         }
         slot.enter(index, &mut self.queue);
     }
@@ -293,7 +276,8 @@ impl<P: Peer> Session<P> {
             slot.purpose = Use::Attach(index);
             slot.bytes = BODY_BYTES;
         }
-        self.begin(CONTROL);
+        let has_body = slot.body.is_some();
+        self.begin(CONTROL, has_body);
     }
 
     pub(in crate::client) fn handle_version(&mut self, now: Time, version: u8) {
@@ -320,9 +304,20 @@ impl<P: Peer> Session<P> {
             return;
         }
         let Some(frame) = self.verified(now, arrived) else { return };
-        let frame = &frame;
+        if frame.kind == Kind::Answer {
+            self.handle_answer(now, &frame, volumes, guest);
+        } else {
+            self.handle_notice(now, frame, volumes);
+        }
+        if self.too_wide {
+            self.give_up_width(now, volumes);
+        }
+    }
+
+    /// Takes what is not an answer.
+    #[inline(never)]
+    fn handle_notice(&mut self, now: Time, frame: Frame<'_>, volumes: &mut [Volume]) {
         match frame.kind {
-            Kind::Answer => self.handle_answer(now, frame, volumes, guest),
             Kind::Missing => self.handle_missing(now, frame),
             Kind::State => self.handle_state(now, frame),
             Kind::UnknownSession | Kind::Bye => {
@@ -330,9 +325,6 @@ impl<P: Peer> Session<P> {
                 self.greet_again(now, volumes);
             }
             _ => {}
-        }
-        if self.too_wide {
-            self.give_up_width(now, volumes);
         }
     }
 
@@ -366,22 +358,22 @@ impl<P: Peer> Session<P> {
 
     /// A new session begins: everything that was outstanding starts over in
     /// it, volumes first.
+    #[cold]
     fn open(&mut self, offer: Offer, volumes: &mut [Volume]) {
         self.id = offer.session;
         self.cut = offer.segments;
         self.guard = offer.guard;
-        self.credit = offer.welcome.credit.max(1);
+        self.room.begin_anew(offer.welcome.credit);
         self.phase = Phase::Live;
         self.next_number = 1;
-        self.unscheduled = 0;
         self.partly_read = 0;
         self.next_deadline = NEVER;
         self.queue.clear();
         self.overtaken.clear();
-        let offered = usize::from(offer.welcome.slots.clamp(2, MAX_SLOTS));
+        let offered = offer.welcome.slots.clamp(2, MAX_SLOTS);
         if self.slots.is_empty() {
             self.slots = (0..offered).map(|_| Slot::free()).collect();
-            self.free = (1..offered as u16).rev().collect();
+            self.room.add_slots(offered);
         }
         for slot in &mut self.slots {
             slot.queued = false;

@@ -54,13 +54,21 @@ impl Overtaken {
 }
 
 impl<P: Peer> Session<P> {
-    /// A request was answered; if the oldest that was not has been overtaken by
-    /// enough others, it is asked for, once after it was sent.
+    /// The request of that number was answered; if the oldest that was not has been
+    /// overtaken by enough others, it is asked for, once after it was sent.
     #[inline]
-    pub(super) fn ask_for_overtaken(&mut self, now: Time) {
-        self.overtaken.overtakers += 1;
+    pub(super) fn ask_for_overtaken(&mut self, now: Time, number: u64) {
+        match self.overtaken.sent.first() {
+            Some((_, first)) if first == number => self.overtaken.forget_first(),
+            _ => {
+                self.overtaken.overtakers += 1;
+                if self.overtaken.overtakers < OVERTAKERS {
+                    return;
+                }
+            }
+        }
         while let Some((index, number)) = self.overtaken.sent.first() {
-            // A free slot's number is no request's.
+            // One that is under way. A slot that is free has no request's number.
             if self.slots[usize::from(index)].number == number {
                 if self.overtaken.overtakers < OVERTAKERS {
                     return;

@@ -1,14 +1,14 @@
 //! A volume gets on its feet again in a new session: what it may have lost is
 //! sent again, then what had no answer; and the flushes that keep this short.
 
-use block_core::{BlockError, Op, Time};
+use block_core::{BlockError, Buffer, Op, Time};
 
 use super::answers::RETRY_PAUSE;
 use super::{Session, data_bytes};
 use crate::client::slot::Use;
 use crate::client::volume::{Recovery, overlap};
 use crate::client::{Volume, VolumeState};
-use crate::path::{Guest, Part};
+use crate::path::Guest;
 use crate::wire::Peer;
 
 impl<P: Peer> Session<P> {
@@ -25,9 +25,12 @@ impl<P: Peer> Session<P> {
 
     /// Takes the request out of one slot, to be sent later.
     pub(super) fn park_slot(&mut self, index: usize, volumes: &mut [Volume]) {
-        let purpose = self.slots[index].purpose;
+        let slot = &mut self.slots[index];
+        let purpose = slot.purpose;
         let Some(volume) = purpose.volume() else { return };
-        let data = self.vacate(index, &mut volumes[volume]);
+        let data = slot.data.take();
+        self.room.give_back(index, slot, &mut volumes[volume]);
+        self.partly_read &= !(1 << index);
         match purpose {
             Use::Part(part) => volumes[usize::from(part.volume.0)].parked.push((part, data)),
             Use::Replay { volume, entry } => {
@@ -44,10 +47,10 @@ impl<P: Peer> Session<P> {
 
     /// Takes a volume's next steps; they end where answers are waited for.
     pub(in crate::client) fn recover(&mut self, now: Time, index: usize, volumes: &mut [Volume]) {
-        if volumes[index].wants_flush(now) && self.has_slot_for(index, volumes) {
+        if volumes[index].wants_flush(now) && self.room.has_slot_for(index, volumes) {
             volumes[index].flushing = true;
             volumes[index].flush_at = None;
-            self.occupy(Use::Flush(index), None, 0, &mut volumes[index]);
+            self.occupy_again(Use::Flush(index), None, 0, &mut volumes[index]);
         }
         while matches!(volumes[index].state, VolumeState::Attached(_)) && self.is_live() {
             let volume = &mut volumes[index];
@@ -81,23 +84,41 @@ impl<P: Peer> Session<P> {
         }
     }
 
+    /// As [`Session::occupy`], which is made for a guest's new requests and stands
+    /// in their way only there.
+    #[cold]
+    fn occupy_again(
+        &mut self,
+        purpose: Use,
+        data: Option<Buffer>,
+        bytes: usize,
+        volume: &mut Volume,
+    ) {
+        self.occupy(purpose, data, bytes, volume);
+    }
+
     /// Sends the `next`th kept change again, unless it has to wait.
     fn replay(&mut self, next: usize, index: usize, volumes: &mut [Volume]) -> bool {
-        if !self.has_slot_for(index, volumes) {
+        if !self.room.has_slot_for(index, volumes) {
             return false;
         }
         let Volume { kept, replaying, recovery, .. } = &mut volumes[index];
         let Some(entry) = kept.get_mut(next) else { return false };
         let (range, has_data) = (entry.range, entry.data.is_some());
         let waits = replaying.iter().any(|other| overlap(*other, range));
-        if waits || has_data && self.unscheduled >= self.credit {
+        if waits || has_data && !self.room.has_credit_for(Op::Write, 0) {
             return false;
         }
         let data = entry.data.take();
         let bytes = if has_data { range.bytes() as usize } else { 0 };
         replaying.push(range);
         *recovery = Recovery::Replaying { next: next + 1 };
-        self.occupy(Use::Replay { volume: index, entry: next }, data, bytes, &mut volumes[index]);
+        self.occupy_again(
+            Use::Replay { volume: index, entry: next },
+            data,
+            bytes,
+            &mut volumes[index],
+        );
         true
     }
 
@@ -112,23 +133,14 @@ impl<P: Peer> Session<P> {
                 continue;
             }
             let bytes = data_bytes(&part).unwrap_or(0);
-            if !self.has_slot_for(index, volumes) || !self.has_credit_for(&part, bytes) {
+            if !self.room.has_slot_for(index, volumes) || !self.room.has_credit_for(part.op, bytes)
+            {
                 return true;
             }
             let (_, data) = volumes[index].parked.swap_remove(at);
-            self.occupy(Use::Part(part), data, bytes, &mut volumes[index]);
+            self.occupy_again(Use::Part(part), data, bytes, &mut volumes[index]);
         }
         false
-    }
-
-    /// The volume may have lost changes: it takes nothing new, and when all
-    /// that runs has ended it is attached anew.
-    pub(super) fn drain(&mut self, now: Time, volume: &mut Volume, error: Option<BlockError>) {
-        if volume.recovery != Recovery::Draining {
-            tracing::warn!(volume = %volume.name, ?error, "the server may have lost answered writes");
-        }
-        volume.recovery = Recovery::Draining;
-        volume.retry_at = error.map(|_| now + RETRY_PAUSE);
     }
 
     /// A kept change was answered once more.
@@ -145,7 +157,7 @@ impl<P: Peer> Session<P> {
         match outcome {
             Ok(()) => {}
             Err(error @ (BlockError::Lost | BlockError::NotAttached)) => {
-                self.drain(now, &mut volumes[volume], Some(error));
+                drain(now, &mut volumes[volume], Some(error));
             }
             Err(error) => {
                 tracing::error!(
@@ -178,8 +190,8 @@ impl<P: Peer> Session<P> {
                 volume.flushed(mark);
                 volume.inherited();
             }
-            Ok(()) => self.drain(now, volume, None),
-            Err(BlockError::Lost) => self.drain(now, volume, Some(BlockError::Lost)),
+            Ok(()) => drain(now, volume, None),
+            Err(BlockError::Lost) => drain(now, volume, Some(BlockError::Lost)),
             Err(error) => {
                 tracing::error!(volume = %volume.name, "what was written cannot be flushed: {error}");
                 volume.disinherit();
@@ -213,13 +225,14 @@ impl<P: Peer> Session<P> {
             self.next_deadline = self.next_deadline.min(at);
         }
     }
+}
 
-    /// Whether a part may be sent now.
-    pub(super) fn has_credit_for(&self, part: &Part, bytes: usize) -> bool {
-        if part.op == Op::Read {
-            self.reading == 0 || self.reading + bytes <= self.read_window
-        } else {
-            !part.op.carries_data() || self.unscheduled < self.credit
-        }
+/// The volume may have lost changes: it takes nothing new, and when all
+/// that runs has ended it is attached anew.
+pub(super) fn drain(now: Time, volume: &mut Volume, error: Option<BlockError>) {
+    if volume.recovery != Recovery::Draining {
+        tracing::warn!(volume = %volume.name, ?error, "the server may have lost answered writes");
     }
+    volume.recovery = Recovery::Draining;
+    volume.retry_at = error.map(|_| now + RETRY_PAUSE);
 }

@@ -86,7 +86,7 @@ impl<P: Peer> Session<P> {
 
     /// Whether more is under way than waits to be sent: answers may come.
     pub(in crate::client) fn awaits_answers(&self) -> bool {
-        let taken = self.slots.len().saturating_sub(1 + self.free.len());
+        let taken = self.slots.len().saturating_sub(1 + self.room.free_slots());
         !self.is_live() || taken > self.queue.len()
     }
 
@@ -115,28 +115,19 @@ impl<P: Peer> Session<P> {
         let mut header = request_header(slot, volumes);
         header.session = self.id;
         header.slot = index;
-        if due == Due::Probe {
-            self.guard.send(wire, &self.peer, &mut header, Kind::Probe, &[]);
-            return 1;
-        }
-        let mut frames = 0;
-        let mut send = |header: &mut Header, payload: &[u8]| {
-            self.guard.send(wire, &self.peer, header, Kind::Request, payload);
-            frames += 1;
-        };
+        let mut frames = 1;
         match slot.carried() {
-            Some(data) => {
-                for segment in slot.unsent.iter() {
-                    let range = self.cut.range(segment, slot.bytes);
-                    header.offset = range.start as u32;
-                    send(&mut header, &data[range]);
-                }
+            _ if due == Due::Probe => {
+                self.guard.send(wire, &self.peer, &mut header, Kind::Probe, &[]);
+                return frames;
             }
             None => {
                 header.offset = slot.wanted(self.cut);
-                send(&mut header, &[]);
+                self.guard.send(wire, &self.peer, &mut header, Kind::Request, &[]);
             }
+            Some(_) => frames = self.send_data(index, header, wire),
         }
+        let slot = &mut self.slots[usize::from(index)];
         let first = slot.attempt == 0 && slot.deadline == NEVER;
         slot.timed_from = first.then_some(now);
         self.overtaken.sent(index, slot.number);
@@ -144,23 +135,42 @@ impl<P: Peer> Session<P> {
         self.next_deadline = self.next_deadline.min(slot.deadline);
         frames
     }
+
+    /// Sends the segments of a request that are to be sent; how many.
+    #[inline(never)]
+    fn send_data<W: Wire<Peer = P>>(
+        &mut self,
+        index: u16,
+        mut header: Header,
+        wire: &mut W,
+    ) -> usize {
+        let slot = &self.slots[usize::from(index)];
+        let Some(data) = slot.carried() else { return 0 };
+        let mut frames = 0;
+        for segment in slot.unsent.iter() {
+            let range = self.cut.range(segment, slot.bytes);
+            header.offset = range.start as u32;
+            self.guard.send(wire, &self.peer, &mut header, Kind::Request, &data[range]);
+            frames += 1;
+        }
+        frames
+    }
 }
 
 /// The fields that say what the slot asks for.
 #[inline]
 fn request_header(slot: &Slot, volumes: &[Volume]) -> Header {
-    let mut header = Header { number: slot.number, attempt: slot.attempt, ..Header::default() };
-    if let Use::Part(part) = slot.purpose {
-        header.op = part.op.code();
-        header.volume = handle(usize::from(part.volume.0), volumes);
-        if let Some(range) = part.range {
-            header.word = range.start();
-            header.count = range.count();
-        }
-    } else {
-        say_own_request(&mut header, slot, volumes);
+    let Use::Part(part) = slot.purpose else { return own_request_header(slot, volumes) };
+    let (word, count) = part.range.map_or((0, 0), |range| (range.start(), range.count()));
+    Header {
+        number: slot.number,
+        attempt: slot.attempt,
+        op: part.op.code(),
+        volume: handle(usize::from(part.volume.0), volumes),
+        word,
+        count,
+        ..Header::default()
     }
-    header
 }
 
 /// What the server calls a volume.
@@ -171,7 +181,8 @@ fn handle(volume: usize, volumes: &[Volume]) -> u16 {
 
 /// The fields of a request that no guest made.
 #[cold]
-fn say_own_request(header: &mut Header, slot: &Slot, volumes: &[Volume]) {
+fn own_request_header(slot: &Slot, volumes: &[Volume]) -> Header {
+    let mut header = Header { number: slot.number, attempt: slot.attempt, ..Header::default() };
     match slot.purpose {
         Use::Free | Use::Part(_) => {}
         Use::Replay { volume, entry } => {
@@ -195,4 +206,5 @@ fn say_own_request(header: &mut Header, slot: &Slot, volumes: &[Volume]) {
             header.volume = handle(volume, volumes);
         }
     }
+    header
 }
