@@ -76,6 +76,7 @@ pub(crate) enum Sweep {
 
 impl Command {
     /// Reads a copied header; `chain` says how much data there is.
+    #[inline]
     pub(crate) fn parse(
         header: &[u8; HEADER_BYTES],
         chain: &Walked,

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -136,8 +135,8 @@ impl Region {
 /// A table of regions, sorted by guest address.
 #[derive(Debug, Default)]
 pub(crate) struct GuestMemory {
-    /// Guest address, size and what is there: a search touches no region.
-    entries: Vec<(u64, u64, Span)>,
+    /// Guest address and what is there: a search touches no region.
+    entries: Vec<(u64, Span)>,
     /// By address in the front-end's process; for rings.
     users: Vec<(u64, Span)>,
     regions: Vec<Arc<Region>>,
@@ -148,12 +147,10 @@ impl GuestMemory {
         if regions.len() > MAX_REGIONS {
             return Err(RegionError::TooMany);
         }
-        let mut entries: Vec<_> = regions
-            .iter()
-            .map(|region| (region.spec.guest, region.spec.len, region.span.clone()))
-            .collect();
+        let mut entries: Vec<_> =
+            regions.iter().map(|region| (region.spec.guest, region.span.clone())).collect();
         entries.sort_by_key(|entry| entry.0);
-        if entries.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0) {
+        if entries.windows(2).any(|pair| pair[0].0 + pair[0].1.len() as u64 > pair[1].0) {
             return Err(RegionError::Overlap);
         }
         let users = regions.iter().map(|region| (region.spec.user, region.span.clone())).collect();
@@ -166,59 +163,72 @@ impl GuestMemory {
     }
 
     /// What holds guest address `at`, the place of `at` in it, and how many
-    /// bytes there are from there on.
-    fn find(&self, at: u64) -> Option<(&Span, usize, u64)> {
-        self.entries.iter().find_map(|(start, len, span)| {
-            let offset = at.wrapping_sub(*start);
-            (offset < *len).then(|| (span, offset as usize, *len - offset))
+    /// bytes there are from there on, at least one.
+    #[inline]
+    fn find(&self, at: u64) -> Option<(&Span, usize, usize)> {
+        self.entries.iter().find_map(|(start, span)| {
+            let offset = at.wrapping_sub(*start) as usize;
+            (offset < span.len()).then(|| (span, offset, span.len() - offset))
         })
     }
 
     /// Whether all of `len` bytes from guest address `at` are there.
-    pub(crate) fn holds(&self, mut at: u64, mut len: u64) -> bool {
-        loop {
-            let Some((_, _, room)) = self.find(at) else { return false };
-            if len <= room {
-                return true;
-            }
-            len -= room;
-            let Some(next) = at.checked_add(room) else { return false };
-            at = next;
+    #[inline]
+    pub(crate) fn holds(&self, at: u64, len: u64) -> bool {
+        let Some((_, _, room)) = self.find(at) else { return false };
+        len <= room as u64 || self.continues(at, room, len)
+    }
+
+    /// Whether the regions behind the first, which has `room` bytes from `at`
+    /// on, hold the rest of `len`. They may follow each other without a gap.
+    #[cold]
+    fn continues(&self, mut at: u64, mut room: usize, mut len: u64) -> bool {
+        while len > room as u64 {
+            len -= room as u64;
+            let Some(next) = at.checked_add(room as u64) else { return false };
+            let Some((_, _, more)) = self.find(next) else { return false };
+            (at, room) = (next, more);
         }
+        true
     }
 
     /// Copies guest memory from `at` on into `into`.
+    #[inline]
     pub(crate) fn read(&self, at: u64, into: &mut [u8]) -> Result<(), NotThere> {
-        self.each(at, into.len(), |span, offset, part| span.read(offset, &mut into[part]))
+        let (span, offset, room) = self.find(at).ok_or(NotThere)?;
+        if into.len() > room {
+            return self.read_on(at, room, into);
+        }
+        span.read(offset, into);
+        if span.has_failed() { Err(NotThere) } else { Ok(()) }
+    }
+
+    /// Reads what lies in more than one region, the first of which has `room`
+    /// bytes.
+    #[cold]
+    fn read_on(&self, at: u64, room: usize, into: &mut [u8]) -> Result<(), NotThere> {
+        let (first, rest) = into.split_at_mut(room);
+        self.read(at, first)?;
+        self.read(at.checked_add(room as u64).ok_or(NotThere)?, rest)
     }
 
     /// Copies `from` to guest memory from `at` on.
+    #[inline]
     pub(crate) fn write(&self, at: u64, from: &[u8]) -> Result<(), NotThere> {
-        self.each(at, from.len(), |span, offset, part| span.write(offset, &from[part]))
+        let (span, offset, room) = self.find(at).ok_or(NotThere)?;
+        if from.len() > room {
+            return self.write_on(at, room, from);
+        }
+        span.write(offset, from);
+        if span.has_failed() { Err(NotThere) } else { Ok(()) }
     }
 
-    /// Calls `copy` for every stretch of `len` bytes from `at` on: where it
-    /// is, and which of the bytes it holds. Regions may follow each other
-    /// without a gap.
-    #[inline]
-    fn each(
-        &self,
-        at: u64,
-        len: usize,
-        mut copy: impl FnMut(&Span, usize, Range<usize>),
-    ) -> Result<(), NotThere> {
-        let mut done = 0;
-        while done < len {
-            let address = at.checked_add(done as u64).ok_or(NotThere)?;
-            let (span, offset, room) = self.find(address).ok_or(NotThere)?;
-            let step = room.min((len - done) as u64) as usize;
-            copy(span, offset, done..done + step);
-            if span.has_failed() {
-                return Err(NotThere);
-            }
-            done += step;
-        }
-        Ok(())
+    /// Writes to more than one region, the first of which has `room` bytes.
+    #[cold]
+    fn write_on(&self, at: u64, room: usize, from: &[u8]) -> Result<(), NotThere> {
+        let (first, rest) = from.split_at(room);
+        self.write(at, first)?;
+        self.write(at.checked_add(room as u64).ok_or(NotThere)?, rest)
     }
 
     /// `len` bytes at an address of the front-end's process, which must lie in

@@ -2,7 +2,7 @@
 
 use block_core::{Op, SectorRange};
 
-use crate::chain::{self, MAX_PIECES, Piece, Walked};
+use crate::chain::{self, MAX_PIECES, Piece, Pieces, Walked};
 use crate::command::{Command, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
 use crate::config_space::MAX_RANGES;
 use crate::guest_memory::{GuestMemory, NotThere};
@@ -36,9 +36,10 @@ pub(crate) enum Prepared {
 }
 
 /// Reads the header and does what needs no path. The chain has a status byte.
+#[inline]
 pub(crate) fn prepare(
     memory: &GuestMemory,
-    pieces: &mut [Piece],
+    pieces: &mut Pieces,
     chain: &Walked,
     limits: &Limits,
     id: &[u8; ID_BYTES],
@@ -46,39 +47,57 @@ pub(crate) fn prepare(
     if chain.lied || chain.readable_bytes < HEADER_BYTES as u64 {
         return Ok(Err(Status::Failed));
     }
-    let (readable, writable) = pieces[..chain.pieces].split_at_mut(chain.readable);
-    let mut header = [0; HEADER_BYTES];
-    chain::read(memory, readable, 0, &mut header)?;
-    let command = match Command::parse(&header, chain, limits) {
-        Ok(command) => command,
-        Err(status) => return Ok(Err(status)),
-    };
+    let header = chain::read_array::<HEADER_BYTES>(memory, &pieces[..chain.readable], 0)?;
     let outgoing = Data { first: 0, end: chain.readable as u16, skip: HEADER_BYTES as u64 };
     let incoming = Data { first: chain.readable as u16, end: chain.pieces as u16, skip: 0 };
     let none = Data { first: 0, end: 0, skip: 0 };
-    Ok(Ok(match command {
-        Command::Transfer { op, range } => Prepared::Parts {
+    Ok(Ok(match Command::parse(&header, chain, limits) {
+        Ok(Command::Transfer { op, range }) => Prepared::Parts {
             work: Work::Data { op, range },
             parts: parts_of(range),
             data: if op.carries_data() { outgoing } else { incoming },
         },
-        Command::Flush => Prepared::Parts { work: Work::Flush, parts: 1, data: none },
-        Command::Identify => {
-            let room = (chain.writable_bytes - 1).min(ID_BYTES as u64) as usize;
-            chain::write(memory, writable, 0, &id[..room])?;
+        Ok(Command::Flush) => Prepared::Parts { work: Work::Flush, parts: 1, data: none },
+        Ok(Command::Identify) => {
+            identify(memory, &pieces[chain.readable..chain.pieces], chain, id)?;
             Prepared::Done
         }
-        Command::Ranges { what, count } => {
-            let mut bytes = [0; MAX_RANGES as usize * RANGE_BYTES];
-            let bytes = &mut bytes[..count * RANGE_BYTES];
-            chain::read(memory, readable, outgoing.skip, bytes)?;
-            match keep_ranges(what, bytes, limits, pieces) {
+        Ok(Command::Ranges { what, count }) => {
+            match read_ranges(memory, pieces, chain, what, count, limits)? {
                 Ok(0) => Prepared::Done,
                 Ok(parts) => Prepared::Parts { work: Work::Ranges { what }, parts, data: none },
                 Err(status) => return Ok(Err(status)),
             }
         }
+        Err(status) => return Ok(Err(status)),
     }))
+}
+
+#[cold]
+fn identify(
+    memory: &GuestMemory,
+    writable: &[Piece],
+    chain: &Walked,
+    id: &[u8; ID_BYTES],
+) -> Result<(), NotThere> {
+    let room = (chain.writable_bytes - 1).min(ID_BYTES as u64) as usize;
+    chain::write(memory, writable, 0, &id[..room])
+}
+
+/// Copies `count` ranges out of guest memory. Returns how many are kept.
+#[cold]
+fn read_ranges(
+    memory: &GuestMemory,
+    pieces: &mut Pieces,
+    chain: &Walked,
+    what: Sweep,
+    count: usize,
+    limits: &Limits,
+) -> Result<Result<u32, Status>, NotThere> {
+    let mut bytes = [0; MAX_RANGES as usize * RANGE_BYTES];
+    let bytes = &mut bytes[..count * RANGE_BYTES];
+    chain::read(memory, &pieces[..chain.readable], HEADER_BYTES as u64, bytes)?;
+    Ok(keep_ranges(what, bytes, limits, pieces))
 }
 
 /// Checks all ranges before any is swept, and keeps those that are not empty

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use block_core::{BlockError, Op, SectorRange};
 
 use crate::chain::{self, MAX_PIECES, Piece, TableCopy, walk};
-use crate::command::{ID_BYTES, Limits, RANGE_BYTES, Status};
+use crate::command::{ID_BYTES, Limits, Status, Sweep};
 use crate::guest_memory::{GuestMemory, NotThere};
 use crate::parts::part_of;
 use crate::prepare::{Prepared, Work, prepare};
@@ -101,6 +101,25 @@ struct Slot {
     status: u8,
 }
 
+impl Slot {
+    /// A part of the request's data, and the bytes before it.
+    #[inline]
+    fn part(&self, range: SectorRange, part: u32) -> (SectorRange, u64) {
+        if self.parts == 1 { (range, 0) } else { part_of(range, part) }
+    }
+
+    /// Whether a part of the slot's user is under way.
+    const fn has(&self, place: Place) -> bool {
+        self.user == place.user && self.outstanding > 0
+    }
+
+    const fn fail(&mut self, status: u8) {
+        if self.status == DONE {
+            self.status = status;
+        }
+    }
+}
+
 const IDLE: Slot = Slot {
     work: Work::Flush,
     status_at: 0,
@@ -117,11 +136,12 @@ const IDLE: Slot = Slot {
     status: DONE,
 };
 
-/// A memory table and how many requests were begun under it.
+/// A memory table and, once another has replaced it, how many requests still
+/// use it.
 #[derive(Debug)]
 struct Table {
     memory: Arc<GuestMemory>,
-    requests: u32,
+    requests: usize,
 }
 
 /// Where the next chain comes from.
@@ -144,7 +164,6 @@ pub(crate) struct Queue {
     pub(crate) is_blocked: bool,
     /// The request whose parts are being offered.
     current: Option<u16>,
-    under_way: u32,
     slots: Box<[Slot]>,
     free: Vec<u16>,
     pieces: Box<[Piece]>,
@@ -170,7 +189,6 @@ impl Queue {
             enabled,
             is_blocked: false,
             current: None,
-            under_way: 0,
             slots: vec![IDLE; size].into_boxed_slice(),
             free: (0..size as u16).rev().collect(),
             pieces: vec![Piece::default(); size * MAX_PIECES].into_boxed_slice(),
@@ -187,7 +205,7 @@ impl Queue {
 
     /// Whether no request is under way, nor one that an earlier front left.
     pub(crate) const fn is_idle(&self) -> bool {
-        self.under_way == 0 && !self.ring.has_left()
+        self.free.len() == self.slots.len() && !self.ring.has_left()
     }
 
     /// Leaves to a later front what an earlier one has left.
@@ -210,6 +228,9 @@ impl Queue {
         if let Some(ring) = ring {
             self.ring.relocate(ring);
         }
+        let current = usize::from(self.table);
+        self.tables[current].requests =
+            self.under_way().filter(|slot| slot.table == self.table).count();
         let table = Table { memory, requests: 0 };
         let free = self.tables.iter().position(|table| table.requests == 0);
         let place = free.unwrap_or(self.tables.len());
@@ -223,6 +244,13 @@ impl Queue {
             self.let_table_go(place);
         }
         Ok(())
+    }
+
+    /// The requests that have a slot.
+    fn under_way(&self) -> impl Iterator<Item = &Slot> {
+        let is_current = |number| self.current.map(usize::from) == Some(number);
+        let slots = self.slots.iter().enumerate();
+        slots.filter(move |(n, slot)| slot.outstanding > 0 || is_current(*n)).map(|(_, slot)| slot)
     }
 
     /// A table that no request uses any more is not kept: the conversation
@@ -282,7 +310,7 @@ impl Queue {
 
     fn begin(&mut self, head: u16, limits: &Limits, id: &[u8; ID_BYTES]) -> Result<Offer, Broken> {
         let number = *self.free.last().expect("a free slot was seen");
-        let pieces = &mut self.pieces[usize::from(number) * MAX_PIECES..][..MAX_PIECES];
+        let pieces = &mut self.pieces.as_chunks_mut().0[usize::from(number)];
         let memory = &self.tables[usize::from(self.table)].memory;
         let chain = walk(head, self.ring.memory(), memory, self.indirect, &mut self.copy, pieces);
         let Some(status_at) = chain.status else { return Err(Broken::NoStatus) };
@@ -318,12 +346,11 @@ impl Queue {
             table: self.table,
             status: DONE,
         };
-        self.tables[usize::from(self.table)].requests += 1;
-        self.under_way += 1;
         self.current = Some(number);
         self.offer_current(number, limits)
     }
 
+    #[inline]
     fn offer_current(&mut self, number: u16, limits: &Limits) -> Result<Offer, Broken> {
         let slot = &self.slots[usize::from(number)];
         if slot.status != DONE {
@@ -334,12 +361,11 @@ impl Queue {
         }
         let place = Place { slot: number, part: slot.taken as u16, user: slot.user };
         let (op, range) = match slot.work {
-            Work::Data { op, range } => (op, Some(part_of(range, slot.taken).0)),
+            Work::Data { op, range } => (op, Some(slot.part(range, slot.taken).0)),
             Work::Flush => (Op::Flush, None),
-            Work::Ranges { what } => match what.parse(&self.range(number, slot.taken), limits) {
-                Ok(Some((op, range))) => (op, Some(range)),
-                // It was well when the request began; the disk has shrunk.
-                Ok(None) | Err(_) => {
+            Work::Ranges { what } => match self.range(number, slot.taken, what, limits) {
+                Some((op, range)) => (op, Some(range)),
+                None => {
                     self.refused(Status::Failed)?;
                     return Ok(Offer::Served);
                 }
@@ -348,20 +374,29 @@ impl Queue {
         Ok(Offer::Part(place, op, range))
     }
 
-    fn range(&self, slot: u16, part: u32) -> [u8; RANGE_BYTES] {
-        let [low, high] = self.pieces[usize::from(slot) * MAX_PIECES + part as usize];
-        let mut bytes = [0; RANGE_BYTES];
-        bytes[..8].copy_from_slice(&low.to_le_bytes());
-        bytes[8..].copy_from_slice(&high.to_le_bytes());
-        bytes
+    /// A range of a request that has many. It was well when the request began;
+    /// if there is none, the disk has shrunk.
+    #[cold]
+    fn range(
+        &self,
+        slot: u16,
+        part: u32,
+        what: Sweep,
+        limits: &Limits,
+    ) -> Option<(Op, SectorRange)> {
+        let words = self.pieces[usize::from(slot) * MAX_PIECES + part as usize];
+        let bytes = words.map(u64::to_le_bytes);
+        what.parse(bytes.as_flattened().first_chunk()?, limits).ok()?
     }
 
     /// The path took the part that was offered last.
+    #[inline]
     pub(crate) fn took(&mut self) {
         let Some(number) = self.current else { return };
         let slot = &mut self.slots[usize::from(number)];
         slot.taken += 1;
         slot.outstanding += 1;
+        self.is_blocked = false;
         if slot.taken == slot.parts {
             self.let_go();
         }
@@ -377,28 +412,17 @@ impl Queue {
     /// when the parts that were have ended.
     pub(crate) fn refused(&mut self, status: Status) -> Result<(), Broken> {
         let Some(number) = self.let_go() else { return Ok(()) };
-        self.fail(number, status as u8);
+        self.slots[usize::from(number)].fail(status as u8);
         self.end_if_over(number)
     }
 
-    fn fail(&mut self, number: u16, status: u8) {
-        let first = &mut self.slots[usize::from(number)].status;
-        if *first == DONE {
-            *first = status;
-        }
-    }
-
-    fn find(&self, place: Place) -> Option<&Slot> {
-        let slot = self.slots.get(usize::from(place.slot))?;
-        (slot.user == place.user && slot.outstanding > 0).then_some(slot)
-    }
-
     /// Where the data of a part is: its memory, pieces, and bytes before it.
+    #[inline]
     fn data(&self, place: Place, slot: &Slot) -> Option<(&GuestMemory, &[Piece], u64, u64)> {
         let Work::Data { range, .. } = slot.work else { return None };
-        let (part, offset) = part_of(range, u32::from(place.part));
-        let base = usize::from(place.slot) * MAX_PIECES;
-        let pieces = &self.pieces[base + usize::from(slot.first)..base + usize::from(slot.end)];
+        let (part, offset) = slot.part(range, u32::from(place.part));
+        let pieces = &self.pieces.as_chunks::<MAX_PIECES>().0[usize::from(place.slot)];
+        let pieces = &pieces[usize::from(slot.first)..usize::from(slot.end)];
         let memory = &self.tables[usize::from(slot.table)].memory;
         Some((memory, pieces, slot.skip + offset, part.bytes()))
     }
@@ -414,8 +438,10 @@ impl Queue {
     }
 
     /// Copies data of a part into guest memory, `offset` bytes into the part.
+    #[inline]
     pub(crate) fn put(&self, place: Place, offset: usize, data: &[u8]) -> Result<(), NotThere> {
-        let Some(slot) = self.find(place) else { return Ok(()) };
+        let found = self.slots.get(usize::from(place.slot));
+        let Some(slot) = found.filter(|slot| slot.has(place)) else { return Ok(()) };
         let (memory, pieces, skip, bytes) = self.data(place, slot).ok_or(NotThere)?;
         let end = (offset as u64).checked_add(data.len() as u64);
         if end.is_none_or(|end| end > bytes) {
@@ -425,35 +451,46 @@ impl Queue {
     }
 
     /// A part has ended.
+    #[inline]
     pub(crate) fn complete(
         &mut self,
         place: Place,
         outcome: Result<(), BlockError>,
     ) -> Result<(), Broken> {
-        debug_assert!(self.find(place).is_some(), "a part ends once");
-        if self.find(place).is_none() {
+        let found = self.slots.get_mut(usize::from(place.slot));
+        let Some(slot) = found.filter(|slot| slot.has(place)) else {
+            debug_assert!(false, "a part ends once");
             return Ok(());
-        }
-        self.slots[usize::from(place.slot)].outstanding -= 1;
+        };
+        slot.outstanding -= 1;
         if let Err(error) = outcome {
-            self.fail(place.slot, Status::from(error) as u8);
+            slot.fail(Status::from(error) as u8);
         }
         self.end_if_over(place.slot)
     }
 
+    #[inline]
     fn end_if_over(&mut self, number: u16) -> Result<(), Broken> {
-        let slot = self.slots[usize::from(number)];
-        if slot.outstanding > 0 || self.current == Some(number) {
+        let &Slot { outstanding, head, writable, status_at, status, table, .. } =
+            &self.slots[usize::from(number)];
+        if outstanding > 0 || self.current == Some(number) {
             return Ok(());
         }
-        let table = &mut self.tables[usize::from(slot.table)];
-        table.requests -= 1;
-        self.under_way -= 1;
         self.free.push(number);
-        table.memory.write(slot.status_at, &[slot.status])?;
-        self.ring.give_back(slot.head, slot.writable);
-        self.let_table_go(usize::from(slot.table));
+        let told = self.tables[usize::from(table)].memory.write(status_at, &[status]);
+        if table != self.table {
+            self.leave(table);
+        }
+        told?;
+        self.ring.give_back(head, writable);
         Ok(())
+    }
+
+    /// A request has ended that began under a table that was replaced.
+    #[cold]
+    fn leave(&mut self, table: u8) {
+        self.tables[usize::from(table)].requests -= 1;
+        self.let_table_go(usize::from(table));
     }
 
     /// Shows the driver what has ended, and calls it if it wants that.

@@ -116,10 +116,10 @@ impl RingMemory {
     }
 
     /// A copy of a descriptor; the driver may change the original meanwhile.
-    pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
-        let at = self.size.place(index) * DESCRIPTOR_BYTES;
-        let (addr, rest) = (self.descriptors.load64(at), self.descriptors.load64(at + 8));
-        Descriptor::new(addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
+    /// `index` is within the table.
+    #[inline]
+    pub(crate) fn descriptor(&self, index: usize) -> Descriptor {
+        descriptor(self.descriptors.load64_pair(index * DESCRIPTOR_BYTES))
     }
 
     /// Whether any part was taken away.
@@ -127,14 +127,28 @@ impl RingMemory {
         self.descriptors.has_failed() || self.available.has_failed() || self.used.has_failed()
     }
 
+    #[inline]
     fn put_used(&self, position: u16, head: u16, len: u32) {
         let at = RING_HEADER + self.size.place(position) * USED_ENTRY;
-        self.used.store32(at, head.into());
-        self.used.store32(at + 4, len);
+        self.used.store32_pair(at, [head.into(), len]);
     }
 }
 
 const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR_BYTES);
+
+/// A descriptor's two halves: address, and from the lowest bit on size, flags,
+/// next (2.7.5).
+#[inline]
+fn descriptor([addr, rest]: [u64; 2]) -> Descriptor {
+    Descriptor::new(addr, rest as u32, (rest >> 32) as u16, (rest >> 48) as u16)
+}
+
+/// A descriptor in a copied table.
+#[inline]
+pub(crate) fn descriptor_of(bytes: &[u8; DESCRIPTOR_BYTES]) -> Descriptor {
+    let words = u128::from_le_bytes(*bytes);
+    descriptor([words as u64, (words >> 64) as u64])
+}
 
 /// The driver claims more available entries than the ring has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,6 +266,7 @@ impl Ring {
     }
 
     /// Whether the driver has made an entry available that was not taken.
+    #[inline]
     pub(crate) fn look(&mut self) -> Result<bool, Overrun> {
         if self.seen == self.next {
             let seen = self.memory.available.load16(INDEX_AT, Ordering::Acquire);
@@ -266,6 +281,7 @@ impl Ring {
     /// Takes the next available entry: the head of a chain, which is within
     /// the table, and nothing else is believed of it. Only after
     /// [`Ring::look`] has said that there is one.
+    #[inline]
     pub(crate) fn take(&mut self) -> Result<u16, BadHead> {
         debug_assert_ne!(self.seen, self.next);
         let at = RING_HEADER + self.memory.size.place(self.next) * AVAILABLE_ENTRY;
@@ -298,6 +314,7 @@ impl Ring {
 
     /// Puts a chain into the used ring; the driver sees it after
     /// [`Ring::publish`].
+    #[inline]
     pub(crate) fn give_back(&mut self, head: u16, written: u32) {
         self.memory.put_used(self.used, head, written);
         self.used = self.used.wrapping_add(1);
@@ -352,6 +369,7 @@ impl Ring {
 
     /// Tells the driver that kicks are not needed: the ring is polled. With
     /// event indices, one that lies behind says so by itself.
+    #[inline]
     pub(crate) fn conceal(&mut self) {
         if std::mem::replace(&mut self.announced, false) && !self.event_index {
             self.memory.used.store16(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);

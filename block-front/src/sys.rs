@@ -49,6 +49,11 @@ impl Span {
         Some(Self { start, len, mapping: Arc::clone(&self.mapping) })
     }
 
+    /// Size in bytes.
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
     /// Whether the first byte's address in this process is a multiple of
     /// `bytes`.
     pub(crate) fn is_aligned_to(&self, bytes: usize) -> bool {
@@ -56,6 +61,7 @@ impl Span {
     }
 
     /// Whether the mapping was cut under us.
+    #[inline]
     pub(crate) fn has_failed(&self) -> bool {
         self.mapping.has_failed()
     }
@@ -123,16 +129,29 @@ impl Span {
         self.atomic16(offset).store(value.to_le(), order);
     }
 
-    /// Puts a little-endian number at `offset`.
+    /// Puts two little-endian numbers, one after the other from `offset` on.
     #[inline]
-    pub(crate) fn store32(&self, offset: usize, value: u32) {
-        #[cfg(test)]
-        if !life::lasts() {
-            return;
+    pub(crate) fn store32_pair(&self, offset: usize, values: [u32; 2]) {
+        // SAFETY: as in `atomic16`, with eight bytes, which are two aligned
+        // numbers.
+        let pair: &[AtomicU32; 2] = unsafe { &*self.at(offset, 8, 4).cast() };
+        for (number, value) in pair.iter().zip(values) {
+            #[cfg(test)]
+            if !life::lasts() {
+                return;
+            }
+            number.store(value.to_le(), Ordering::Relaxed);
         }
-        // SAFETY: as in `atomic16`, with four bytes.
-        let number = unsafe { AtomicU32::from_ptr(self.at(offset, 4, 4).cast()) };
-        number.store(value.to_le(), Ordering::Relaxed);
+    }
+
+    /// Two little-endian numbers, one after the other from `offset` on. Each is
+    /// loaded once.
+    #[inline]
+    pub(crate) fn load64_pair(&self, offset: usize) -> [u64; 2] {
+        // SAFETY: as in `atomic16`, with sixteen bytes, which are two aligned
+        // numbers.
+        let pair: &[AtomicU64; 2] = unsafe { &*self.at(offset, 16, 8).cast() };
+        pair.each_ref().map(|number| u64::from_le(number.load(Ordering::Relaxed)))
     }
 
     #[inline]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use virtio_queue::desc::RawDescriptor;
 use vm_memory::ByteValued;
 
 use super::*;
@@ -60,11 +61,10 @@ fn world(table: &[Entry], indirect: &[Entry]) -> World {
 }
 
 fn run(world: &World, head: u16, negotiated: bool) -> (Walked, Vec<Piece>) {
-    let mut pieces = vec![[0; 2]; MAX_PIECES];
+    let mut pieces = [[0; 2]; MAX_PIECES];
     let mut copy = Box::new([0; _]);
     let walked = walk(head, &world.ring, &world.memory, negotiated, &mut copy, &mut pieces);
-    pieces.truncate(walked.pieces);
-    (walked, pieces)
+    (walked, pieces[..walked.pieces].to_vec())
 }
 
 /// Every byte that the device may read, then every byte that it may write;
