@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use block_core::{BlockError, Time};
 use link::path::Refusal;
-use link::{Guest, Part, Path, Token};
+use link::{Guest, Part, Path, Source, Token};
 use rustix::net::Shutdown;
 
 use crate::command::{ID_BYTES, Limits, Status};
 use crate::disk::DiskSpec;
+use crate::guest_memory::NotThere;
 use crate::mail::Mail;
 use crate::queue::{Broken, Offer, Place, Queue};
 
@@ -106,6 +107,13 @@ impl Berth {
             is_awake: true,
             told: Told::No,
             last_busy: Time::ZERO,
+        }
+    }
+
+    /// The queue, which is number `number`, has something to publish.
+    fn mark_dirty(&mut self, number: usize, dirty: &mut Vec<u16>) {
+        if !std::mem::replace(&mut self.is_dirty, true) {
+            dirty.push(number as u16);
         }
     }
 }
@@ -291,40 +299,55 @@ impl Disks {
         now: Time,
         path: &mut impl Path,
     ) -> bool {
-        let mut moved = false;
+        let place = &mut self.queues[number];
+        if !place.is_awake && (number ^ turn) & self.asleep_mask != 0 {
+            return false;
+        }
+        let disk = &mut self.disks[place.disk];
+        let Some(queue) = &mut place.queue else { return false };
+        let volume = disk.spec.volume();
+        let (mut offered, mut moved, mut ended) = (false, false, false);
         for _ in 0..BURST {
-            match self.offer(number, turn, now) {
+            let drain = place.stop.is_some() || disk.broken || self.quiescing;
+            let outcome = match queue.offer(&disk.limits, &disk.id, drain) {
                 Ok(Offer::Nothing) => break,
-                Ok(Offer::Served) => self.mark_dirty(number),
-                Ok(Offer::Part(place, op, range)) => {
-                    let volume = self.disks[self.queues[number].disk].spec.volume();
-                    let part = Part { token: token(number, place), volume, op, range };
-                    let answer = path.submit(now, part, self);
-                    if !self.answer(number, answer) {
-                        break;
+                Ok(Offer::Part(at, op, range)) => {
+                    offered = true;
+                    let part = Part { token: token(number, at), volume, op, range };
+                    let mut data = Offered { queue, at, fetched: Ok(()) };
+                    let answer = path.submit(now, part, &mut data);
+                    let fetched = data.fetched.map_err(Broken::from);
+                    match answer {
+                        Ok(()) => {
+                            queue.took();
+                            Ok(())
+                        }
+                        Err(Refusal::Busy) => {
+                            (queue.is_blocked, self.has_blocked) = (true, true);
+                            break;
+                        }
+                        Err(Refusal::Failed(error)) => {
+                            ended = true;
+                            fetched.and(queue.refused(Status::from(error)))
+                        }
                     }
                 }
+                Ok(Offer::Served) => {
+                    (offered, ended) = (true, true);
+                    Ok(())
+                }
                 Err(why) => {
-                    self.disks[self.queues[number].disk].drop_for(why);
+                    disk.drop_for(why);
                     break;
                 }
+            };
+            if let Err(why) = outcome {
+                disk.drop_for(why);
             }
             moved = true;
         }
-        moved
-    }
-
-    fn offer(&mut self, number: usize, turn: usize, now: Time) -> Result<Offer, Broken> {
-        let place = &mut self.queues[number];
-        if !place.is_awake && (number ^ turn) & self.asleep_mask != 0 {
-            return Ok(Offer::Nothing);
-        }
-        let disk = &self.disks[place.disk];
-        let Some(queue) = &mut place.queue else { return Ok(Offer::Nothing) };
-        let drain = place.stop.is_some() || disk.broken || self.quiescing;
-        let offer = queue.offer(&disk.limits, &disk.id, drain)?;
         // What is under way may have parts that wait to be offered.
-        if offer != Offer::Nothing || !queue.is_idle() {
+        if offered || !queue.is_idle() {
             place.is_awake = true;
             place.told = Told::No;
             place.last_busy = now;
@@ -332,28 +355,14 @@ impl Disks {
             place.is_awake = false;
         }
         // Only a guest that has begun anew could start a ring of such a disk.
-        if disk.is_breached && offer != Offer::Nothing {
+        if disk.is_breached && offered {
             self.begun.push(place.disk);
-            self.disks[place.disk].is_breached = false;
+            disk.is_breached = false;
         }
-        Ok(offer)
-    }
-
-    /// What the path said to an offer; whether the next one makes sense.
-    fn answer(&mut self, number: usize, answer: Result<(), Refusal>) -> bool {
-        let Some(queue) = &mut self.queues[number].queue else { return false };
-        queue.is_blocked = answer == Err(Refusal::Busy);
-        self.has_blocked |= queue.is_blocked;
-        match answer {
-            Ok(()) => queue.took(),
-            Err(Refusal::Busy) => return false,
-            Err(Refusal::Failed(error)) => {
-                let ended = queue.refused(Status::from(error));
-                self.settle(number, ended);
-                self.mark_dirty(number);
-            }
+        if ended {
+            self.mark_dirty(number);
         }
-        true
+        moved
     }
 
     /// The path has room again after a completion: what waits for that is due
@@ -372,9 +381,7 @@ impl Disks {
     }
 
     fn mark_dirty(&mut self, number: usize) {
-        if !std::mem::replace(&mut self.queues[number].is_dirty, true) {
-            self.dirty.push(number as u16);
-        }
+        self.queues[number].mark_dirty(number, &mut self.dirty);
     }
 
     pub(crate) fn publish(&mut self) {
@@ -387,17 +394,12 @@ impl Disks {
             }
         }
     }
-
-    fn settle(&mut self, number: usize, outcome: Result<(), impl Into<Broken>>) {
-        if let Err(why) = outcome {
-            self.disks[self.queues[number].disk].drop_for(why.into());
-        }
-    }
 }
 
 impl Disk {
     /// Cuts the front-end off: its guest has lied or lost its memory. The
     /// disk listens again when what is under way has ended.
+    #[cold]
     fn drop_for(&mut self, why: Broken) {
         if std::mem::replace(&mut self.broken, true) {
             return;
@@ -422,37 +424,39 @@ fn untoken(token: Token) -> (usize, Place) {
     (usize::from(field(48)), Place { slot: field(32), part: field(16), user: field(0) })
 }
 
-impl Disks {
-    fn running(&mut self, token: Token) -> Option<(usize, Place, &mut Queue)> {
-        let (number, place) = untoken(token);
-        let queue = self.queues.get_mut(number)?.queue.as_mut()?;
-        Some((number, place, queue))
+/// The part that is being offered, as the path sees it.
+struct Offered<'a> {
+    queue: &'a Queue,
+    at: Place,
+    /// Whether guest memory held its data.
+    fetched: Result<(), NotThere>,
+}
+
+impl Source for Offered<'_> {
+    fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
+        self.fetched = self.queue.fetch(self.at, into);
+        self.fetched.map_err(|_| BlockError::Malformed)
     }
 }
 
 impl Guest for Disks {
-    fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
-        let Some((number, place, queue)) = self.running(token) else {
-            return Err(BlockError::Malformed);
-        };
-        let outcome = queue.fetch(place, into);
-        self.settle(number, outcome);
-        outcome.map_err(|_| BlockError::Malformed)
-    }
-
     fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
-        if let Some((number, place, queue)) = self.running(token) {
-            let outcome = queue.put(place, offset, bytes);
-            self.settle(number, outcome);
+        let (number, at) = untoken(token);
+        let Some(place) = self.queues.get_mut(number) else { return };
+        let Some(queue) = &place.queue else { return };
+        if let Err(why) = queue.put(at, offset, bytes) {
+            self.disks[place.disk].drop_for(why.into());
         }
     }
 
     fn complete(&mut self, token: Token, outcome: Result<(), BlockError>) {
         self.has_completed = true;
-        if let Some((number, place, queue)) = self.running(token) {
-            let outcome = queue.complete(place, outcome);
-            self.settle(number, outcome);
-            self.mark_dirty(number);
+        let (number, at) = untoken(token);
+        let Some(place) = self.queues.get_mut(number) else { return };
+        let Some(queue) = &mut place.queue else { return };
+        if let Err(why) = queue.complete(at, outcome) {
+            self.disks[place.disk].drop_for(why);
         }
+        place.mark_dirty(number, &mut self.dirty);
     }
 }

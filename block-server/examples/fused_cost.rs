@@ -14,7 +14,8 @@ use block_server::{
     WorkerIndex,
 };
 use link::{
-    Access, AttachReply, AttachRequest, FrontId, Guest, Part, Path, Token, VolumeHandle, VolumeName,
+    Access, AttachReply, AttachRequest, FrontId, Guest, Part, Path, Source, Token, VolumeHandle,
+    VolumeName,
 };
 use nvme::{LbaSize, SoftNamespace, SoftOptions};
 
@@ -28,13 +29,15 @@ struct Pages {
     ended: usize,
 }
 
-impl Guest for Pages {
+impl Source for Pages {
     fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
         let from = token.0 as usize * 4096;
         into.copy_from_slice(&self.memory[from..from + into.len()]);
         Ok(())
     }
+}
 
+impl Guest for Pages {
     fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
         let from = token.0 as usize * 4096 + offset;
         self.memory[from..from + bytes.len()].copy_from_slice(bytes);

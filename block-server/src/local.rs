@@ -4,7 +4,7 @@
 use block_core::{BlockError, Op, Request, Time};
 use link::{
     AttachReply, AttachRequest, Caller, FrontId, Guest, Host, Part, Path, Refusal, Reply,
-    SessionIndex, SlotRef, Token, VolumeHandle, Work,
+    SessionIndex, SlotRef, Source, Token, VolumeHandle, Work,
 };
 
 use crate::engine::{Engine, NvmeEngine};
@@ -151,7 +151,7 @@ impl LocalPath<NvmeEngine> {
 }
 
 impl<E: Engine> Path for LocalPath<E> {
-    fn submit(&mut self, now: Time, part: Part, guest: &mut impl Guest) -> Result<(), Refusal> {
+    fn submit(&mut self, now: Time, part: Part, source: &mut impl Source) -> Result<(), Refusal> {
         if self.now != now {
             self.now = now;
             self.worker.tick(now);
@@ -167,7 +167,7 @@ impl<E: Engine> Path for LocalPath<E> {
             if part.op.carries_data() {
                 let from = range.offset_in_block();
                 let into = &mut data[from..from + range.bytes() as usize];
-                guest.fetch(part.token, into).map_err(Refusal::Failed)?;
+                source.fetch(part.token, into).map_err(Refusal::Failed)?;
             }
             buffer = Some(data);
         }

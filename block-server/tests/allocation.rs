@@ -7,7 +7,7 @@ mod support;
 use allocations::{Counting, of_all_threads};
 use block_core::{BlockError, Op, SectorRange, Time};
 use block_server::LocalPath;
-use link::{Access, Guest, Part, Path, Token, VolumeHandle};
+use link::{Access, Guest, Part, Path, Source, Token, VolumeHandle};
 use support::{SoftPath, VecGuest, attach, create, front, memory_worker};
 
 #[global_allocator]
@@ -23,12 +23,14 @@ struct Counter {
     outcome: Result<(), BlockError>,
 }
 
-impl Guest for Counter {
+impl Source for Counter {
     fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.copy_from_slice(&self.memory[..into.len()]);
         Ok(())
     }
+}
 
+impl Guest for Counter {
     fn place(&mut self, _: Token, offset: usize, bytes: &[u8]) {
         self.memory[offset..offset + bytes.len()].copy_from_slice(bytes);
     }

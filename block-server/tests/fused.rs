@@ -6,7 +6,7 @@ use block_core::{BlockError, Op, Time};
 use std::sync::Arc;
 
 use block_server::{Directory, Errand, LocalPath, Mailbox, WorkerIndex};
-use link::{Access, AttachReply, AttachRequest, Guest, Part, Path, Refusal, Refused, Token};
+use link::{Access, AttachReply, AttachRequest, Part, Path, Refusal, Refused, Source, Token};
 use nvme::{LbaSize, SoftNamespace};
 use support::{
     DEVICE_BYTES, SoftPath, VecGuest, attach, create, errand, file_worker, front, io,
@@ -321,13 +321,9 @@ fn a_worker_sends_a_front_to_the_worker_that_has_the_volume() {
 #[test]
 fn a_part_whose_data_cannot_be_fetched_takes_nothing() {
     struct Gone;
-    impl Guest for Gone {
+    impl Source for Gone {
         fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {
             Err(BlockError::Malformed)
-        }
-        fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
-        fn complete(&mut self, _: Token, _: Result<(), BlockError>) {
-            panic!("it was never submitted");
         }
     }
     let (worker, mailbox) = memory_worker();

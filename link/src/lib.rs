@@ -33,6 +33,6 @@ pub use attach::{Access, AttachReply, AttachRequest, Attached, FrontId, Refused,
 pub use client::{Client, ClientSettings, VolumeState};
 pub use host::{Host, Reply, SessionIndex, SlotRef, Work};
 pub use keys::{BadKey, PublicKey, SecretKey};
-pub use path::{Guest, Part, Path, Refusal, Token, VolumeHandle};
+pub use path::{Guest, Part, Path, Refusal, Source, Token, VolumeHandle};
 pub use security::{Caller, Contact, Sealed, Security, ServerSecurity};
 pub use server::{Server, ServerSettings};

@@ -30,16 +30,20 @@ pub struct Part {
     pub range: Option<SectorRange>,
 }
 
-/// The guest's side of a part, as the front shows it to the path.
-pub trait Guest {
+/// The data of a part that is being submitted.
+pub trait Source {
     /// Copies the first `into.len()` bytes of a write's data out of guest
-    /// memory. Called once, inside [`Path::submit`].
+    /// memory. Called at most once for each [`Path::submit`].
     ///
     /// # Errors
     /// When guest memory does not hold the data (any more); the part is then
     /// not submitted.
     fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError>;
+}
 
+/// The guest's side of the parts that were submitted, as the front shows it to
+/// the path.
+pub trait Guest {
     /// Copies verified bytes of a read into guest memory, `offset` bytes into
     /// the part's data. Bytes may come in any order and more than once; all
     /// of them have come before a read completes with success.
@@ -63,11 +67,11 @@ pub enum Refusal {
 /// Serves parts. One thread owns it; nothing here blocks.
 pub trait Path {
     /// Takes a part, or says why not. A part that was taken is completed
-    /// later, from [`Path::turn`], never from inside this call.
+    /// later, from [`Path::turn`].
     ///
     /// # Errors
     /// See [`Refusal`].
-    fn submit(&mut self, now: Time, part: Part, guest: &mut impl Guest) -> Result<(), Refusal>;
+    fn submit(&mut self, now: Time, part: Part, source: &mut impl Source) -> Result<(), Refusal>;
 
     /// Moves everything that can move: takes what has come, places data and
     /// completes parts, sends what is due. Work per call is bounded.

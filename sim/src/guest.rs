@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use block_core::unit::{SECTORS_PER_BLOCK, SectorRange};
 use block_core::{BlockError, Op, SECTOR_SIZE};
-use link::{Attached, Guest as PathGuest, Token, VolumeName};
+use link::{Attached, Guest as PathGuest, Source, Token, VolumeName};
 
 use crate::dice::Dice;
 use crate::oracle::{Content, Oracle, RequestId, Wrong};
@@ -98,12 +98,14 @@ impl Memory {
 /// What the memory of a read holds before it is answered.
 const POISON: u8 = 0xa5;
 
-impl PathGuest for Memory {
+impl Source for Memory {
     fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.copy_from_slice(&self.asked[&token.0].data);
         Ok(())
     }
+}
 
+impl PathGuest for Memory {
     fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
         let asked = self.asked.get_mut(&token.0).expect("data of a request under way");
         asked.data[offset..offset + bytes.len()].copy_from_slice(bytes);

@@ -29,10 +29,6 @@ pub struct Intruder {
 struct Nobody;
 
 impl Guest for Nobody {
-    fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {
-        Err(BlockError::Malformed)
-    }
-
     fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, _: Token, _: Result<(), BlockError>) {}

@@ -5,7 +5,7 @@ use std::path::Path as FilePath;
 use anyhow::ensure;
 use block_core::{BlockError, Time};
 use block_front::{DiskOptions, Front};
-use link::{Guest as Memory, Part, Path, Refusal, Token, VolumeHandle};
+use link::{Guest as Memory, Part, Path, Refusal, Source, Token, VolumeHandle};
 
 use super::{OPERATIONS, Round};
 use crate::guest;
@@ -56,11 +56,11 @@ struct OnCommand {
 }
 
 impl Path for OnCommand {
-    fn submit(&mut self, _: Time, part: Part, guest: &mut impl Memory) -> Result<(), Refusal> {
+    fn submit(&mut self, _: Time, part: Part, source: &mut impl Source) -> Result<(), Refusal> {
         let mut reads = 0;
         let bytes = part.range.map_or(0, |range| range.bytes() as usize);
         if part.op.carries_data() {
-            guest.fetch(part.token, &mut self.data[..bytes]).map_err(Refusal::Failed)?;
+            source.fetch(part.token, &mut self.data[..bytes]).map_err(Refusal::Failed)?;
         } else {
             reads = bytes;
         }

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use block_core::BlockError;
-use link::{Guest, Token};
+use link::{Guest, Source, Token};
 
 use super::OPERATIONS;
 
@@ -26,11 +26,13 @@ impl Unseen {
     }
 }
 
-impl Guest for Unseen {
+impl Source for Unseen {
     fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {
         Ok(())
     }
+}
 
+impl Guest for Unseen {
     fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, _: Token, outcome: Result<(), BlockError>) {

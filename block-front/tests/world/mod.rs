@@ -16,7 +16,7 @@ use block_core::time::Clock;
 use block_core::{BlockError, Op, SECTOR_SIZE, Time};
 use block_front::{DiskOptions, Front};
 use link::path::Refusal;
-use link::{Guest, Part, Path, VolumeHandle};
+use link::{Guest, Part, Path, Source, VolumeHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
@@ -117,11 +117,11 @@ impl MemoryPath {
 }
 
 impl Path for MemoryPath {
-    fn submit(&mut self, _: Time, part: Part, guest: &mut impl Guest) -> Result<(), Refusal> {
+    fn submit(&mut self, _: Time, part: Part, source: &mut impl Source) -> Result<(), Refusal> {
         let Some(mut data) = self.spare.pop() else { return Err(Refusal::Busy) };
         if part.op.carries_data() {
             let bytes = part.range.expect("a write has a range").bytes() as usize;
-            if let Err(error) = guest.fetch(part.token, &mut data[..bytes]) {
+            if let Err(error) = source.fetch(part.token, &mut data[..bytes]) {
                 self.spare.push(data);
                 return Err(Refusal::Failed(error));
             }

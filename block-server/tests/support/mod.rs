@@ -18,8 +18,8 @@ use block_server::{
     WorkerIndex,
 };
 use link::{
-    Access, AttachReply, AttachRequest, Attached, FrontId, Guest, Part, Path, Refused, Token,
-    VolumeHandle, VolumeName,
+    Access, AttachReply, AttachRequest, Attached, FrontId, Guest, Part, Path, Refused, Source,
+    Token, VolumeHandle, VolumeName,
 };
 use nvme::soft::{FileIo, FileOptions};
 use nvme::{LbaSize, Namespace, SoftNamespace, SoftOptions};
@@ -139,12 +139,14 @@ pub struct VecGuest {
     pub ended: Vec<(usize, Result<(), BlockError>)>,
 }
 
-impl Guest for VecGuest {
+impl Source for VecGuest {
     fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.copy_from_slice(&self.data[token.0 as usize]);
         Ok(())
     }
+}
 
+impl Guest for VecGuest {
     fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
         self.data[token.0 as usize][offset..offset + bytes.len()].copy_from_slice(bytes);
     }

@@ -18,7 +18,7 @@ use rand::{RngCore, SeedableRng};
 use crate::attach::{Access, FrontId, VolumeName};
 use crate::frame::{Arrived, FrameError};
 use crate::hello::SessionRefused;
-use crate::path::{Guest, Part, Path, Refusal, VolumeHandle};
+use crate::path::{Guest, Part, Path, Refusal, Source, VolumeHandle};
 use crate::security::{Contact, Security};
 use crate::wire::{Peer, Wire};
 use greeting::Caller;
@@ -250,7 +250,7 @@ impl<W: Wire> Client<W> {
 }
 
 impl<W: Wire> Path for Client<W> {
-    fn submit(&mut self, _: Time, part: Part, guest: &mut impl Guest) -> Result<(), Refusal> {
+    fn submit(&mut self, _: Time, part: Part, source: &mut impl Source) -> Result<(), Refusal> {
         let index = usize::from(part.volume.0);
         let Some(volume) = self.volumes.get(index) else {
             return Err(Refusal::Failed(BlockError::NotAttached));
@@ -259,7 +259,7 @@ impl<W: Wire> Path for Client<W> {
             return Err(volume.refusal());
         }
         let session = &mut self.sessions[volume.session];
-        session.submit(part, &mut self.volumes, guest)
+        session.submit(part, &mut self.volumes, source)
     }
 
     /// Sends, then receives: what is asked for again because of what came leaves

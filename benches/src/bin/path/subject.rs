@@ -108,10 +108,6 @@ fn front(socket: &FilePath, volume: VolumeHandle, attached: &Attached) -> anyhow
 struct NoGuest;
 
 impl link::Guest for NoGuest {
-    fn fetch(&mut self, _: link::Token, _: &mut [u8]) -> Result<(), block_core::BlockError> {
-        Ok(())
-    }
-
     fn place(&mut self, _: link::Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, _: link::Token, _: Result<(), block_core::BlockError>) {}

@@ -13,8 +13,8 @@ use link::security::FRAMES_PER_KEY;
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
     Access, Caller, Client, ClientSettings, Contact, Guest, Part, Path, Refusal, Refused, Sealed,
-    SecretKey, Security, Server, ServerSecurity, ServerSettings, Token, VolumeHandle, VolumeName,
-    VolumeState,
+    SecretKey, Security, Server, ServerSecurity, ServerSettings, Source, Token, VolumeHandle,
+    VolumeName, VolumeState,
 };
 use turn::Station;
 
@@ -51,11 +51,13 @@ struct OneAtATime {
     ended: Option<Result<(), BlockError>>,
 }
 
-impl Guest for OneAtATime {
+impl Source for OneAtATime {
     fn fetch(&mut self, _: Token, _: &mut [u8]) -> Result<(), BlockError> {
         Ok(())
     }
+}
 
+impl Guest for OneAtATime {
     fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, _: Token, outcome: Result<(), BlockError>) {

@@ -24,7 +24,7 @@ use crate::client::{Volume, VolumeState};
 use crate::code::UNSCHEDULED_BYTES;
 use crate::frame::{Arrived, Frame, Header, Kind, MAX_PAYLOAD};
 use crate::hello::SessionRefused;
-use crate::path::{Guest, Part, Refusal};
+use crate::path::{Guest, Part, Refusal, Source};
 use crate::rtt::RoundTrip;
 use crate::seal::Guard;
 use crate::segment::Segmentation;
@@ -181,7 +181,7 @@ impl<P: Peer> Session<P> {
         &mut self,
         part: Part,
         volumes: &mut [Volume],
-        guest: &mut impl Guest,
+        source: &mut impl Source,
     ) -> Result<(), Refusal> {
         let bytes = data_bytes(&part).map_err(Refusal::Failed)?;
         let index = usize::from(part.volume.0);
@@ -193,7 +193,7 @@ impl<P: Peer> Session<P> {
         if let Some(range) = part.range.filter(|_| part.op.changes()) {
             data = volumes[index].begin_change(part.op, range, bytes)?;
             if let Some(copy) = &mut data
-                && let Err(error) = guest.fetch(part.token, &mut copy[..bytes])
+                && let Err(error) = source.fetch(part.token, &mut copy[..bytes])
             {
                 volumes[index].end_change(part.op, range, data, Err(error));
                 return Err(Refusal::Failed(error));
