@@ -314,7 +314,7 @@ fn gather(
 }
 
 /// Copies `from` into the stream, from `skip` on.
-#[inline]
+#[inline(always)] // Its second caller is cold.
 pub(crate) fn write(
     memory: &GuestMemory,
     pieces: &[Piece],

@@ -3,9 +3,9 @@
 
 use block_core::{BlockError, Op, SECTOR_SIZE, SectorRange};
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
-    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 use crate::chain::Walked;
@@ -19,6 +19,9 @@ pub(crate) const RANGE_BYTES: usize = 16;
 
 /// Bytes that `GET_ID` answers at most; no NUL is needed.
 pub(crate) const ID_BYTES: usize = 20;
+
+/// The status of a command that was served, `VIRTIO_BLK_S_OK`.
+pub(crate) const DONE: u8 = VIRTIO_BLK_S_OK as u8;
 
 /// The status of a command that was not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,15 +90,19 @@ impl Command {
         // The header and the status byte are there: the caller has seen to it.
         let outgoing = chain.readable_bytes - HEADER_BYTES as u64;
         let incoming = chain.writable_bytes - 1;
+        let (op, bytes) = match kind {
+            VIRTIO_BLK_T_IN => (Op::Read, incoming),
+            VIRTIO_BLK_T_OUT if limits.read_only => return Err(Status::Failed),
+            VIRTIO_BLK_T_OUT if limits.write_through => (Op::WriteThrough, outgoing),
+            VIRTIO_BLK_T_OUT => (Op::Write, outgoing),
+            _ => return Self::without_transfer(kind, outgoing, limits),
+        };
+        Ok(Self::Transfer { op, range: data(limits, sector, bytes)? })
+    }
+
+    #[cold]
+    fn without_transfer(kind: u32, outgoing: u64, limits: &Limits) -> Result<Self, Status> {
         match kind {
-            VIRTIO_BLK_T_IN => {
-                Ok(Self::Transfer { op: Op::Read, range: data(limits, sector, incoming)? })
-            }
-            VIRTIO_BLK_T_OUT if limits.read_only => Err(Status::Failed),
-            VIRTIO_BLK_T_OUT => {
-                let op = if limits.write_through { Op::WriteThrough } else { Op::Write };
-                Ok(Self::Transfer { op, range: data(limits, sector, outgoing)? })
-            }
             VIRTIO_BLK_T_FLUSH => Ok(Self::Flush),
             VIRTIO_BLK_T_GET_ID => Ok(Self::Identify),
             VIRTIO_BLK_T_DISCARD => ranges(Sweep::Discard, limits, outgoing),
@@ -106,15 +113,12 @@ impl Command {
 }
 
 fn data(limits: &Limits, sector: u64, bytes: u64) -> Result<SectorRange, Status> {
-    if !bytes.is_multiple_of(SECTOR_SIZE as u64) {
-        return Err(Status::Failed);
-    }
-    let count = u32::try_from(bytes / SECTOR_SIZE as u64).map_err(|_| Status::Failed)?;
     // A used entry counts the bytes, and the status, in 32 bits.
-    if bytes >= u64::from(u32::MAX) {
+    let bytes = u32::try_from(bytes).map_err(|_| Status::Failed)?;
+    if !bytes.is_multiple_of(SECTOR_SIZE as u32) {
         return Err(Status::Failed);
     }
-    limits.range(sector, count)
+    limits.range(sector, bytes / SECTOR_SIZE as u32)
 }
 
 fn ranges(what: Sweep, limits: &Limits, bytes: u64) -> Result<Command, Status> {

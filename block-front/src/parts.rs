@@ -19,6 +19,7 @@ pub(crate) fn parts_of(range: SectorRange) -> u32 {
 }
 
 /// A part of a request, and the bytes of data before it.
+#[inline(never)] // Few requests have more than one part.
 pub(crate) fn part_of(range: SectorRange, part: u32) -> (SectorRange, u64) {
     const WHOLE: u32 = block_core::unit::MAX_REQUEST_SECTORS;
     let first = sectors_of_first(range);

@@ -3,7 +3,7 @@
 use block_core::{Op, SectorRange};
 
 use crate::chain::{self, MAX_PIECES, Piece, Pieces, Walked};
-use crate::command::{Command, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
+use crate::command::{Command, DONE, HEADER_BYTES, ID_BYTES, Limits, RANGE_BYTES, Status, Sweep};
 use crate::config_space::MAX_RANGES;
 use crate::guest_memory::{GuestMemory, NotThere};
 use crate::parts::parts_of;
@@ -29,8 +29,8 @@ pub(crate) struct Data {
 
 /// What became of a chain.
 pub(crate) enum Prepared {
-    /// It was served on the spot.
-    Done,
+    /// It has been served or refused on the spot, with this status.
+    Ended(u8),
     /// It takes so many parts.
     Parts { work: Work, parts: u32, data: Data },
 }
@@ -43,15 +43,15 @@ pub(crate) fn prepare(
     chain: &Walked,
     limits: &Limits,
     id: &[u8; ID_BYTES],
-) -> Result<Result<Prepared, Status>, NotThere> {
+) -> Result<Prepared, NotThere> {
     if chain.lied || chain.readable_bytes < HEADER_BYTES as u64 {
-        return Ok(Err(Status::Failed));
+        return Ok(Status::Failed.into());
     }
     let header = chain::read_array::<HEADER_BYTES>(memory, &pieces[..chain.readable], 0)?;
     let outgoing = Data { first: 0, end: chain.readable as u16, skip: HEADER_BYTES as u64 };
     let incoming = Data { first: chain.readable as u16, end: chain.pieces as u16, skip: 0 };
     let none = Data { first: 0, end: 0, skip: 0 };
-    Ok(Ok(match Command::parse(&header, chain, limits) {
+    Ok(match Command::parse(&header, chain, limits) {
         Ok(Command::Transfer { op, range }) => Prepared::Parts {
             work: Work::Data { op, range },
             parts: parts_of(range),
@@ -60,17 +60,23 @@ pub(crate) fn prepare(
         Ok(Command::Flush) => Prepared::Parts { work: Work::Flush, parts: 1, data: none },
         Ok(Command::Identify) => {
             identify(memory, &pieces[chain.readable..chain.pieces], chain, id)?;
-            Prepared::Done
+            Prepared::Ended(DONE)
         }
         Ok(Command::Ranges { what, count }) => {
             match read_ranges(memory, pieces, chain, what, count, limits)? {
-                Ok(0) => Prepared::Done,
+                Ok(0) => Prepared::Ended(DONE),
                 Ok(parts) => Prepared::Parts { work: Work::Ranges { what }, parts, data: none },
-                Err(status) => return Ok(Err(status)),
+                Err(status) => status.into(),
             }
         }
-        Err(status) => return Ok(Err(status)),
-    }))
+        Err(status) => status.into(),
+    })
+}
+
+impl From<Status> for Prepared {
+    fn from(status: Status) -> Self {
+        Self::Ended(status as u8)
+    }
 }
 
 #[cold]

@@ -9,14 +9,11 @@ use std::sync::Arc;
 use block_core::{BlockError, Op, SectorRange};
 
 use crate::chain::{self, MAX_PIECES, Piece, TableCopy, walk};
-use crate::command::{ID_BYTES, Limits, Status, Sweep};
+use crate::command::{DONE, ID_BYTES, Limits, Status, Sweep};
 use crate::guest_memory::{GuestMemory, NotThere};
 use crate::parts::part_of;
 use crate::prepare::{Prepared, Work, prepare};
 use crate::ring::{BadHead, MAX_QUEUE_SIZE, Overrun, Ring, RingMemory};
-
-/// `VIRTIO_BLK_S_OK`
-const DONE: u8 = virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_OK as u8;
 
 /// Why a queue cannot go on, and with it the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -290,43 +287,47 @@ impl Queue {
     /// The next part for the path. The same part is offered until
     /// [`Queue::took`] or [`Queue::refused`] has been called. With `drain`,
     /// nothing new is taken from the ring.
+    #[inline(always)] // Or the offer goes through memory.
     pub(crate) fn offer(
         &mut self,
         limits: &Limits,
         id: &[u8; ID_BYTES],
         drain: bool,
     ) -> Result<Offer, Broken> {
-        if let Some(slot) = self.current {
-            return self.offer_current(slot, limits);
+        if self.current.is_none() {
+            let Some(from) = self.may_take(drain)? else { return Ok(Offer::Nothing) };
+            self.ring.conceal();
+            let head = match from {
+                Source::Driver => self.ring.take()?,
+                Source::EarlierFront => self.ring.take_left().expect("it was seen"),
+            };
+            self.current = self.begin(head, limits, id)?;
         }
-        let Some(from) = self.may_take(drain)? else { return Ok(Offer::Nothing) };
-        self.ring.conceal();
-        let head = match from {
-            Source::Driver => self.ring.take()?,
-            Source::EarlierFront => self.ring.take_left().expect("it was seen"),
-        };
-        self.begin(head, limits, id)
+        match self.current {
+            Some(number) => self.offer_current(number, limits),
+            None => Ok(Offer::Served),
+        }
     }
 
-    fn begin(&mut self, head: u16, limits: &Limits, id: &[u8; ID_BYTES]) -> Result<Offer, Broken> {
+    /// Gives a chain a slot, unless it is served on the spot.
+    #[inline]
+    fn begin(
+        &mut self,
+        head: u16,
+        limits: &Limits,
+        id: &[u8; ID_BYTES],
+    ) -> Result<Option<u16>, Broken> {
         let number = *self.free.last().expect("a free slot was seen");
         let pieces = &mut self.pieces.as_chunks_mut().0[usize::from(number)];
         let memory = &self.tables[usize::from(self.table)].memory;
         let chain = walk(head, self.ring.memory(), memory, self.indirect, &mut self.copy, pieces);
         let Some(status_at) = chain.status else { return Err(Broken::NoStatus) };
         let written = u32::try_from(chain.writable_bytes).unwrap_or(u32::MAX);
-        let outcome = prepare(memory, pieces, &chain, limits, id)?;
-        let (work, parts, data) = match outcome {
-            Ok(Prepared::Parts { work, parts, data }) => (work, parts, data),
-            Ok(Prepared::Done) => {
-                memory.write(status_at, &[DONE])?;
-                self.ring.give_back(head, written);
-                return Ok(Offer::Served);
-            }
-            Err(status) => {
-                memory.write(status_at, &[status as u8])?;
-                self.ring.give_back(head, written);
-                return Ok(Offer::Served);
+        let (work, parts, data) = match prepare(memory, pieces, &chain, limits, id)? {
+            Prepared::Parts { work, parts, data } => (work, parts, data),
+            Prepared::Ended(status) => {
+                answer(&mut self.ring, memory, status_at, status, head, written)?;
+                return Ok(None);
             }
         };
         self.free.pop();
@@ -346,8 +347,7 @@ impl Queue {
             table: self.table,
             status: DONE,
         };
-        self.current = Some(number);
-        self.offer_current(number, limits)
+        Ok(Some(number))
     }
 
     #[inline]
@@ -417,7 +417,7 @@ impl Queue {
     }
 
     /// Where the data of a part is: its memory, pieces, and bytes before it.
-    #[inline]
+    #[inline(always)] // Or four words go through memory for each copy.
     fn data(&self, place: Place, slot: &Slot) -> Option<(&GuestMemory, &[Piece], u64, u64)> {
         let Work::Data { range, .. } = slot.work else { return None };
         let (part, offset) = slot.part(range, u32::from(place.part));
@@ -466,24 +466,33 @@ impl Queue {
         if let Err(error) = outcome {
             slot.fail(Status::from(error) as u8);
         }
-        self.end_if_over(place.slot)
-    }
-
-    #[inline]
-    fn end_if_over(&mut self, number: u16) -> Result<(), Broken> {
-        let &Slot { outstanding, head, writable, status_at, status, table, .. } =
-            &self.slots[usize::from(number)];
-        if outstanding > 0 || self.current == Some(number) {
+        if slot.outstanding > 0 || self.current == Some(place.slot) {
             return Ok(());
         }
+        self.end(place.slot)
+    }
+
+    /// The request whose parts were being offered has no more; those that were
+    /// taken may be under way.
+    #[cold]
+    fn end_if_over(&mut self, number: u16) -> Result<(), Broken> {
+        if self.slots[usize::from(number)].outstanding > 0 {
+            return Ok(());
+        }
+        self.end(number)
+    }
+
+    #[inline(always)] // The second caller is cold.
+    fn end(&mut self, number: u16) -> Result<(), Broken> {
+        let &Slot { head, writable, status_at, status, table, .. } =
+            &self.slots[usize::from(number)];
         self.free.push(number);
-        let told = self.tables[usize::from(table)].memory.write(status_at, &[status]);
+        let memory = &self.tables[usize::from(table)].memory;
+        let answered = answer(&mut self.ring, memory, status_at, status, head, writable);
         if table != self.table {
             self.leave(table);
         }
-        told?;
-        self.ring.give_back(head, writable);
-        Ok(())
+        Ok(answered?)
     }
 
     /// A request has ended that began under a table that was replaced.
@@ -513,6 +522,21 @@ impl Queue {
             let _ = rustix::io::write(call, &1u64.to_ne_bytes());
         }
     }
+}
+
+/// Tells the driver what became of a chain.
+#[inline(always)] // Nearly all end where a part has ended.
+fn answer(
+    ring: &mut Ring,
+    memory: &GuestMemory,
+    status_at: u64,
+    status: u8,
+    head: u16,
+    written: u32,
+) -> Result<(), NotThere> {
+    memory.write(status_at, &[status])?;
+    ring.give_back(head, written);
+    Ok(())
 }
 
 const _: () = assert!(MAX_QUEUE_SIZE as usize * MAX_PIECES <= u32::MAX as usize);
