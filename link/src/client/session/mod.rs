@@ -216,22 +216,11 @@ impl<P: Peer> Session<P> {
         } else {
             slot.covers = volume.kept.mark();
         }
-        let has_data = data.is_some();
-        if has_data {
-            slot.data = data;
-        }
-        self.begin(index, has_data);
-    }
-
-    /// Gives the slot's purpose a number and lets its first frames go.
-    #[inline]
-    fn begin(&mut self, index: u16, has_data: bool) {
-        let slot = &mut self.slots[usize::from(index)];
         slot.begin(self.next_number);
         self.next_number += 1;
-        if has_data {
-            slot.unsent = self.cut.within(slot.bytes, UNSCHEDULED_BYTES);
-            self.room.add_unscheduled(slot);
+        if let Some(data) = data {
+            slot.data = Some(data);
+            self.room.add_unscheduled(slot, self.cut);
         }
         slot.enter(index, &mut self.queue);
     }
@@ -276,8 +265,12 @@ impl<P: Peer> Session<P> {
             slot.purpose = Use::Attach(index);
             slot.bytes = BODY_BYTES;
         }
-        let has_body = slot.body.is_some();
-        self.begin(CONTROL, has_body);
+        slot.begin(self.next_number);
+        self.next_number += 1;
+        if slot.body.is_some() {
+            self.room.add_unscheduled(slot, self.cut);
+        }
+        slot.enter(CONTROL, &mut self.queue);
     }
 
     pub(in crate::client) fn handle_version(&mut self, now: Time, version: u8) {
@@ -330,6 +323,7 @@ impl<P: Peer> Session<P> {
 
     /// The frame, if the server has made it; or its hint that it knows no such
     /// session, which is never sealed.
+    #[inline]
     fn verified<'a>(&mut self, now: Time, arrived: Arrived<'a>) -> Option<Frame<'a>> {
         if self.guard.is_sealed() && !arrived.is_sealed() {
             // Anybody can say that. Who hears the server knows better.

@@ -67,8 +67,15 @@ impl<P: Peer> Session<P> {
                 }
             }
         }
+        self.find_first(now);
+    }
+
+    /// Finds the oldest request that was not answered, and asks for it if it has been
+    /// overtaken by enough others.
+    #[inline(never)]
+    fn find_first(&mut self, now: Time) {
         while let Some((index, number)) = self.overtaken.sent.first() {
-            // One that is under way. A slot that is free has no request's number.
+            // A slot that is free has no request's number.
             if self.slots[usize::from(index)].number == number {
                 if self.overtaken.overtakers < OVERTAKERS {
                     return;

@@ -7,6 +7,8 @@ use block_core::unit::MAX_REQUEST_BYTES;
 
 use crate::client::Volume;
 use crate::client::slot::Slot;
+use crate::code::UNSCHEDULED_BYTES;
+use crate::segment::Segmentation;
 
 #[derive(Debug)]
 pub(in crate::client) struct Room {
@@ -82,9 +84,11 @@ impl Room {
         self.reading += slot.bytes;
     }
 
-    /// A request begins to send data for which the server may have no buffer.
+    /// A request begins to send data for which the server may have no buffer: the
+    /// first of it.
     #[inline]
-    pub(super) fn add_unscheduled(&mut self, slot: &mut Slot) {
+    pub(super) fn add_unscheduled(&mut self, slot: &mut Slot, cut: Segmentation) {
+        slot.unsent = cut.within(slot.bytes, UNSCHEDULED_BYTES);
         slot.unscheduled = true;
         self.unscheduled += 1;
     }
