@@ -115,17 +115,16 @@ impl<P: Peer> Session<P> {
         let mut header = request_header(slot, volumes);
         header.session = self.id;
         header.slot = index;
+        if due == Due::Probe {
+            self.guard.send(wire, &self.peer, &mut header, Kind::Probe, &[]);
+            return 1;
+        }
         let mut frames = 1;
-        match slot.carried() {
-            _ if due == Due::Probe => {
-                self.guard.send(wire, &self.peer, &mut header, Kind::Probe, &[]);
-                return frames;
-            }
-            None => {
-                header.offset = slot.wanted(self.cut);
-                self.guard.send(wire, &self.peer, &mut header, Kind::Request, &[]);
-            }
-            Some(_) => frames = self.send_data(index, header, wire),
+        if slot.carried().is_some() {
+            frames = self.send_data(index, header, wire);
+        } else {
+            header.offset = slot.wanted(self.cut);
+            self.guard.send(wire, &self.peer, &mut header, Kind::Request, &[]);
         }
         let slot = &mut self.slots[usize::from(index)];
         let first = slot.attempt == 0 && slot.deadline == NEVER;
