@@ -13,8 +13,8 @@ use block_core::{BlockError, Op, SectorRange};
 use link::wire::Wire;
 use link::wire::udp::{Udp, UdpPeer};
 use link::{
-    Access, Client, ClientSettings, FrontId, Guest, Part, Path, Token, VolumeHandle, VolumeName,
-    VolumeState,
+    Access, Client, ClientSettings, FrontId, Guest, Part, Path, Source, Token, VolumeHandle,
+    VolumeName, VolumeState,
 };
 use stand::Stand;
 
@@ -35,12 +35,14 @@ struct Counter {
     under_way: usize,
 }
 
-impl Guest for Counter {
+impl Source for Counter {
     fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.fill(1);
         Ok(())
     }
+}
 
+impl Guest for Counter {
     fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, _: Token, outcome: Result<(), BlockError>) {

@@ -13,7 +13,7 @@ use link::wire::udp::{Udp, UdpPeer};
 use link::{
     Access, AttachReply, Attached, Caller, Client, ClientSettings, Contact, FrontId, Guest, Host,
     Part, Path, Reply, Sealed, SecretKey, Security, Server, ServerSecurity, ServerSettings,
-    SessionIndex, SlotRef, Token, VolumeHandle, VolumeName, VolumeState, Work,
+    SessionIndex, SlotRef, Source, Token, VolumeHandle, VolumeName, VolumeState, Work,
 };
 
 #[global_allocator]
@@ -66,12 +66,14 @@ struct Counter {
     placed: u64,
 }
 
-impl Guest for Counter {
+impl Source for Counter {
     fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.fill(1);
         Ok(())
     }
+}
 
+impl Guest for Counter {
     fn place(&mut self, _: Token, _: usize, bytes: &[u8]) {
         self.placed += bytes.len() as u64;
     }

@@ -14,8 +14,8 @@ use liar::Liar;
 use link::wire::Wire;
 use link::wire::memory::{End, Network, Port};
 use link::{
-    Access, Client, ClientSettings, FrontId, Guest, Part, Path, Server, ServerSettings, Token,
-    VolumeHandle, VolumeName, VolumeState,
+    Access, Client, ClientSettings, FrontId, Guest, Part, Path, Server, ServerSettings, Source,
+    Token, VolumeHandle, VolumeName, VolumeState,
 };
 use shelf::{SECTORS, Shelf};
 
@@ -45,12 +45,14 @@ struct Requests {
     ended: BTreeMap<u64, Result<(), BlockError>>,
 }
 
-impl Guest for Requests {
+impl Source for Requests {
     fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.copy_from_slice(&self.data[&token.0]);
         Ok(())
     }
+}
 
+impl Guest for Requests {
     fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
         assert!(!self.ended.contains_key(&token.0), "nothing is placed after the end");
         let data = self.data.get_mut(&token.0).expect("a request under way");

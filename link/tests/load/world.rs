@@ -9,8 +9,8 @@ use link::wire::faults::{Faults, Faulty};
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
     Access, AttachReply, Attached, Caller, Client, ClientSettings, FrontId, Guest, Host, Part,
-    Path, Reply, Server, ServerSettings, SessionIndex, SlotRef, Token, VolumeHandle, VolumeName,
-    VolumeState, Work,
+    Path, Reply, Server, ServerSettings, SessionIndex, SlotRef, Source, Token, VolumeHandle,
+    VolumeName, VolumeState, Work,
 };
 
 pub(crate) const SERVER: Port = Port(0);
@@ -129,12 +129,14 @@ pub(crate) struct Counter {
     pub(crate) slowest: Duration,
 }
 
-impl Guest for Counter {
+impl Source for Counter {
     fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.fill(1);
         Ok(())
     }
+}
 
+impl Guest for Counter {
     fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, token: Token, outcome: Result<(), BlockError>) {

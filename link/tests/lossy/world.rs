@@ -11,8 +11,8 @@ use link::wire::Wire;
 use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
     Access, Client, ClientSettings, Contact, FrontId, Guest, Part, Path, Refusal, Sealed,
-    SecretKey, Security, Server, ServerSecurity, ServerSettings, Token, VolumeHandle, VolumeName,
-    VolumeState,
+    SecretKey, Security, Server, ServerSecurity, ServerSettings, Source, Token, VolumeHandle,
+    VolumeName, VolumeState,
 };
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -94,12 +94,14 @@ pub(crate) struct GuestSide {
     pending: BTreeMap<u64, Pending>,
 }
 
-impl Guest for GuestSide {
+impl Source for GuestSide {
     fn fetch(&mut self, token: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.copy_from_slice(&self.pending[&token.0].data);
         Ok(())
     }
+}
 
+impl Guest for GuestSide {
     fn place(&mut self, token: Token, offset: usize, bytes: &[u8]) {
         let pending = self.pending.get_mut(&token.0).expect("a place for a live part");
         pending.data[offset..offset + bytes.len()].copy_from_slice(bytes);

@@ -2,7 +2,7 @@
 
 use block_core::{BlockError, Op, SectorRange};
 use link::frame::{Frame, Kind};
-use link::{Guest, Part, Path, Token, VolumeHandle};
+use link::{Guest, Part, Path, Source, Token, VolumeHandle};
 
 use super::rig::{CLIENT, Pair};
 
@@ -10,12 +10,14 @@ use super::rig::{CLIENT, Pair};
 #[derive(Default)]
 struct Ended(Vec<u64>);
 
-impl Guest for Ended {
+impl Source for Ended {
     fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.fill(9);
         Ok(())
     }
+}
 
+impl Guest for Ended {
     fn place(&mut self, _: Token, _: usize, _: &[u8]) {}
 
     fn complete(&mut self, token: Token, outcome: Result<(), BlockError>) {

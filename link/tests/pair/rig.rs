@@ -11,7 +11,7 @@ use link::wire::memory::{Datagram, End, Network, Port};
 use link::{
     Access, AttachReply, AttachRequest, Attached, Caller, Client, ClientSettings, FrontId, Guest,
     Host, Part, Path, PublicKey, Refused, Reply, Server, ServerSettings, SessionIndex, SlotRef,
-    Token, VolumeHandle, VolumeName, VolumeState, Work,
+    Source, Token, VolumeHandle, VolumeName, VolumeState, Work,
 };
 
 pub(crate) const CLIENT: Port = Port(1);
@@ -135,12 +135,14 @@ pub(crate) struct OneRequest {
     pub(crate) outcome: Option<Result<(), BlockError>>,
 }
 
-impl Guest for OneRequest {
+impl Source for OneRequest {
     fn fetch(&mut self, _: Token, into: &mut [u8]) -> Result<(), BlockError> {
         into.fill(9);
         Ok(())
     }
+}
 
+impl Guest for OneRequest {
     fn place(&mut self, _: Token, offset: usize, bytes: &[u8]) {
         self.placed[offset..offset + bytes.len()].copy_from_slice(bytes);
     }

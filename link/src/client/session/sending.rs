@@ -116,7 +116,7 @@ impl<P: Peer> Session<P> {
         header.session = self.id;
         header.slot = index;
         if due == Due::Probe {
-            self.guard.send(wire, &self.peer, &mut header, Kind::Probe, &[]);
+            self.guard.send(wire, &self.peer, &header, Kind::Probe, &[]);
             return 1;
         }
         let mut frames = 1;
@@ -124,7 +124,7 @@ impl<P: Peer> Session<P> {
             frames = self.send_data(index, header, wire);
         } else {
             header.offset = slot.wanted(self.cut);
-            self.guard.send(wire, &self.peer, &mut header, Kind::Request, &[]);
+            self.guard.send(wire, &self.peer, &header, Kind::Request, &[]);
         }
         let slot = &mut self.slots[usize::from(index)];
         let first = slot.attempt == 0 && slot.deadline == NEVER;
@@ -149,7 +149,7 @@ impl<P: Peer> Session<P> {
         for segment in slot.unsent.iter() {
             let range = self.cut.range(segment, slot.bytes);
             header.offset = range.start as u32;
-            self.guard.send(wire, &self.peer, &mut header, Kind::Request, &data[range]);
+            self.guard.send(wire, &self.peer, &header, Kind::Request, &data[range]);
             frames += 1;
         }
         frames
