@@ -63,7 +63,7 @@ pub(crate) fn walk(
     pieces: &mut Pieces,
 ) -> Walked {
     plain(head, ring, memory, indirect, pieces)
-        .unwrap_or_else(|| any(head, ring, memory, indirect, copy, pieces))
+        .unwrap_or_else(|| general(head, ring, memory, indirect, copy, pieces))
 }
 
 /// The chain that nearly every request is, in the ring or in a table of its
@@ -136,7 +136,7 @@ impl Table<'_> {
 }
 
 /// Any chain.
-fn any(
+fn general(
     head: u16,
     ring: &RingMemory,
     memory: &GuestMemory,

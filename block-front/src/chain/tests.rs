@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use proptest::collection::vec;
-use proptest::prelude::{any, *};
+use proptest::prelude::*;
 use virtio_queue::desc::RawDescriptor;
 use vm_memory::ByteValued;
 
