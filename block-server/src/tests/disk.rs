@@ -99,6 +99,15 @@ impl SimDisk {
         self.executed.get()
     }
 
+    /// Commands that wait to be executed.
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.state.borrow();
+        let waits = |entry: &Option<(Entry, _)>| {
+            matches!(entry, Some((Entry::Queued(_) | Entry::Begun(..), _)))
+        };
+        state.entries.iter().filter(|entry| waits(entry)).count()
+    }
+
     /// Executes one of the waiting commands; false if there is none.
     pub(super) fn step(&self) -> bool {
         let mut state = self.state.borrow_mut();

@@ -437,6 +437,13 @@ fn what_a_device_gives_up_is_done_before_what_came_after_it() {
     rig.settle();
     let before = rig.disk.executed();
     rig.held.set(false);
+    while rig.disk.executed() == before {
+        rig.worker.run(Time::ZERO);
+    }
+    rig.held.set(true);
+    rig.settle();
+    assert_eq!(rig.disk.waiting(), 1, "only the first is with the device again");
+    rig.held.set(false);
     let first = rig.reply(slot(0, 1)).expect("answered");
     let second = rig.reply(slot(0, 2)).expect("answered");
     assert_eq!((first.outcome, second.outcome), (Ok(()), Ok(())));
